@@ -1,0 +1,2 @@
+//! The `maru` command.
+fn main() {}

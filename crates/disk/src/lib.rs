@@ -1,0 +1,1 @@
+//! The block layer of a VM.

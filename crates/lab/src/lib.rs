@@ -1,0 +1,1 @@
+//! Virtual hosts: a data centre on one machine.
