@@ -1,1 +1,6 @@
-//! The monitor.
+//! One virtual machine.
+
+pub mod bus;
+pub mod devices;
+pub mod sandbox;
+pub mod virtio;
