@@ -1,8 +1,11 @@
 //! One virtual machine.
 
 pub mod bus;
+pub mod boot;
 pub mod cpu;
 pub mod devices;
+pub mod interrupts;
 pub mod memory;
+pub mod pci;
 pub mod sandbox;
 pub mod virtio;

@@ -7,6 +7,8 @@ pub enum ThreadKind {
     Control,
     /// A vCPU.
     Vcpu,
+    /// The thread that starts and stops devices.
+    Spawner,
     /// A queue of a block device.
     Block,
     /// A network device on a TAP.

@@ -19,6 +19,7 @@
 //! Whatever a guest writes into a ring is data. A ring that cannot be followed ends in [`Interrupt::fail`]: the device
 //! sets `DEVICE_NEEDS_RESET` (virtio 1.2 §2.1.2), stops working and waits for the driver to reset it.
 
+pub mod spawner;
 pub mod worker;
 
 #[cfg(test)]
