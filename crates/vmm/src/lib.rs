@@ -1,6 +1,7 @@
 //! One virtual machine.
 
 pub mod bus;
+pub mod acpi;
 pub mod boot;
 pub mod cpu;
 pub mod devices;

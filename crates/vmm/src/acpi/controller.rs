@@ -1,0 +1,254 @@
+//! The registers behind the ACPI tables, at I/O port 0x600.
+//!
+//! | offset | bytes | register |
+//! |---|---|---|
+//! | 0x00 | 1 | sleep control: bit 5 enters the state in bits 4:2 (ACPI 6.5 §4.8.3.7) |
+//! | 0x01 | 1 | sleep status |
+//! | 0x02 | 1 | reset: writing 1 resets the machine |
+//! | 0x04 | 4 | pending events; reading clears them |
+//! | 0x08 | 4 | vCPU selector |
+//! | 0x0c | 4 | flags of the selected vCPU: bit 0 present, bit 1 new (writing it clears it) |
+//! | 0x10 | 4 | slots with a new device; reading clears them |
+//! | 0x14 | 4 | slots whose device should go; reading clears them |
+//! | 0x18 | 4 | writing a slot's bit ejects its device |
+
+use prost::Message;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::BusDevice;
+
+/// Offset of the sleep control register.
+pub const SLEEP_CONTROL: u64 = 0x00;
+/// Offset of the sleep status register.
+pub const SLEEP_STATUS: u64 = 0x01;
+/// Offset of the reset register.
+pub const RESET: u64 = 0x02;
+/// What to write to the reset register.
+pub const RESET_VALUE: u8 = 1;
+/// Offset of the pending events.
+pub const EVENTS: u64 = 0x04;
+const CPU_SELECT: u64 = 0x08;
+const CPU_FLAGS: u64 = 0x0c;
+const SLOTS_ADDED: u64 = 0x10;
+const SLOTS_LEAVING: u64 = 0x14;
+const SLOTS_EJECT: u64 = 0x18;
+/// Length of the register block.
+pub const SIZE: u64 = 0x20;
+
+/// Event: a vCPU was added.
+pub const EVENT_CPU: u32 = 1;
+/// Event: a PCI slot changed.
+pub const EVENT_PCI: u32 = 2;
+/// Event: the power button was pressed.
+pub const EVENT_POWER_BUTTON: u32 = 4;
+/// Event: the VM generation ID changed.
+pub const EVENT_GENERATION: u32 = 8;
+const CPU_PRESENT: u32 = 1;
+const CPU_NEW: u32 = 2;
+/// Sleep type of S5, as the tables name it, and the bit that enters it.
+pub const SLEEP_TYPE_S5: u8 = 5;
+const SLEEP_ENABLE: u8 = 1 << 5;
+
+/// What the guest asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcpiRequest {
+    /// Switch the machine off.
+    PowerOff,
+    /// Reset it.
+    Reset,
+    /// The guest is done with the device in this slot.
+    Eject(u8),
+}
+
+/// The controller.
+pub struct AcpiController {
+    interrupt: EventFd,
+    request: Box<dyn Fn(AcpiRequest) + Send>,
+    state: AcpiState,
+}
+
+/// Its saved state.
+#[derive(Clone, PartialEq, Message)]
+pub struct AcpiState {
+    /// Events that the guest has not read.
+    #[prost(uint32, tag = "1")]
+    pub events: u32,
+    /// The selected vCPU.
+    #[prost(uint32, tag = "2")]
+    pub cpu_select: u32,
+    /// Flags of each vCPU.
+    #[prost(uint32, repeated, tag = "3")]
+    pub cpus: Vec<u32>,
+    /// Slots with a new device.
+    #[prost(uint32, tag = "4")]
+    pub slots_added: u32,
+    /// Slots whose device should go.
+    #[prost(uint32, tag = "5")]
+    pub slots_leaving: u32,
+}
+
+impl AcpiController {
+    /// A controller for `max_cpus` vCPUs, `present` of them there. `interrupt` pulses the event device's interrupt.
+    pub fn new(max_cpus: u32, present: u32, interrupt: EventFd, request: impl Fn(AcpiRequest) + Send + 'static) -> AcpiController {
+        let cpus = (0..max_cpus).map(|index| if index < present { CPU_PRESENT } else { 0 }).collect();
+        AcpiController { interrupt, request: Box::new(request), state: AcpiState { cpus, ..Default::default() } }
+    }
+
+    fn notify(&mut self, event: u32) {
+        self.state.events |= event;
+        // Fails only when the counter is full, and then the interrupt is pending anyway.
+        let _ = self.interrupt.write(1);
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&mut self) {
+        self.notify(EVENT_POWER_BUTTON);
+    }
+
+    /// Tells the guest that the VM generation ID changed.
+    pub fn generation_changed(&mut self) {
+        self.notify(EVENT_GENERATION);
+    }
+
+    /// Tells the guest about a new vCPU.
+    pub fn cpu_added(&mut self, index: u32) {
+        if let Some(flags) = self.state.cpus.get_mut(index as usize) {
+            *flags = CPU_PRESENT | CPU_NEW;
+            self.notify(EVENT_CPU);
+        }
+    }
+
+    /// How many vCPUs are present.
+    pub fn present_cpus(&self) -> u32 {
+        self.state.cpus.iter().filter(|&&flags| flags & CPU_PRESENT != 0).count() as u32
+    }
+
+    /// Tells the guest about a new device.
+    pub fn slot_added(&mut self, slot: u8) {
+        self.state.slots_added |= 1 << slot;
+        self.notify(EVENT_PCI);
+    }
+
+    /// Asks the guest to give a device back; it answers with [`AcpiRequest::Eject`].
+    pub fn slot_leaving(&mut self, slot: u8) {
+        self.state.slots_leaving |= 1 << slot;
+        self.notify(EVENT_PCI);
+    }
+
+    /// Forgets what the guest was told: it starts anew and finds everything by itself.
+    pub fn reset(&mut self) {
+        let cpus = self.state.cpus.iter().map(|flags| flags & CPU_PRESENT).collect();
+        self.state = AcpiState { cpus, ..Default::default() };
+    }
+
+    /// The state to save.
+    pub fn save(&self) -> AcpiState {
+        self.state.clone()
+    }
+
+    /// Takes a saved state over; `false` if it is of a machine with another number of vCPUs.
+    pub fn restore(&mut self, state: AcpiState) -> bool {
+        let fits = state.cpus.len() == self.state.cpus.len();
+        if fits {
+            self.state = state;
+            if self.state.events != 0 {
+                let _ = self.interrupt.write(1);
+            }
+        }
+        fits
+    }
+
+    fn read_register(&mut self, register: u64) -> u32 {
+        let state = &mut self.state;
+        match register {
+            EVENTS => std::mem::take(&mut state.events),
+            CPU_SELECT => state.cpu_select,
+            CPU_FLAGS => state.cpus.get(state.cpu_select as usize).copied().unwrap_or(0),
+            SLOTS_ADDED => std::mem::take(&mut state.slots_added),
+            SLOTS_LEAVING => std::mem::take(&mut state.slots_leaving),
+            _ => 0,
+        }
+    }
+}
+
+impl BusDevice for AcpiController {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        if offset >= EVENTS && offset.is_multiple_of(4) && data.len() == 4 {
+            data.copy_from_slice(&self.read_register(offset).to_le_bytes());
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        match (offset, data) {
+            (SLEEP_CONTROL, &[value]) if value & SLEEP_ENABLE != 0 && (value >> 2) & 7 == SLEEP_TYPE_S5 => {
+                (self.request)(AcpiRequest::PowerOff);
+            }
+            (RESET, &[RESET_VALUE]) => (self.request)(AcpiRequest::Reset),
+            (CPU_SELECT, &[a, b, c, d]) => self.state.cpu_select = u32::from_le_bytes([a, b, c, d]),
+            (CPU_FLAGS, &[a, ..]) if u32::from(a) & CPU_NEW != 0 => {
+                if let Some(flags) = self.state.cpus.get_mut(self.state.cpu_select as usize) {
+                    *flags &= !CPU_NEW;
+                }
+            }
+            (SLOTS_EJECT, &[a, b, c, d]) => {
+                let mask = u32::from_le_bytes([a, b, c, d]);
+                (1..32).filter(|slot| mask & (1 << slot) != 0).for_each(|slot| (self.request)(AcpiRequest::Eject(slot)));
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn controller() -> (AcpiController, mpsc::Receiver<AcpiRequest>) {
+        let (send, receive) = mpsc::channel();
+        let send = std::sync::Mutex::new(send);
+        let controller = AcpiController::new(4, 2, EventFd::new(libc::EFD_NONBLOCK).unwrap(), move |request| {
+            send.lock().unwrap().send(request).unwrap();
+        });
+        (controller, receive)
+    }
+
+    fn read(controller: &mut AcpiController, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        controller.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    #[test]
+    fn requests_of_the_guest_reach_the_machine() {
+        let (mut controller, requests) = controller();
+        controller.write(SLEEP_CONTROL, &[(3 << 2) | SLEEP_ENABLE]);
+        controller.write(SLEEP_CONTROL, &[(SLEEP_TYPE_S5 << 2) | SLEEP_ENABLE]);
+        controller.write(RESET, &[1]);
+        controller.write(SLOTS_EJECT, &0x0000_0009u32.to_le_bytes());
+        let got: Vec<AcpiRequest> = requests.try_iter().collect();
+        assert_eq!(got, [AcpiRequest::PowerOff, AcpiRequest::Reset, AcpiRequest::Eject(3)]);
+    }
+
+    #[test]
+    fn an_event_is_seen_once_and_survives_a_save() {
+        let (mut controller, _requests) = controller();
+        controller.cpu_added(2);
+        controller.slot_added(5);
+        let saved = controller.save();
+        let (mut other, _requests) = self::controller();
+        assert!(other.restore(saved));
+        assert_eq!(read(&mut other, EVENTS), EVENT_CPU | EVENT_PCI);
+        assert_eq!(read(&mut other, EVENTS), 0);
+        assert_eq!(read(&mut other, SLOTS_ADDED), 1 << 5);
+        other.write(CPU_SELECT, &2u32.to_le_bytes());
+        assert_eq!(read(&mut other, CPU_FLAGS), CPU_PRESENT | CPU_NEW);
+        other.write(CPU_FLAGS, &CPU_NEW.to_le_bytes());
+        assert_eq!(read(&mut other, CPU_FLAGS), CPU_PRESENT);
+        assert_eq!(other.present_cpus(), 3);
+        other.write(CPU_SELECT, &u32::MAX.to_le_bytes());
+        assert_eq!(read(&mut other, CPU_FLAGS), 0);
+        assert!(!other.restore(AcpiState::default()));
+    }
+}
