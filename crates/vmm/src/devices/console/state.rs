@@ -1,0 +1,15 @@
+//! The console's saved state.
+
+/// The saved state of a virtio console.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ConsoleState {
+    /// Input that the driver has not taken yet.
+    #[prost(bytes = "vec", tag = "1")]
+    pub pending_input: Vec<u8>,
+    /// The terminal's width that the driver was told.
+    #[prost(uint32, tag = "2")]
+    pub columns: u32,
+    /// The terminal's height that the driver was told.
+    #[prost(uint32, tag = "3")]
+    pub rows: u32,
+}
