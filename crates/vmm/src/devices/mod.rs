@@ -5,5 +5,6 @@ mod hostile;
 mod ring;
 
 pub mod console;
+pub mod net;
 pub mod rng;
 pub mod serial;
