@@ -1,0 +1,278 @@
+//! What a VM is to be: the configuration that the monitor is started with, and that a saved VM carries along.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cpu::CpuConfig;
+use crate::memory::MemoryConfig;
+
+/// A VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// Its name, for people.
+    #[serde(default = "default_name")]
+    pub name: String,
+    /// Virtual CPUs.
+    pub cpus: CpuConfig,
+    /// Memory.
+    pub memory: MemoryConfig,
+    /// What it boots.
+    pub boot: BootConfig,
+    /// Disks, in the order in which the guest finds them.
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// Network cards, in the order in which the guest finds them.
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
+    /// Which console the monitor's standard input and output are.
+    #[serde(default)]
+    pub console: ConsoleConfig,
+    /// Whether there is an entropy device.
+    #[serde(default = "yes")]
+    pub rng: bool,
+    /// Whether there is a balloon, which gives memory that the guest does not use back to the host.
+    #[serde(default)]
+    pub balloon: bool,
+    /// The socket device.
+    #[serde(default)]
+    pub vsock: Option<VsockConfig>,
+    /// What to do when the guest resets the machine.
+    #[serde(default)]
+    pub on_reset: OnReset,
+}
+
+fn default_name() -> String {
+    "vm".into()
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn one() -> u16 {
+    1
+}
+
+/// What a VM boots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootConfig {
+    /// A bzImage (`vmlinuz`) or an ELF kernel with a PVH entry.
+    pub kernel: PathBuf,
+    /// Initial file system.
+    #[serde(default)]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    #[serde(default)]
+    pub command_line: String,
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Its name, one of its kind in the VM.
+    pub id: String,
+    /// A raw file or block device.
+    pub path: PathBuf,
+    /// Whether the guest may only read it.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Whether to go around the host's page cache (`O_DIRECT`).
+    #[serde(default)]
+    pub direct: bool,
+    /// Queues, each with a thread; 0 means one per vCPU, at most four.
+    #[serde(default)]
+    pub queues: u16,
+    /// The serial number that the guest sees, at most 20 bytes; the id by default.
+    #[serde(default)]
+    pub serial: Option<String>,
+}
+
+/// A network card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// Its name, one of its kind in the VM.
+    pub id: String,
+    /// Its address.
+    pub mac: MacAddress,
+    /// Receive and transmit queues in pairs.
+    #[serde(default = "one")]
+    pub queue_pairs: u16,
+    /// The largest packet that the guest is told, in bytes without the Ethernet header.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+    /// What carries its frames.
+    pub backend: NetBackend,
+}
+
+/// What carries the frames of a network card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum NetBackend {
+    /// An existing TAP of the host, by its name.
+    Tap(String),
+    /// A virtual switch that listens on this socket.
+    VhostUser(PathBuf),
+}
+
+/// An Ethernet address, written `52:54:00:12:34:56`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddress(pub [u8; 6]);
+
+impl std::str::FromStr for MacAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<MacAddress, String> {
+        let parts: Vec<u8> = text
+            .split(':')
+            .filter(|part| part.len() == 2)
+            .filter_map(|part| u8::from_str_radix(part, 16).ok())
+            .collect();
+        let bytes: [u8; 6] = parts
+            .try_into()
+            .ok()
+            .filter(|_| text.len() == 17)
+            .ok_or_else(|| format!("'{text}' is no MAC address: write six bytes like 52:54:00:12:34:56"))?;
+        if bytes[0] & 1 != 0 {
+            return Err(format!("'{text}' is the address of a group: the first byte must be even"));
+        }
+        Ok(MacAddress(bytes))
+    }
+}
+
+impl TryFrom<String> for MacAddress {
+    type Error = String;
+    fn try_from(text: String) -> Result<MacAddress, String> {
+        text.parse()
+    }
+}
+
+impl From<MacAddress> for String {
+    fn from(mac: MacAddress) -> String {
+        mac.to_string()
+    }
+}
+
+impl std::fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// Which device the monitor's standard input and output are for the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConsoleConfig {
+    /// The serial port (`console=ttyS0`).
+    #[default]
+    Serial,
+    /// A virtio console (`console=hvc0`), faster; the serial port's output is kept for the control socket only.
+    Virtio,
+}
+
+/// Sockets between guest and host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context id, 3 or more.
+    pub cid: u32,
+    /// Path of the host's socket; ports that the guest connects to are sockets at this path with `_PORT` behind it.
+    pub path: PathBuf,
+}
+
+/// What a reset by the guest does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnReset {
+    /// The VM boots anew.
+    #[default]
+    Restart,
+    /// The monitor ends, and says so with its exit status.
+    Exit,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not this format.
+    #[error("the configuration cannot be read: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// Two devices of the same name.
+    #[error("two devices are called '{0}': each needs a name of its own")]
+    DuplicateId(String),
+    /// A name that cannot be used.
+    #[error("'{0}' cannot be a device's name: use 1 to 64 letters, digits, '-', '_' and '.'")]
+    BadId(String),
+    /// A context id that is taken.
+    #[error("context id {0}: guests have 3 to 4294967294")]
+    BadCid(u32),
+}
+
+impl VmConfig {
+    /// Reads a configuration from JSON and checks what can be checked without the host.
+    pub fn from_json(text: &[u8]) -> Result<VmConfig, ConfigError> {
+        let config: VmConfig = serde_json::from_slice(text)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what can be checked without the host.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let ids: Vec<&str> = self.disks.iter().map(|d| d.id.as_str()).chain(self.nets.iter().map(|n| n.id.as_str())).collect();
+        for (index, id) in ids.iter().enumerate() {
+            check_id(id)?;
+            if ids[..index].contains(id) || BUILT_IN_IDS.contains(id) {
+                return Err(ConfigError::DuplicateId((*id).into()));
+            }
+        }
+        match &self.vsock {
+            Some(vsock) if vsock.cid < 3 || vsock.cid == u32::MAX => Err(ConfigError::BadCid(vsock.cid)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Names that the monitor gives to devices itself.
+pub const BUILT_IN_IDS: [&str; 5] = ["rng", "balloon", "console", "vsock", "memory"];
+
+/// Checks a device's name.
+pub fn check_id(id: &str) -> Result<(), ConfigError> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if id.is_empty() || id.len() > 64 || !id.chars().all(fine) {
+        return Err(ConfigError::BadId(id.into()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"{"cpus":{"count":1},"memory":{"size":67108864},"boot":{"kernel":"/boot/vmlinuz"}"#;
+
+    #[test]
+    fn a_minimal_configuration_has_defaults_and_survives_a_round_trip() {
+        let config = VmConfig::from_json(format!("{MINIMAL}}}").as_bytes()).unwrap();
+        assert!(config.rng && config.cpus.sockets == 1 && config.on_reset == OnReset::Restart);
+        assert_eq!(VmConfig::from_json(&serde_json::to_vec(&config).unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let parse = |rest: &str| VmConfig::from_json(format!("{MINIMAL},{rest}}}").as_bytes()).unwrap_err().to_string();
+        assert!(parse(r#""memroy":1"#).contains("memroy"));
+        let disk = r#"{"id":"a","path":"/x"}"#;
+        assert!(parse(&format!(r#""disks":[{disk},{disk}]"#)).contains("two devices are called 'a'"));
+        assert!(parse(r#""disks":[{"id":"a/b","path":"/x"}]"#).contains("cannot be a device's name"));
+        let net = |mac: &str| format!(r#""nets":[{{"id":"n","mac":"{mac}","backend":{{"tap":"t"}}}}]"#);
+        assert!(parse(&net("52:54:00:12:34")).contains("six bytes"));
+        assert!(parse(&net("53:54:00:12:34:56")).contains("group"));
+        assert!(parse(r#""vsock":{"cid":2,"path":"/x"}"#).contains("context id 2"));
+    }
+}
