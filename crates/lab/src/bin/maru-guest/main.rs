@@ -1,0 +1,2 @@
+//! PID 1 of test guests.
+fn main() {}
