@@ -13,7 +13,7 @@ use super::fetch::lock_build_dir;
 use super::{BOOT_LIST, Kernel, MODULE_DIR, MODULE_LIST, ModuleError, ModuleTree, build_dir, canonical_name};
 
 /// Raise when the layout of the archive changes in a way that its inputs do not show.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 /// Made archives that are kept: one per combination in use, so a few tests can alternate without making theirs again.
 const KEPT: usize = 12;
 
@@ -180,6 +180,9 @@ impl Initramfs {
         for module in tree.resolve(&all)? {
             list += &format!("{}: {}\n", module.name, module.needs.join(" "));
             archive.file(&format!("{MODULE_DIR}/{}.ko", module.name), 0o644, &module.content).map_err(output)?;
+        }
+        for name in all.iter().filter(|name| tree.is_builtin(name)) {
+            list += &format!("@{}\n", canonical_name(name));
         }
         archive.file(MODULE_LIST, 0o644, list.as_bytes()).map_err(output)?;
         archive.file(BOOT_LIST, 0o644, (boot.join("\n") + "\n").as_bytes()).map_err(output)

@@ -23,7 +23,8 @@ use std::path::{Path, PathBuf};
 pub const MODULE_DIR: &str = "/lib/modules/maru";
 /// Names of the modules to load at boot, one per line.
 pub const BOOT_LIST: &str = "/lib/modules/maru/boot";
-/// One line `NAME: NEED NEED...` per module, in an order in which they can be loaded.
+/// One line `NAME: NEED NEED...` per module, in an order in which they can be loaded, then `@NAME` for each wanted one
+/// that is built into the kernel.
 pub const MODULE_LIST: &str = "/lib/modules/maru/list";
 
 /// Modules a host loads before its services start.
@@ -41,6 +42,40 @@ pub const GUEST_MODULES: &[&str] = &[
     "virtio_pci", "virtio_mmio", "virtio_console", "virtio_net", "virtio_blk", "virtio_rng", "virtio_balloon", "virtio_mem",
     "virtio_scsi", "vmw_vsock_virtio_transport", "af_packet", "button", "evdev", "qemu_fw_cfg",
 ];
+
+/// A kernel and an initramfs that boot into `maru-guest` with busybox beside it.
+#[derive(Debug, Clone)]
+pub struct GuestImage {
+    /// The kernel image.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initramfs: PathBuf,
+}
+
+/// Why a test guest could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestImageError {
+    /// A package could not be fetched.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The initramfs could not be made.
+    #[error(transparent)]
+    Initramfs(#[from] InitramfsError),
+    /// `maru-guest` is not there.
+    #[error("cannot find maru-guest: build it with `cargo build --release -p maru-lab`, or name its directory in MARU_BIN_DIR")]
+    Program,
+}
+
+/// The image of test guests, made unless it is there.
+///
+/// # Errors
+/// When an input is missing or the build directory cannot be written.
+pub fn guest_image() -> Result<GuestImage, GuestImageError> {
+    let kernel = kernel()?;
+    let init = program("maru-guest").ok_or(GuestImageError::Program)?;
+    let image = Initramfs::new("guest").program(init, "/init").busybox(busybox()?).boot_modules(GUEST_MODULES);
+    Ok(GuestImage { initramfs: image.build(&kernel)?, kernel: kernel.vmlinuz })
+}
 
 /// Where fetched packages and made images are kept: `MARU_BUILD_DIR`, else `build/` in the workspace this program was
 /// built in, else the user's cache directory.

@@ -108,6 +108,11 @@ impl ModuleTree {
         self.files.contains_key(&name) || self.builtin.contains(&name)
     }
 
+    /// Whether it is part of the kernel image.
+    pub fn is_builtin(&self, name: &str) -> bool {
+        self.builtin.contains(&canonical_name(name))
+    }
+
     /// The named modules and everything they need, each once, in an order in which they can be loaded. What is built
     /// into the kernel is left out.
     ///
@@ -218,7 +223,7 @@ mod tests {
 
     fn order(graph: &[(&str, &[&str])], wanted: &[&str]) -> Result<Vec<String>, String> {
         let mut done = Vec::new();
-        resolve_with(wanted, &mut done, &mut |name| {
+        resolve_with(wanted, &mut done, &mut |name: &str| -> Result<Option<Module>, String> {
             if name == "builtin" {
                 return Ok(None);
             }

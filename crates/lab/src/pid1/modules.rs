@@ -8,14 +8,18 @@ use std::os::fd::AsRawFd;
 
 use crate::appliance::{BOOT_LIST, MODULE_DIR, MODULE_LIST, canonical_name};
 
-/// Loads every module of the boot list. A module that fails does not keep the others from loading: `kvm_intel` on an
-/// AMD machine is the ordinary case. Gives what failed and why.
+/// Loads every module of the boot list but the KVM for the other maker's processors. A module that fails does not keep
+/// the others from loading. Gives what failed and why.
 pub fn load_boot_modules() -> Vec<(String, io::Error)> {
     let list = match fs::read_to_string(BOOT_LIST) {
         Ok(list) => list,
         Err(error) => return vec![(BOOT_LIST.to_owned(), error)],
     };
-    let names = list.lines().filter(|name| !name.is_empty());
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let has_flag = |flag| processor.split_whitespace().any(|word| word == flag);
+    let (amd, intel) = (has_flag("svm"), has_flag("vmx"));
+    let fits = |name: &str| !((name == "kvm_amd" && !amd) || (name == "kvm_intel" && !intel));
+    let names = list.lines().filter(|name| !name.is_empty() && fits(name));
     names.filter_map(|name| load_module(name, "").err().map(|error| (name.to_owned(), error))).collect()
 }
 
@@ -33,6 +37,9 @@ pub fn load_module(name: &str, parameters: &str) -> io::Result<()> {
         .map(|(name, needs)| (name, needs.split_whitespace().collect()))
         .collect();
     if !needs.contains_key(name.as_str()) {
+        if list.lines().any(|line| line.strip_prefix('@') == Some(&name)) {
+            return Ok(());
+        }
         if fs::metadata(format!("/sys/module/{name}")).is_ok() {
             return Ok(());
         }
@@ -48,8 +55,8 @@ pub fn load_module(name: &str, parameters: &str) -> io::Result<()> {
             }
         }
     }
-    let order = list.lines().filter_map(|line| line.split(':').next()).filter(|module| wanted.contains(module));
-    order.into_iter().try_for_each(|module| insert(module, if module == name { parameters } else { "" }))
+    let mut order = list.lines().filter_map(|line| line.split(':').next()).filter(|module| wanted.contains(module));
+    order.try_for_each(|module| insert(module, if module == name { parameters } else { "" }))
 }
 
 fn insert(name: &str, parameters: &str) -> io::Result<()> {

@@ -52,10 +52,7 @@ fn init() -> ExitCode {
     let line = pid1::CommandLine::of_kernel();
     let signals = services::block_signals();
     for (module, error) in pid1::load_boot_modules() {
-        // Only one of the two fits the processor.
-        if !module.starts_with("kvm_") {
-            problems.push(format!("cannot load module {module}: {error}"));
-        }
+        problems.push(format!("cannot load module {module}: {error}"));
     }
     if !std::path::Path::new("/dev/kvm").exists() {
         problems.push("there is no /dev/kvm: this processor has no virtualization, or the firmware has switched it off".into());
