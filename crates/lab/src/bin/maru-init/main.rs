@@ -1,0 +1,72 @@
+//! PID 1 of the appliance.
+//!
+//! ```text
+//!   mount ─► modules ─► name, NICs ─► services ─► reap, restart ─► (SIGUSR2, SIGTERM) stop services ─► power
+//! ```
+//!
+//! Configuration comes from the kernel command line, because the appliance has no disk of its own:
+//!
+//! | word | meaning |
+//! |---|---|
+//! | `maru.hostname=NAME` | the host's name |
+//! | `maru.nic=NAME,MAC[,ADDRESS/PREFIX]` | rename the NIC with this MAC, switch it on, give it an address; repeatable |
+//! | `maru.gateway=ADDRESS` | default route |
+//! | `maru.nameserver=ADDRESS` | resolver |
+//! | `maru.lab=1` | start the exec agent on the virtio-serial port |
+//!
+//! The agent gives root to whoever holds the other end of that port, so it runs only where the command line asks for it,
+//! and never listens on a network.
+
+mod network;
+mod services;
+
+use lab::pid1;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if std::process::id() == 1 {
+        return init();
+    }
+    let result = match words.as_slice() {
+        ["agent"] => lab::agent::serve(),
+        ["modprobe", name] => pid1::load_module(name, ""),
+        ["modprobe", name, parameters @ ..] => pid1::load_module(name, &parameters.join(" ")),
+        ["poweroff"] => services::ask_init(libc::SIGUSR2),
+        ["reboot"] => services::ask_init(libc::SIGTERM),
+        _ => Err(std::io::Error::other("usage: maru-init agent | modprobe NAME [PARAMETER...] | poweroff | reboot")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("maru-init: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn init() -> ExitCode {
+    let mut problems: Vec<String> =
+        pid1::mount_system().into_iter().map(|(what, error)| format!("cannot mount {what}: {error}")).collect();
+    let line = pid1::CommandLine::of_kernel();
+    let signals = services::block_signals();
+    for (module, error) in pid1::load_boot_modules() {
+        problems.push(format!("cannot load module {module}: {error}"));
+    }
+    if !std::path::Path::new("/dev/kvm").exists() {
+        problems.push("there is no /dev/kvm: this processor has no virtualization, or the firmware has switched it off".into());
+    }
+    problems.extend(network::configure(&line));
+    let mut table = services::Table::start(&line);
+    for problem in problems {
+        println!("maru: {problem}");
+    }
+    println!("maru: ready {:.2} s after start", pid1::uptime_seconds());
+    let action = table.supervise(&signals);
+    println!("maru: shutting down");
+    table.stop();
+    let error = pid1::power(action);
+    println!("maru: the kernel refuses to switch off: {error}");
+    ExitCode::FAILURE
+}

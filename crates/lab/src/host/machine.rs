@@ -1,0 +1,491 @@
+//! The host as its user sees it.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::qemu::HostSpec;
+use super::{keeper, qmp};
+use crate::agent::{AgentError, Client, Exec, Output, Process};
+use crate::cable::Cable;
+
+/// How long a host may take from power-on until its agent answers.
+const START_LIMIT: Duration = Duration::from_secs(120);
+/// How long a connected agent may take to answer a hello.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+/// How much of a log an error shows.
+const TAIL_BYTES: u64 = 3000;
+
+/// Why something with a host did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// QEMU cannot be started.
+    #[error("cannot start {program} for {host}: is QEMU installed (Debian: qemu-system-x86)?")]
+    Start {
+        /// The host.
+        host: String,
+        /// The program.
+        program: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// QEMU ended while the host was starting.
+    #[error("{host} ended while it was starting ({status}); QEMU says:\n{qemu}\nend of its console:\n{serial}")]
+    Ended {
+        /// The host.
+        host: String,
+        /// QEMU's exit status.
+        status: String,
+        /// End of QEMU's own output.
+        qemu: String,
+        /// End of the host's console.
+        serial: String,
+    },
+    /// The host did not come up in time.
+    #[error("{host} is not ready after {waited:?}; end of its console:\n{serial}")]
+    NotReady {
+        /// The host.
+        host: String,
+        /// How long it was waited for.
+        waited: Duration,
+        /// End of the host's console.
+        serial: String,
+    },
+    /// The host is not in the right state.
+    #[error("{host} is {state}; it has to be {needed}")]
+    State {
+        /// The host.
+        host: String,
+        /// What it is.
+        state: PowerState,
+        /// What it would have to be.
+        needed: &'static str,
+    },
+    /// The host's agent.
+    #[error("{host}: {source}; end of its console:\n{serial}")]
+    Agent {
+        /// The host.
+        host: String,
+        /// The cause.
+        source: AgentError,
+        /// End of the host's console.
+        serial: String,
+    },
+    /// QEMU's control socket.
+    #[error("cannot control the QEMU of {host}")]
+    Control {
+        /// The host.
+        host: String,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// What a host's power switch shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PowerState {
+    /// Without power.
+    Off,
+    /// Running.
+    On,
+    /// Standing still while time goes on.
+    Frozen,
+}
+
+impl std::fmt::Display for PowerState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            PowerState::Off => "off",
+            PowerState::On => "on",
+            PowerState::Frozen => "frozen",
+        })
+    }
+}
+
+/// A virtual host.
+#[derive(Debug)]
+pub struct Host {
+    spec: HostSpec,
+    cables: Vec<Arc<Cable>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    qemu: Option<Child>,
+    agent: Option<Arc<Client>>,
+    frozen: bool,
+    powered_on: Option<Instant>,
+}
+
+impl Host {
+    /// A host without power.
+    pub fn new(spec: HostSpec, cables: Vec<Arc<Cable>>) -> Self {
+        Host { spec, cables, state: Mutex::default() }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// What it is made of.
+    pub fn spec(&self) -> &HostSpec {
+        &self.spec
+    }
+
+    /// Its address on cable net `cable`.
+    pub fn address(&self, cable: usize) -> std::net::Ipv4Addr {
+        self.spec.cable_address(cable)
+    }
+
+    /// What the power switch shows. A host that switched itself off is off.
+    pub fn power_state(&self) -> PowerState {
+        self.lock().power_state()
+    }
+
+    /// Gives it power and does not wait for it to start. Does nothing when it is on.
+    ///
+    /// # Errors
+    /// When QEMU cannot be started.
+    pub fn switch_on(&self) -> Result<(), HostError> {
+        let mut state = self.lock();
+        if state.power_state() != PowerState::Off {
+            return Ok(());
+        }
+        let failed =
+            |source| HostError::Start { host: self.spec.name.clone(), program: self.spec.qemu.clone(), source };
+        for socket in [self.spec.exec_socket(), self.spec.qmp_socket()] {
+            let _ = fs::remove_file(socket);
+        }
+        let plugs: io::Result<Vec<_>> = self.cables.iter().map(|cable| cable.plug_in(self.spec.index)).collect();
+        let plugs = plugs.map_err(failed)?;
+        let log = File::options().create(true).append(true).open(self.spec.qemu_log()).map_err(failed)?;
+        let mut command = self.spec.command(&plugs);
+        command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
+        state.qemu = Some(keeper::spawn(command, plugs).map_err(failed)?);
+        state.powered_on = Some(Instant::now());
+        state.frozen = false;
+        Ok(())
+    }
+
+    /// Waits until the host is up: its agent answers. Gives the time since power-on.
+    ///
+    /// # Errors
+    /// When it does not come up in time, with the end of its console.
+    pub fn wait_ready(&self) -> Result<Duration, HostError> {
+        let start = Instant::now();
+        let mut connected: Result<Client, AgentError> = Err(AgentError::NoAnswer(Duration::ZERO));
+        while start.elapsed() < START_LIMIT {
+            {
+                let mut state = self.lock();
+                if let Some(status) = state.exit_status() {
+                    let host = self.spec.name.clone();
+                    return Err(HostError::Ended { host, status, qemu: tail(&self.spec.qemu_log()), serial: self.serial_tail() });
+                }
+                if state.qemu.is_none() {
+                    return Err(self.wrong_state(PowerState::Off, "on"));
+                }
+                if state.live_agent().is_some() {
+                    return Ok(state.powered_on.map_or(Duration::ZERO, |since| since.elapsed()));
+                }
+            }
+            // QEMU makes the socket a moment after it starts; a hello waits in the port until the agent opens it.
+            if !self.spec.exec_socket().exists() {
+                std::thread::sleep(Duration::from_millis(5));
+                continue;
+            }
+            connected = Client::connect(&self.spec.exec_socket(), START_LIMIT.saturating_sub(start.elapsed()));
+            match connected {
+                Ok(client) => {
+                    let mut state = self.lock();
+                    state.agent = Some(Arc::new(client));
+                    return Ok(state.powered_on.map_or(Duration::ZERO, |since| since.elapsed()));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+        drop(connected);
+        Err(HostError::NotReady { host: self.spec.name.clone(), waited: START_LIMIT, serial: self.serial_tail() })
+    }
+
+    /// Gives it power and waits until it is up. Gives the time since power-on.
+    ///
+    /// # Errors
+    /// When it does not come up in time.
+    pub fn power_on(&self) -> Result<Duration, HostError> {
+        self.switch_on()?;
+        self.wait_ready()
+    }
+
+    /// Takes its power away, at once and without warning.
+    pub fn power_cut(&self) {
+        self.lock().kill();
+    }
+
+    /// Presses the reset button.
+    ///
+    /// # Errors
+    /// When it has no power or QEMU does not answer.
+    pub fn reset(&self) -> Result<(), HostError> {
+        self.need_on()?;
+        self.lock().agent = None;
+        self.control("system_reset", json!({})).map(|_| ())
+    }
+
+    /// Asks the host to shut down in order and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not end within `limit`.
+    pub fn shut_down(&self, limit: Duration) -> Result<(), HostError> {
+        let start = Instant::now();
+        match self.agent()?.power_off() {
+            // It may be gone before it could answer.
+            Ok(()) | Err(AgentError::Ended(_)) => {}
+            Err(error) => return Err(self.agent_error(error)),
+        }
+        while self.power_state() != PowerState::Off {
+            if start.elapsed() > limit {
+                return Err(HostError::NotReady { host: self.spec.name.clone(), waited: limit, serial: self.serial_tail() });
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Makes the host stand still while time goes on around it and on its own clocks, like a machine stuck in its
+    /// firmware. It does not notice until it goes on.
+    ///
+    /// # Errors
+    /// When it has no power.
+    pub fn freeze(&self) -> Result<(), HostError> {
+        self.set_frozen(true)
+    }
+
+    /// Lets a frozen host go on.
+    ///
+    /// # Errors
+    /// When it has no power.
+    pub fn thaw(&self) -> Result<(), HostError> {
+        self.set_frozen(false)
+    }
+
+    /// Runs a program in the host and waits for its end.
+    ///
+    /// # Errors
+    /// When the host cannot be reached. A program that fails is no error: see [`Output::status`].
+    pub fn exec<I: IntoIterator<Item: Into<String>>>(&self, argv: I) -> Result<Output, HostError> {
+        let output = self.agent()?.spawn(Exec::new(argv)).and_then(Process::wait_with_output);
+        output.map_err(|error| self.agent_error(error))
+    }
+
+    /// Starts a program in the host. It is killed when the [`Process`] is dropped.
+    ///
+    /// # Errors
+    /// When the host cannot be reached.
+    pub fn spawn(&self, exec: Exec) -> Result<Process, HostError> {
+        self.agent()?.spawn(exec).map_err(|error| self.agent_error(error))
+    }
+
+    /// Copies a file of this machine to the host.
+    ///
+    /// # Errors
+    /// When either side cannot use its file.
+    pub fn push(&self, local: &Path, path: &str) -> Result<(), HostError> {
+        self.agent()?.push(local, path).map_err(|error| self.agent_error(error))
+    }
+
+    /// Copies a file of the host to this machine.
+    ///
+    /// # Errors
+    /// When either side cannot use its file.
+    pub fn pull(&self, path: &str, local: &Path) -> Result<(), HostError> {
+        self.agent()?.pull(path, local).map_err(|error| self.agent_error(error))
+    }
+
+    /// Loads a kernel module of the appliance with what it needs.
+    ///
+    /// # Errors
+    /// When the appliance lacks it or the kernel refuses it.
+    pub fn load_module(&self, name: &str, parameters: &str) -> Result<(), HostError> {
+        self.agent()?.load_module(name, parameters).map_err(|error| self.agent_error(error))
+    }
+
+    /// The session with the host's agent, made anew when the host was restarted.
+    ///
+    /// # Errors
+    /// When the host is not running or its agent does not answer.
+    pub fn agent(&self) -> Result<Arc<Client>, HostError> {
+        let mut state = self.lock();
+        match state.power_state() {
+            PowerState::On => {}
+            other => return Err(self.wrong_state(other, "on")),
+        }
+        if let Some(agent) = state.live_agent() {
+            return Ok(agent);
+        }
+        // The old session must be closed first: the port has room for one.
+        state.agent = None;
+        let client = Client::connect(&self.spec.exec_socket(), ANSWER_LIMIT).map_err(|error| self.agent_error(error))?;
+        let client = Arc::new(client);
+        state.agent = Some(client.clone());
+        Ok(client)
+    }
+
+    /// Makes a TCP port of the host reachable at an address of this machine, which it gives. Ends with the power.
+    ///
+    /// # Errors
+    /// When QEMU does not answer or has no free port.
+    pub fn forward(&self, port: u16) -> Result<SocketAddr, HostError> {
+        self.need_on()?;
+        let failed = |source| HostError::Control { host: self.spec.name.clone(), source };
+        let socket = self.spec.qmp_socket();
+        qmp::human(&socket, &format!("hostfwd_add mgmt tcp:127.0.0.1:0-:{port}")).map_err(failed)?;
+        let table = qmp::human(&socket, "info usernet").map_err(failed)?;
+        forwarded_port(&table, port)
+            .map(|local| SocketAddr::from(([127, 0, 0, 1], local)))
+            .ok_or_else(|| failed(io::Error::other(format!("QEMU does not show the forwarded port:\n{table}"))))
+    }
+
+    /// Runs a QMP command of the host's QEMU.
+    ///
+    /// # Errors
+    /// When QEMU does not answer or refuses.
+    pub fn control(&self, command: &str, arguments: serde_json::Value) -> Result<serde_json::Value, HostError> {
+        qmp::execute(&self.spec.qmp_socket(), command, arguments)
+            .map_err(|source| HostError::Control { host: self.spec.name.clone(), source })
+    }
+
+    /// Where the host's console is logged; kept after the lab has ended.
+    pub fn serial_log(&self) -> PathBuf {
+        self.spec.serial_log()
+    }
+
+    /// The end of the console log.
+    pub fn serial_tail(&self) -> String {
+        tail(&self.spec.serial_log())
+    }
+
+    /// QEMU's process id while the host has power.
+    pub fn process_id(&self) -> Option<u32> {
+        let mut state = self.lock();
+        (state.power_state() != PowerState::Off).then(|| state.qemu.as_ref().map(Child::id)).flatten()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_frozen(&self, frozen: bool) -> Result<(), HostError> {
+        let mut state = self.lock();
+        if state.power_state() == PowerState::Off {
+            return Err(self.wrong_state(PowerState::Off, "on"));
+        }
+        if let Some(qemu) = &state.qemu {
+            let signal = if frozen { libc::SIGSTOP } else { libc::SIGCONT };
+            // SAFETY: no pointers; the child has not been reaped, so the number is still its.
+            unsafe { libc::kill(qemu.id() as libc::pid_t, signal) };
+        }
+        state.frozen = frozen;
+        Ok(())
+    }
+
+    fn need_on(&self) -> Result<(), HostError> {
+        match self.power_state() {
+            PowerState::On => Ok(()),
+            state => Err(self.wrong_state(state, "on")),
+        }
+    }
+
+    fn wrong_state(&self, state: PowerState, needed: &'static str) -> HostError {
+        HostError::State { host: self.spec.name.clone(), state, needed }
+    }
+
+    fn agent_error(&self, source: AgentError) -> HostError {
+        HostError::Agent { host: self.spec.name.clone(), source, serial: self.serial_tail() }
+    }
+}
+
+impl State {
+    fn power_state(&mut self) -> PowerState {
+        if self.exit_status().is_some() {
+            self.kill();
+        }
+        match (&self.qemu, self.frozen) {
+            (None, _) => PowerState::Off,
+            (Some(_), true) => PowerState::Frozen,
+            (Some(_), false) => PowerState::On,
+        }
+    }
+
+    fn exit_status(&mut self) -> Option<String> {
+        self.qemu.as_mut()?.try_wait().ok().flatten().map(|status| status.to_string())
+    }
+
+    fn live_agent(&self) -> Option<Arc<Client>> {
+        self.agent.clone().filter(|agent| agent.is_alive())
+    }
+
+    fn kill(&mut self) {
+        self.agent = None;
+        self.frozen = false;
+        self.powered_on = None;
+        if let Some(mut qemu) = self.qemu.take() {
+            let _ = qemu.kill();
+            let _ = qemu.wait();
+        }
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The last bytes of a log, whole lines.
+fn tail(path: &Path) -> String {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let start = file.metadata()?.len().saturating_sub(TAIL_BYTES);
+        file.seek(SeekFrom::Start(start))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    match read() {
+        Ok(bytes) if bytes.is_empty() => "(nothing)".to_owned(),
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) => format!("(cannot read {}: {error})", path.display()),
+    }
+}
+
+/// Finds the newest forward to `port` in the table of `info usernet`:
+/// `TCP[HOST_FORWARD]  13       127.0.0.1 40343       10.0.2.15    22     0     0`.
+fn forwarded_port(table: &str, port: u16) -> Option<u16> {
+    table.lines().filter(|line| line.trim_start().starts_with("TCP[HOST_FORWARD]")).find_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        (columns.get(5)?.parse() == Ok(port)).then(|| columns.get(3)?.parse().ok())?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_forwarded_port_is_read_from_the_table() {
+        let table = "Hub -1 (mgmt):\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\n  \
+                     TCP[HOST_FORWARD]  13       127.0.0.1 40343       10.0.2.15    22     0     0\n";
+        assert_eq!(forwarded_port(table, 22), Some(40343));
+        assert_eq!(forwarded_port(table, 23), None);
+    }
+}

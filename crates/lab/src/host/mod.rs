@@ -1,0 +1,21 @@
+//! A virtual host: one QEMU process that boots the appliance.
+//!
+//! ```text
+//!        power_on                    freeze
+//!   off ──────────► starting ─► on ◄────────► frozen
+//!    ▲    power_cut, QEMU ended  │               │
+//!    └───────────────────────────┴───────────────┘
+//! ```
+//!
+//! All methods take `&self` and may be called from several threads. QEMU is killed when the host is dropped and when this
+//! process ends, however it ends.
+
+mod accelerator;
+mod keeper;
+mod machine;
+mod qemu;
+mod qmp;
+
+pub use accelerator::Accelerator;
+pub use machine::{Host, HostError, PowerState};
+pub use qemu::{DiskFile, HostSpec, Sharing};

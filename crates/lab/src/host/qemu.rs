@@ -1,0 +1,156 @@
+//! QEMU's command line for one host.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::Accelerator;
+
+/// A host's disk as QEMU opens it.
+#[derive(Debug, Clone)]
+pub struct DiskFile {
+    /// The raw file.
+    pub path: PathBuf,
+    /// Whether other hosts have it open too: then nothing may be cached or locked here.
+    pub sharing: Sharing,
+}
+
+/// Who uses a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// One host.
+    Private,
+    /// Several hosts, like a shared LUN.
+    Shared,
+}
+
+/// Everything a host is made of. Fixed while the lab lives; the machine is built from it at every power-on.
+#[derive(Debug, Clone)]
+pub struct HostSpec {
+    /// `h1`, `h2`...
+    pub name: String,
+    /// Counted from 0.
+    pub index: usize,
+    /// Memory in MiB; taken from this machine only as the host touches it.
+    pub memory_mib: u32,
+    /// Processors.
+    pub cpus: u32,
+    /// Disks in order; the host sees them as `/dev/vda`, `/dev/vdb`...
+    pub disks: Vec<DiskFile>,
+    /// Kernel image.
+    pub kernel: PathBuf,
+    /// Initramfs.
+    pub initramfs: PathBuf,
+    /// Sockets.
+    pub runtime_dir: PathBuf,
+    /// Logs and disks.
+    pub state_dir: PathBuf,
+    /// What executes the processors.
+    pub accelerator: Accelerator,
+    /// Words added to the kernel's command line.
+    pub kernel_words: String,
+    /// QEMU program.
+    pub qemu: String,
+    /// Arguments added to QEMU's.
+    pub qemu_arguments: Vec<String>,
+}
+
+impl HostSpec {
+    /// The exec agent's socket.
+    pub fn exec_socket(&self) -> PathBuf {
+        self.runtime_dir.join(format!("{}.exec", self.name))
+    }
+
+    /// QEMU's control socket.
+    pub fn qmp_socket(&self) -> PathBuf {
+        self.runtime_dir.join(format!("{}.qmp", self.name))
+    }
+
+    /// What the host's kernel and PID 1 print.
+    pub fn serial_log(&self) -> PathBuf {
+        self.state_dir.join("serial.log")
+    }
+
+    /// What QEMU itself complains about.
+    pub fn qemu_log(&self) -> PathBuf {
+        self.state_dir.join("qemu.log")
+    }
+
+    /// MAC address of the management NIC.
+    pub fn management_mac(&self) -> String {
+        format!("52:54:00:6d:00:{:02x}", self.index + 1)
+    }
+
+    /// MAC address of the NIC on cable net `cable`.
+    pub fn cable_mac(&self, cable: usize) -> String {
+        format!("52:54:00:6d:{:02x}:{:02x}", cable + 1, self.index + 1)
+    }
+
+    /// Address of the NIC on cable net `cable`: `10.10.CABLE.HOST`.
+    pub fn cable_address(&self, cable: usize) -> std::net::Ipv4Addr {
+        std::net::Ipv4Addr::new(10, 10, cable as u8, self.index as u8 + 1)
+    }
+
+    fn kernel_command_line(&self) -> String {
+        let mut line = format!(
+            "console=ttyS0 quiet panic=1 {} random.trust_cpu=on maru.lab=1 maru.hostname={} \
+             maru.nic=mgmt,{},10.0.2.15/24 maru.gateway=10.0.2.2 maru.nameserver=10.0.2.3",
+            self.accelerator.kernel_words(),
+            self.name,
+            self.management_mac(),
+        );
+        for cable in 0..2 {
+            line += &format!(" maru.nic=cable{cable},{},{}/24", self.cable_mac(cable), self.cable_address(cable));
+        }
+        format!("{line} {}", self.kernel_words)
+    }
+
+    /// The machine, with its cable NICs on the given sockets.
+    pub fn command(&self, cables: &[OwnedFd]) -> Command {
+        let mut command = Command::new(&self.qemu);
+        let mut add = |words: &[&str]| {
+            command.args(words);
+        };
+        add(&["-name", &self.name, "-nodefaults", "-no-user-config", "-display", "none"]);
+        add(&["-machine", "q35,usb=off,smbus=off,sata=off,vmport=off,graphics=off"]);
+        add(&self.accelerator.arguments());
+        add(&["-m", &format!("{}M", self.memory_mib), "-smp", &self.cpus.to_string()]);
+        add(&["-kernel", &path(&self.kernel), "-initrd", &path(&self.initramfs)]);
+        add(&["-append", &self.kernel_command_line()]);
+        add(&["-chardev", &format!("file,id=serial,path={},append=on", path(&self.serial_log())), "-serial", "chardev:serial"]);
+        add(&["-qmp", &format!("unix:{},server=on,wait=off", path(&self.qmp_socket()))]);
+        add(&["-device", "virtio-rng-pci"]);
+        add(&["-device", "virtio-serial-pci"]);
+        add(&["-chardev", &format!("socket,id=exec,path={},server=on,wait=off", path(&self.exec_socket()))]);
+        add(&["-device", &format!("virtserialport,chardev=exec,name={}", crate::agent::PORT_NAME)]);
+        add(&["-netdev", "user,id=mgmt"]);
+        add(&["-device", &format!("virtio-net-pci,netdev=mgmt,mac={},romfile=", self.management_mac())]);
+        for (cable, socket) in cables.iter().enumerate() {
+            add(&["-netdev", &format!("stream,id=cable{cable},server=off,addr.type=fd,addr.str={}", socket.as_raw_fd())]);
+            let mac = self.cable_mac(cable);
+            add(&["-device", &format!("virtio-net-pci,netdev=cable{cable},mac={mac},romfile=")]);
+        }
+        for (n, disk) in self.disks.iter().enumerate() {
+            let file = path(&disk.path);
+            match disk.sharing {
+                Sharing::Private => {
+                    add(&["-drive", &format!("if=none,id=disk{n},format=raw,file={file},discard=unmap,detect-zeroes=unmap")]);
+                    add(&["-device", &format!("virtio-blk-pci,drive=disk{n},serial=disk{n}")]);
+                }
+                Sharing::Shared => {
+                    let drive =
+                        format!("if=none,id=disk{n},format=raw,file={file},cache.direct=on,file.locking=off");
+                    add(&["-drive", &drive]);
+                    add(&["-device", &format!("virtio-blk-pci,drive=disk{n},serial=shared{n},share-rw=on")]);
+                }
+            }
+        }
+        command.args(&self.qemu_arguments);
+        command
+    }
+}
+
+/// A path inside one of QEMU's comma-separated options, where a comma is written twice.
+fn path(path: &std::path::Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}

@@ -1,0 +1,47 @@
+//! The file systems every Linux program expects.
+
+use std::ffi::CString;
+use std::{fs, io};
+
+/// Mounts proc, sys, dev, devpts, shared memory, run, tmp and the unified control groups. Gives what failed.
+pub fn mount_system() -> Vec<(String, io::Error)> {
+    let table = [
+        ("proc", "/proc", "proc", libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, ""),
+        ("sysfs", "/sys", "sysfs", libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, ""),
+        ("devtmpfs", "/dev", "devtmpfs", libc::MS_NOSUID, "mode=755"),
+        ("devpts", "/dev/pts", "devpts", libc::MS_NOSUID | libc::MS_NOEXEC, "mode=620,ptmxmode=666"),
+        ("tmpfs", "/dev/shm", "tmpfs", libc::MS_NOSUID | libc::MS_NODEV, "mode=1777"),
+        ("tmpfs", "/run", "tmpfs", libc::MS_NOSUID | libc::MS_NODEV, "mode=755"),
+        ("tmpfs", "/tmp", "tmpfs", libc::MS_NOSUID | libc::MS_NODEV, "mode=1777"),
+        ("cgroup2", "/sys/fs/cgroup", "cgroup2", libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, ""),
+    ];
+    let mut failed = Vec::new();
+    for (source, target, kind, flags, data) in table {
+        if let Err(error) = fs::create_dir_all(target).and_then(|()| mount(source, target, kind, flags, data)) {
+            failed.push((target.to_owned(), error));
+        }
+    }
+    for (link, target) in [("/dev/fd", "/proc/self/fd"), ("/dev/stdin", "fd/0"), ("/dev/stdout", "fd/1"), ("/dev/stderr", "fd/2")]
+    {
+        if fs::symlink_metadata(link).is_err()
+            && let Err(error) = std::os::unix::fs::symlink(target, link)
+        {
+            failed.push((link.to_owned(), error));
+        }
+    }
+    failed
+}
+
+fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong, data: &str) -> io::Result<()> {
+    let [source, target, kind, data] = [source, target, kind, data].map(CString::new);
+    let (source, target, kind, data) = (source?, target?, kind?, data?);
+    // SAFETY: all four strings are zero-terminated and live until the call returns.
+    let result =
+        unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) };
+    match io::Error::last_os_error() {
+        _ if result == 0 => Ok(()),
+        // The kernel may have mounted devtmpfs by itself.
+        error if error.raw_os_error() == Some(libc::EBUSY) => Ok(()),
+        error => Err(error),
+    }
+}
