@@ -89,6 +89,9 @@ pub struct DiskConfig {
     /// The serial number that the guest sees, at most 20 bytes; the id by default.
     #[serde(default)]
     pub serial: Option<String>,
+    /// PCI slot, 1 to 26; the lowest free one by default.
+    #[serde(default)]
+    pub slot: Option<u8>,
 }
 
 /// A network card.
@@ -107,6 +110,9 @@ pub struct NetConfig {
     pub mtu: Option<u16>,
     /// What carries its frames.
     pub backend: NetBackend,
+    /// PCI slot, 1 to 26; the lowest free one by default.
+    #[serde(default)]
+    pub slot: Option<u8>,
 }
 
 /// What carries the frames of a network card.

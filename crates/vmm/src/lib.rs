@@ -7,6 +7,7 @@ pub mod config;
 pub mod cpu;
 pub mod devices;
 pub mod interrupts;
+pub mod machine;
 pub mod memory;
 pub mod pci;
 pub mod sandbox;

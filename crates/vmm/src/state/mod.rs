@@ -105,7 +105,8 @@ impl<W: Write> Writer<W> {
         head[..kind.len()].copy_from_slice(kind.as_bytes());
         head[16..20].copy_from_slice(&version.to_le_bytes());
         head[24..].copy_from_slice(&length.to_le_bytes());
-        head[20..24].copy_from_slice(&checksum(&head, parts).to_le_bytes());
+        let checksum = checksum(&head, parts);
+        head[20..24].copy_from_slice(&checksum.to_le_bytes());
         self.inner.write_all(&head).map_err(writing)?;
         for part in parts {
             self.inner.write_all(part).map_err(writing)?;

@@ -1,0 +1,344 @@
+//! The machine: everything of a VM, put together, and what can be done with it as a whole.
+//!
+//! ```text
+//!            boot() or restore()            pause()
+//!  created ─────────────────────▶ paused ◀──────────▶ running
+//!                                   │      resume()
+//!                                   └── save(), reset() and then on
+//! ```
+//!
+//! One thread owns the machine and calls its methods; vCPUs and devices report to it through the [event queue](events). Pausing stops
+//! vCPUs first, devices then; resuming goes the other way: nothing that a vCPU does finds its device asleep.
+
+mod devices;
+pub mod events;
+mod kvm;
+mod snapshot;
+
+use std::sync::{Arc, Mutex};
+
+use crate::acpi::controller::{AcpiController, AcpiRequest, SIZE as ACPI_SIZE};
+use crate::acpi::{AcpiConfig, AcpiError, write_tables};
+use crate::boot::{BootError, BootFiles, set_registers};
+use crate::bus::{Bus, Overlap};
+use crate::config::VmConfig;
+use crate::cpu::cpuid;
+use crate::cpu::state::{VcpuState, VcpuStateError, restore as restore_vcpu, save as save_vcpu};
+use crate::cpu::vcpu::{Buses, Vcpu};
+use crate::devices::console::host::ConsoleOutput;
+use crate::devices::serial::{PORTS as SERIAL_PORTS, Serial};
+use crate::interrupts::{InterruptError, Interrupts};
+use crate::memory::layout::{ACPI_IRQ, ACPI_PORT, ECAM_SIZE, ECAM_START, PCI_WINDOW_64_SIZE, SERIAL_IRQ, SERIAL_PORT};
+use crate::memory::{Memory, MemoryError};
+use crate::pci::virtio::Platform;
+use crate::pci::{ConfigPorts, PciRoot};
+use crate::virtio::spawner::Spawner;
+use events::{EventSender, MachineEvent};
+pub use devices::{DeviceError, DeviceHandle, DeviceSlot};
+pub use kvm::KvmError;
+use kvm::{KvmState, KvmVm, call};
+pub use snapshot::{RestoreFailure, SaveFailure};
+
+/// Why a machine could not be made or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Kernel, initrd or command line.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// Interrupts.
+    #[error(transparent)]
+    Interrupt(#[from] InterruptError),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A vCPU's state.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuStateError),
+    /// Two devices at one address: a bug.
+    #[error(transparent)]
+    Overlap(#[from] Overlap),
+    /// No thread.
+    #[error("starting a thread")]
+    Thread(#[source] std::io::Error),
+    /// A vCPU's thread is gone.
+    #[error("vCPU {0} does not answer: its thread has ended")]
+    VcpuGone(u32),
+    /// More vCPUs than planned.
+    #[error("{wanted} vCPUs wanted, but the VM was made for {count} to {max}; vCPUs cannot be taken away while it runs")]
+    VcpuCount {
+        /// vCPUs asked for.
+        wanted: u32,
+        /// vCPUs that it has.
+        count: u32,
+        /// vCPUs that it may have.
+        max: u32,
+    },
+}
+
+/// Whether the guest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunState {
+    /// Nothing runs.
+    Paused,
+    /// The guest runs.
+    Running,
+}
+
+/// A VM.
+pub struct Machine {
+    config: VmConfig,
+    kvm: KvmVm,
+    memory: Memory,
+    buses: Buses,
+    platform: Platform,
+    pci: Arc<Mutex<PciRoot>>,
+    acpi: Arc<Mutex<AcpiController>>,
+    serial: Arc<Mutex<Serial>>,
+    console: ConsoleOutput,
+    slots: Vec<DeviceSlot>,
+    vcpus: Vec<Vcpu>,
+    boot: BootFiles,
+    /// What vCPUs and interrupt controllers are at power-on, to which a reset takes them back.
+    power_on: (Vec<VcpuState>, KvmState),
+    events: EventSender,
+    state: RunState,
+}
+
+impl Machine {
+    /// Puts a machine together. All files and sockets of its configuration are opened here, and never later.
+    pub fn new(config: VmConfig, events: EventSender) -> Result<Machine, MachineError> {
+        let boot = BootFiles::open(&config.boot.kernel, config.boot.initrd.as_deref(), &config.boot.command_line)?;
+        let kvm = KvmVm::new(&config.cpus)?;
+        let memory = Memory::new(&config.memory)?;
+        memory.register(&kvm.vm, false)?;
+        let interrupts = Arc::new(Interrupts::new(kvm.vm.clone())?);
+        let buses = Buses { ports: Arc::new(Bus::default()), memory: Arc::new(Bus::default()) };
+        let reporter = events.clone();
+        let platform = Platform {
+            vm: kvm.vm.clone(),
+            memory: memory.guest.clone(),
+            interrupts: interrupts.clone(),
+            mmio: buses.memory.clone(),
+            spawner: Arc::new(Spawner::new().map_err(MachineError::Thread)?),
+            report: Arc::new(move |id, reason| reporter.send(MachineEvent::DeviceFailed { id: id.into(), reason })),
+        };
+
+        let pci = Arc::new(Mutex::new(PciRoot::default()));
+        buses.memory.insert(ECAM_START, ECAM_SIZE, pci.clone())?;
+        buses.ports.insert(0xcf8, 8, Arc::new(Mutex::new(ConfigPorts(pci.clone()))))?;
+        let sender = events.clone();
+        let acpi = AcpiController::new(kvm.topology.max, config.cpus.count, interrupts.line(ACPI_IRQ)?, move |request| {
+            sender.send(match request {
+                AcpiRequest::PowerOff => MachineEvent::PowerOff,
+                AcpiRequest::Reset => MachineEvent::Reset,
+                AcpiRequest::Eject(slot) => MachineEvent::Eject(slot),
+            });
+        });
+        let acpi = Arc::new(Mutex::new(acpi));
+        buses.ports.insert(ACPI_PORT, ACPI_SIZE, acpi.clone())?;
+        let console = ConsoleOutput::new();
+        let serial = Arc::new(Mutex::new(Serial::new(interrupts.line(SERIAL_IRQ)?, Box::new(console.clone()))));
+        buses.ports.insert(SERIAL_PORT, u64::from(SERIAL_PORTS), serial.clone())?;
+
+        let power_on = (Vec::new(), KvmState::save(&kvm.vm)?);
+        let mut machine = Machine {
+            config,
+            kvm,
+            memory,
+            buses,
+            platform,
+            pci,
+            acpi,
+            serial,
+            console,
+            slots: Vec::new(),
+            vcpus: Vec::new(),
+            boot,
+            power_on,
+            events,
+            state: RunState::Paused,
+        };
+        for index in 0..machine.config.cpus.count {
+            machine.create_vcpu(index)?;
+        }
+        machine.create_devices()?;
+        Ok(machine)
+    }
+
+    /// Loads the kernel and sets the first vCPU to its entry.
+    pub fn boot(&mut self) -> Result<(), MachineError> {
+        let tables = AcpiConfig {
+            topology: &self.kvm.topology,
+            present_cpus: self.config.cpus.count,
+            pci_window_64: (self.memory.end(), PCI_WINDOW_64_SIZE),
+        };
+        write_tables(&tables, &self.memory.guest)?;
+        let entry = self.boot.load(&self.memory)?;
+        let guest = self.memory.guest.clone();
+        self.on_vcpu(0, move |fd, apic_id| set_registers(fd, apic_id, entry, &guest))??;
+        Ok(())
+    }
+
+    fn create_vcpu(&mut self, index: u32) -> Result<(), MachineError> {
+        let apic_id = self.kvm.topology.apic_id(index);
+        let fd = self.kvm.vm.create_vcpu(u64::from(apic_id)).map_err(call("creating a vCPU"))?;
+        let table = cpuid::for_vcpu(&self.kvm.supported_cpuid, &self.kvm.topology, apic_id, self.kvm.tsc_deadline);
+        fd.set_cpuid2(&table).map_err(call("setting a CPUID table"))?;
+        self.power_on.0.push(save_vcpu(&fd, apic_id, &self.kvm.msr_indices)?);
+        let events = self.events.clone();
+        let report = move |event| events.send(MachineEvent::Vcpu { index, event });
+        let vcpu = Vcpu::spawn(index, apic_id, fd, self.buses.clone(), report).map_err(MachineError::Thread)?;
+        self.vcpus.push(vcpu);
+        Ok(())
+    }
+
+    /// Adds vCPUs until there are `count`; the guest is told.
+    pub fn add_vcpus(&mut self, count: u32) -> Result<(), MachineError> {
+        let (present, max) = (self.config.cpus.count, self.kvm.topology.max);
+        if count < present || count > max {
+            return Err(MachineError::VcpuCount { wanted: count, count: present, max });
+        }
+        for index in present..count {
+            self.create_vcpu(index)?;
+            self.config.cpus.count = index + 1;
+            if self.state == RunState::Running {
+                self.vcpus[index as usize].run();
+            }
+            self.acpi.lock().expect("device lock").cpu_added(index);
+        }
+        Ok(())
+    }
+
+    /// Runs a job on a paused vCPU's thread.
+    fn on_vcpu<T: Send + 'static>(
+        &self,
+        index: u32,
+        job: impl FnOnce(&mut kvm_ioctls::VcpuFd, u32) -> T + Send + 'static,
+    ) -> Result<T, MachineError> {
+        let vcpu = self.vcpus.get(index as usize).ok_or(MachineError::VcpuGone(index))?;
+        let apic_id = vcpu.apic_id;
+        vcpu.submit(move |fd| job(fd, apic_id)).recv().map_err(|_| MachineError::VcpuGone(index))
+    }
+
+    /// Runs a job on the threads of all (paused) vCPUs at once.
+    fn on_all_vcpus<T: Send + 'static>(
+        &self,
+        job: impl Fn(u32, &mut kvm_ioctls::VcpuFd, u32) -> T + Send + Sync + 'static,
+    ) -> Result<Vec<T>, MachineError> {
+        let job = Arc::new(job);
+        let pending: Vec<_> = (0u32..)
+            .zip(&self.vcpus)
+            .map(|(index, vcpu)| {
+                let (job, apic_id) = (job.clone(), vcpu.apic_id);
+                (index, vcpu.submit(move |fd| job(index, fd, apic_id)))
+            })
+            .collect();
+        pending.into_iter().map(|(index, result)| result.recv().map_err(|_| MachineError::VcpuGone(index))).collect()
+    }
+
+    /// Whether the guest runs.
+    pub fn run_state(&self) -> RunState {
+        self.state
+    }
+
+    /// What the machine is made of now, devices that were added included.
+    pub fn config(&self) -> &VmConfig {
+        &self.config
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// The VM in KVM, for the dirty log.
+    pub fn vm(&self) -> &kvm_ioctls::VmFd {
+        &self.kvm.vm
+    }
+
+    /// What the guest prints on its console.
+    pub fn console(&self) -> &ConsoleOutput {
+        &self.console
+    }
+
+    /// Lets the guest run. Does nothing if it does already.
+    pub fn resume(&mut self) {
+        if self.state == RunState::Running {
+            return;
+        }
+        for slot in &self.slots {
+            slot.transport.lock().expect("device lock").resume();
+        }
+        self.vcpus.iter().for_each(Vcpu::run);
+        self.state = RunState::Running;
+    }
+
+    /// Stops the guest between two instructions, and its devices between two requests. Does nothing if it is paused already.
+    pub fn pause(&mut self) {
+        if self.state == RunState::Paused {
+            return;
+        }
+        self.pause_vcpus();
+        for slot in &self.slots {
+            slot.transport.lock().expect("device lock").pause();
+        }
+        // The guest shall not take the pause for a hang.
+        let _ = self.on_all_vcpus(|_, fd, _| drop(fd.kvmclock_ctrl()));
+        self.state = RunState::Paused;
+    }
+
+    fn pause_vcpus(&self) {
+        // All at once, then wait for each. One that has ended hangs up, which is as good as paused.
+        let waiting: Vec<_> = self.vcpus.iter().map(Vcpu::pause).collect();
+        waiting.into_iter().for_each(|paused| drop(paused.recv()));
+    }
+
+    /// Resets the machine: everything back to power-on, the kernel loaded anew. It stays paused.
+    pub fn reset(&mut self) -> Result<(), MachineError> {
+        self.pause();
+        for slot in &self.slots {
+            slot.transport.lock().expect("device lock").reset();
+        }
+        self.acpi.lock().expect("device lock").reset();
+        self.serial.lock().expect("device lock").reset();
+        self.power_on.1.restore_controllers(&self.kvm.vm)?;
+        let states = self.power_on.0.clone();
+        let results = self.on_all_vcpus(move |index, fd, _| restore_vcpu(fd, &without_tsc(&states[index as usize]), 0))?;
+        results.into_iter().collect::<Result<(), VcpuStateError>>()?;
+        self.boot()
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&self) {
+        self.acpi.lock().expect("device lock").press_power_button();
+    }
+
+    /// Brings everything to an end: vCPUs, then devices.
+    pub fn stop(&mut self) {
+        self.pause();
+        self.vcpus.clear();
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A reset leaves the time stamp counter alone, as it does on real machines' other sockets: it must not go back.
+fn without_tsc(state: &VcpuState) -> VcpuState {
+    const MSR_TSC: u32 = 0x10;
+    let mut state = state.clone();
+    state.msrs.retain(|msr| msr.index != MSR_TSC);
+    state
+}

@@ -1,0 +1,202 @@
+//! Saving a machine, and putting one together from what was saved.
+//!
+//! Sections, in this order: `config`, `memory` (many), `kvm`, `vcpu` (one each), `acpi`, `serial`, `device` (one each).
+
+use std::io::{Read, Write};
+
+use prost::Message;
+
+use super::events::EventSender;
+use super::kvm::KvmState;
+use super::{Machine, MachineError, RunState};
+use crate::acpi::controller::AcpiState;
+use crate::config::{ConfigError, VmConfig};
+use crate::cpu::state::{VcpuState, VcpuStateError, restore as restore_vcpu, save as save_vcpu};
+use crate::pci::state::VirtioPciState;
+use crate::state::{Reader, Section, StateError, Writer, load_memory_chunk, save_memory};
+use crate::virtio::RestoreError;
+
+const VERSION: u32 = 1;
+
+/// A virtio device's section.
+#[derive(Clone, PartialEq, Message)]
+pub struct DeviceSection {
+    /// The device's name.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// Its PCI slot.
+    #[prost(uint32, tag = "2")]
+    pub slot: u32,
+    /// Transport and device.
+    #[prost(message, optional, tag = "3")]
+    pub state: Option<VirtioPciState>,
+}
+
+/// Why a machine could not be saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveFailure {
+    /// It runs.
+    #[error("a VM must be paused to be saved")]
+    Running,
+    /// Writing.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Reading the machine's state.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+/// Why a machine could not be restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreFailure {
+    /// Reading.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The saved configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Putting the machine together.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// A device.
+    #[error("device '{id}': {source}")]
+    Device {
+        /// Which one.
+        id: String,
+        /// Why.
+        source: RestoreError,
+    },
+    /// Something that does not belong together.
+    #[error("the saved VM is not complete: {0}")]
+    Incomplete(String),
+}
+
+impl Machine {
+    /// Writes the whole (paused) machine. `progress` is told bytes of memory looked at, and bytes in all. Returns the length in bytes.
+    pub fn save<W: Write>(&self, out: W, progress: impl FnMut(u64, u64)) -> Result<(W, u64), SaveFailure> {
+        if self.state == RunState::Running {
+            return Err(SaveFailure::Running);
+        }
+        let mut writer = Writer::new(out)?;
+        let config = serde_json::to_vec(&self.config).map_err(|e| StateError::malformed("config", e))?;
+        writer.section("config", VERSION, &config)?;
+        save_memory(&self.memory, &mut writer, progress)?;
+        let kvm = KvmState::save(&self.kvm.vm).map_err(MachineError::from)?;
+        writer.section("kvm", VERSION, &kvm.encode_to_vec())?;
+        let indices = self.kvm.msr_indices.clone();
+        let vcpus = self.on_all_vcpus(move |_, fd, apic_id| save_vcpu(fd, apic_id, &indices))?;
+        for vcpu in vcpus {
+            writer.section("vcpu", VERSION, &vcpu.map_err(MachineError::from)?.encode_to_vec())?;
+        }
+        writer.section("acpi", VERSION, &self.acpi.lock().expect("device lock").save().encode_to_vec())?;
+        writer.section("serial", VERSION, &self.serial.lock().expect("device lock").save())?;
+        for slot in &self.slots {
+            let state = slot.transport.lock().expect("device lock").save();
+            let section = DeviceSection { id: slot.id.clone(), slot: u32::from(slot.slot), state: Some(state) };
+            writer.section("device", VERSION, &section.encode_to_vec())?;
+        }
+        Ok(writer.finish()?)
+    }
+
+    /// Puts a machine together from a saved one; it is paused, its clock set when it is resumed. `adapt` may change what is the
+    /// host's in the configuration: paths, TAPs, sockets.
+    pub fn restore<R: Read>(
+        input: R,
+        adapt: impl FnOnce(VmConfig) -> Result<VmConfig, ConfigError>,
+        events: EventSender,
+        mut progress: impl FnMut(u64),
+    ) -> Result<Machine, RestoreFailure> {
+        let mut reader = Reader::new(input)?;
+        let first = reader.next_section()?.filter(|section| section.kind == "config");
+        let first = first.ok_or_else(|| RestoreFailure::Incomplete("it has no configuration".into()))?;
+        first.check_version(VERSION)?;
+        let config = adapt(VmConfig::from_json(&first.payload)?)?;
+        let mut machine = Machine::new(config, events)?;
+        let mut loaded = 0;
+        let mut rest = Vec::new();
+        while let Some(section) = reader.next_section()? {
+            if section.kind == "memory" {
+                section.check_version(VERSION)?;
+                load_memory_chunk(&machine.memory, &section.payload)?;
+                loaded += section.payload.len() as u64;
+                progress(loaded);
+                reader.recycle(section);
+            } else {
+                rest.push(section);
+            }
+        }
+        // Nothing is applied before all of it was read and found whole.
+        machine.apply(rest)?;
+        Ok(machine)
+    }
+
+    fn apply(&mut self, sections: Vec<Section>) -> Result<(), RestoreFailure> {
+        let mut kvm = None;
+        let mut vcpus: Vec<VcpuState> = Vec::new();
+        let mut devices: Vec<DeviceSection> = Vec::new();
+        let mut fixed = 0;
+        for section in sections {
+            match section.kind.as_str() {
+                "kvm" => kvm = Some(section.decode::<KvmState>(VERSION)?),
+                "vcpu" => vcpus.push(section.decode(VERSION)?),
+                "device" => devices.push(section.decode(VERSION)?),
+                "acpi" => {
+                    fixed += 1;
+                    let state: AcpiState = section.decode(VERSION)?;
+                    if !self.acpi.lock().expect("device lock").restore(state) {
+                        return Err(StateError::malformed("acpi", "another number of vCPUs").into());
+                    }
+                }
+                "serial" => {
+                    fixed += 1;
+                    section.check_version(VERSION)?;
+                    let restored = self.serial.lock().expect("device lock").restore(&section.payload);
+                    restored.map_err(|source| RestoreFailure::Device { id: "serial".into(), source })?;
+                }
+                other => return Err(StateError::malformed(other, "this release does not know this kind of section").into()),
+            }
+        }
+        let incomplete = |what: String| RestoreFailure::Incomplete(what);
+        let kvm = kvm.ok_or_else(|| incomplete("the interrupt controllers are missing".into()))?;
+        if fixed != 2 {
+            return Err(incomplete("a platform device is missing".into()));
+        }
+        let expected: Vec<u32> = self.vcpus.iter().map(|vcpu| vcpu.apic_id).collect();
+        let found: Vec<u32> = vcpus.iter().map(|vcpu| vcpu.apic_id).collect();
+        if expected != found {
+            return Err(incomplete(format!("the VM has vCPUs {expected:?}, saved were {found:?}")));
+        }
+        self.apply_devices(&devices)?;
+        if !kvm.restore_controllers(&self.kvm.vm).map_err(MachineError::from)? {
+            return Err(StateError::malformed("kvm", "not the interrupt controllers of a PC").into());
+        }
+        let elapsed_ns = kvm.elapsed_ns();
+        let results = self.on_all_vcpus(move |index, fd, _| {
+            let state = &vcpus[index as usize];
+            let advance = u128::from(elapsed_ns) * u128::from(state.tsc_khz) / 1_000_000;
+            restore_vcpu(fd, state, advance as u64)
+        })?;
+        results.into_iter().collect::<Result<(), VcpuStateError>>().map_err(MachineError::from)?;
+        kvm.restore_clock(&self.kvm.vm).map_err(MachineError::from)?;
+        Ok(())
+    }
+
+    fn apply_devices(&mut self, devices: &[DeviceSection]) -> Result<(), RestoreFailure> {
+        if devices.len() != self.slots.len() {
+            let (saved, here) = (devices.len(), self.slots.len());
+            return Err(RestoreFailure::Incomplete(format!("{saved} devices were saved, the VM has {here}")));
+        }
+        for device in devices {
+            let incomplete = |what: &str| RestoreFailure::Incomplete(format!("device '{}' {what}", device.id));
+            let place = self.slots.iter().find(|slot| slot.id == device.id);
+            let slot = place.ok_or_else(|| incomplete("was saved, the VM has none of that name"))?;
+            if u32::from(slot.slot) != device.slot {
+                return Err(incomplete("is in another slot"));
+            }
+            let state = device.state.as_ref().ok_or_else(|| incomplete("has no state"))?;
+            let restored = slot.transport.lock().expect("device lock").restore(state);
+            restored.map_err(|source| RestoreFailure::Device { id: device.id.clone(), source })?;
+        }
+        Ok(())
+    }
+}
