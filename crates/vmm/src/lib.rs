@@ -4,6 +4,7 @@ pub mod bus;
 pub mod acpi;
 pub mod boot;
 pub mod config;
+pub mod control;
 pub mod cpu;
 pub mod devices;
 pub mod interrupts;
@@ -13,3 +14,14 @@ pub mod pci;
 pub mod sandbox;
 pub mod state;
 pub mod virtio;
+
+/// An error with its causes, in one line.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -22,6 +22,7 @@ use super::config::{BAR0, COMMAND, COMMAND_MEMORY, ConfigSpace, Identity};
 use super::msix::{CAPABILITY_ID as MSIX_CAPABILITY, CONTROL_WRITABLE, Msix};
 use super::state::{VirtioPciState, VirtioQueueState};
 use crate::bus::{Bus, BusDevice};
+use crate::error_chain;
 use crate::interrupts::{InterruptError, Interrupts};
 use crate::virtio::spawner::Spawner;
 use crate::virtio::{Activation, ActiveQueue, DeviceType, GuestMemory, Interrupt, RestoreError, VirtioDevice};
@@ -655,15 +656,4 @@ fn config_space(device_type: DeviceType, vectors: u16, bar: u32) -> (ConfigSpace
         config.allow16(offset, if offset == access + 4 { 0xff } else { 0xffff });
     }
     (config, msix_capability, access)
-}
-
-/// An error with its causes.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -1,0 +1,219 @@
+//! Requests, replies and events: the types on the wire.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{DiskConfig, NetConfig};
+
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// What the VM is and does; answered with [`Status`].
+    Status,
+    /// The VM's configuration as it is now; answered with a `VmConfig`.
+    Config,
+    /// Send events on this connection from now on.
+    Subscribe,
+    /// Stop the guest until `resume`.
+    Pause,
+    /// Let it go on.
+    Resume,
+    /// Press the power button: the guest shuts itself down.
+    PowerButton,
+    /// Reset the machine at once.
+    Reset,
+    /// End the VM at once, as if its power were cut.
+    Stop,
+    /// Pause and write the whole VM to the attached file; answered with a [`SavedReport`]. The VM stays paused.
+    Save,
+    /// Plug a disk in. The opened file is attached; its path is only a name.
+    AddDisk {
+        /// The disk.
+        disk: DiskConfig,
+    },
+    /// Plug a network card in. For a TAP, one opened queue per pair is attached; for vhost-user, the connected socket.
+    AddNet {
+        /// The card.
+        net: NetConfig,
+    },
+    /// Ask the guest to give a disk or network card back; the event `device-removed` says when it did.
+    Remove {
+        /// Its name.
+        id: String,
+    },
+    /// Take note that a disk's file or block device has another size.
+    ResizeDisk {
+        /// Its name.
+        id: String,
+    },
+    /// Have this many vCPUs.
+    SetCpus {
+        /// Their number; never less than now.
+        count: u32,
+    },
+    /// Have this much memory beside that at start (virtio-mem).
+    SetHotplugMemory {
+        /// Bytes, a multiple of 2 MiB.
+        bytes: u64,
+    },
+    /// Have the balloon take this much memory from the guest.
+    SetBalloon {
+        /// Bytes.
+        bytes: u64,
+    },
+    /// Plug a network card's cable in or out.
+    SetLink {
+        /// The card.
+        id: String,
+        /// Whether it is in.
+        up: bool,
+    },
+    /// Connect the attached descriptor (a socket or terminal) to the console, scroll-back first.
+    Console,
+    /// Start noting which pages of memory change.
+    StartDirtyLog,
+    /// How many pages changed since the last time; answered with their number.
+    TakeDirtyLog,
+    /// Stop noting.
+    StopDirtyLog,
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// Done; what was asked for, or null.
+    Ok(serde_json::Value),
+    /// Not done, and nothing changed.
+    Error(Failure),
+    /// Not done yet.
+    Progress {
+        /// How far, in the units of `total`.
+        done: u64,
+        /// When it is complete.
+        total: u64,
+    },
+}
+
+/// Why a request was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// The cause and the way out.
+    pub message: String,
+}
+
+impl Failure {
+    /// From an error and its causes.
+    pub fn new(error: &dyn std::error::Error) -> Failure {
+        Failure { message: crate::error_chain(error) }
+    }
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Counts all events of this monitor, from 1: a gap tells a client that it missed something.
+    pub sequence: u64,
+    /// What.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum EventKind {
+    /// The guest runs.
+    Running,
+    /// The guest is paused.
+    Paused,
+    /// The machine was reset.
+    Reset,
+    /// The VM has ended.
+    Ended {
+        /// Why.
+        reason: String,
+    },
+    /// The guest's system panicked.
+    GuestPanicked,
+    /// A device cannot go on until the guest's driver resets it.
+    DeviceFailed {
+        /// Which one.
+        id: String,
+        /// Why.
+        reason: String,
+    },
+    /// The guest has given a device back.
+    DeviceRemoved {
+        /// Which one.
+        id: String,
+    },
+}
+
+/// What is sent to clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Message {
+    /// To the oldest unanswered request.
+    Reply(Reply),
+    /// To whom it may concern.
+    Event(Event),
+}
+
+/// What the guest is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunStatus {
+    /// It runs.
+    Running,
+    /// It is paused.
+    Paused,
+}
+
+/// What the VM is and does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The VM's name.
+    pub name: String,
+    /// The monitor's process.
+    pub pid: u32,
+    /// What the guest is doing.
+    pub state: RunStatus,
+    /// vCPUs present.
+    pub cpus: u32,
+    /// Bytes of memory at start.
+    pub memory: u64,
+    /// Bytes of memory that were added and are in use.
+    pub hotplug_memory: u64,
+    /// Bytes that the balloon holds.
+    pub balloon: u64,
+    /// Whether system calls and files are confined.
+    pub confined: bool,
+    /// Devices in their slots.
+    pub devices: Vec<DeviceStatus>,
+}
+
+/// A device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Its name.
+    pub id: String,
+    /// Its kind.
+    pub kind: String,
+    /// PCI slot.
+    pub slot: u8,
+    /// Its counters.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// What saving took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedReport {
+    /// Length of the file in bytes.
+    pub bytes: u64,
+    /// From the request to the end, in milliseconds.
+    pub took_ms: u64,
+}
