@@ -4,6 +4,7 @@
 mod hostile;
 mod ring;
 
+pub mod balloon;
 pub mod console;
 pub mod rng;
 pub mod serial;
