@@ -6,5 +6,7 @@ mod ring;
 
 pub mod balloon;
 pub mod console;
+pub mod pvpanic;
 pub mod rng;
+pub mod rtc;
 pub mod serial;
