@@ -6,7 +6,9 @@ mod ring;
 
 pub mod balloon;
 pub mod console;
+pub mod mem;
 pub mod pvpanic;
 pub mod rng;
 pub mod rtc;
 pub mod serial;
+pub mod vmgenid;

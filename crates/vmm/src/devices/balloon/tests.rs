@@ -1,3 +1,6 @@
+// A list of one range is meant.
+#![allow(clippy::single_range_in_vec_init)]
+
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 

@@ -152,7 +152,7 @@ impl Rtc {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.mode(B_BINARY) { value } else { value / 10 % 10 << 4 | value % 10 }
+        if self.mode(B_BINARY) { value } else { ((value / 10 % 10) << 4) | (value % 10) }
     }
 
     fn decode(&self, value: u8) -> u8 {
@@ -164,7 +164,7 @@ impl Rtc {
             return self.encode(hour);
         }
         let pm = if hour >= 12 { HOUR_PM } else { 0 };
-        self.encode(if hour % 12 == 0 { 12 } else { hour % 12 }) | pm
+        self.encode(if hour.is_multiple_of(12) { 12 } else { hour % 12 }) | pm
     }
 
     fn decode_hour(&self, value: u8) -> u8 {
@@ -182,7 +182,7 @@ impl Rtc {
         let missed = self.polled_second.is_some_and(|polled| polled != second);
         let updating = self.set_time.is_none() && (missed || nanos >= SECOND_NANOS - UPDATE_NANOS);
         self.polled_second = Some(second);
-        self.cmos[usize::from(REGISTER_A)] & !A_UPDATE_IN_PROGRESS | if updating { A_UPDATE_IN_PROGRESS } else { 0 }
+        (self.cmos[usize::from(REGISTER_A)] & !A_UPDATE_IN_PROGRESS) | if updating { A_UPDATE_IN_PROGRESS } else { 0 }
     }
 
     fn read_register(&mut self) -> u8 {
