@@ -4,7 +4,13 @@
 mod hostile;
 mod ring;
 
+pub mod balloon;
+pub mod block;
 pub mod console;
+pub mod mem;
 pub mod net;
+pub mod pvpanic;
 pub mod rng;
+pub mod rtc;
 pub mod serial;
+pub mod vmgenid;

@@ -16,6 +16,9 @@ use crate::virtio::{ActivateError, Activation, ActiveQueue, GuestMemory, Interru
 /// A chain of descriptors, as the driver made it available.
 pub(super) type Chain = DescriptorChain<Arc<GuestMemory>>;
 
+/// Queues that the driver enabled but the device does not serve.
+pub(super) type IdleQueues = Vec<(u16, Queue)>;
+
 /// Chains that are served before the worker looks at its other sources again.
 const BATCH: usize = 64;
 
@@ -27,6 +30,7 @@ pub(super) struct Ring {
     memory: Arc<GuestMemory>,
     interrupt: Arc<dyn Interrupt>,
     broken: bool,
+    batch: usize,
 }
 
 impl Ring {
@@ -36,12 +40,12 @@ impl Ring {
         if !queue.is_valid(&**memory) {
             return Err(ActivateError::InvalidQueue(index));
         }
-        Ok(Ring { index, queue, kick, memory: memory.clone(), interrupt: interrupt.clone(), broken: false })
+        Ok(Ring { index, queue, kick, memory: memory.clone(), interrupt: interrupt.clone(), broken: false, batch: BATCH })
     }
 
-    /// The guest's memory.
-    pub fn memory(&self) -> &Arc<GuestMemory> {
-        &self.memory
+    /// Serves at most `chains` at once, where one takes long.
+    pub fn set_batch(&mut self, chains: usize) {
+        self.batch = chains;
     }
 
     /// Listens to the queue's kick.
@@ -55,6 +59,12 @@ impl Ring {
     pub fn clear_kick(&self) {
         // Fails only when another thread was faster, which is as good.
         let _ = self.kick.read();
+    }
+
+    /// Makes the worker come back to this queue after its other sources.
+    pub fn kick_again(&self) {
+        // A full eventfd wakes just as well.
+        let _ = self.kick.write(1);
     }
 
     /// The next available chain. A ring that cannot be followed fails the device and is not looked at again.
@@ -109,7 +119,7 @@ impl Ring {
     /// Serves available chains as long as `ready` says so: `answer` gets each one and returns how many bytes it wrote. After
     /// a batch the ring kicks itself and returns.
     pub fn serve<C>(&mut self, context: &mut C, ready: impl Fn(&C) -> bool, mut answer: impl FnMut(&mut C, Chain) -> u32) {
-        let mut left = BATCH;
+        let mut left = self.batch;
         let mut answered = false;
         while !self.broken {
             let _ = self.queue.disable_notification(&*self.memory);
@@ -127,8 +137,7 @@ impl Ring {
             // A chain came in between. Counting this round too bounds the loop even if nothing could be popped.
             left = left.saturating_sub(1);
             if left == 0 {
-                // Ours and read by us only: it cannot be full.
-                let _ = self.kick.write(1);
+                self.kick_again();
                 break;
             }
         }
@@ -152,7 +161,7 @@ impl Ring {
 
 /// Takes over the queues `wanted` of an activation, in this order. What else the driver enabled is
 /// returned as it is, for `quiesce` to give back.
-pub(super) fn take_rings(activation: Activation, wanted: &[u16]) -> Result<(Vec<Ring>, Vec<(u16, Queue)>), ActivateError> {
+pub(super) fn take_rings(activation: Activation, wanted: &[u16]) -> Result<(Vec<Ring>, IdleQueues), ActivateError> {
     let Activation { memory, queues, interrupt, .. } = activation;
     let mut rings = Vec::with_capacity(wanted.len());
     let mut idle = Vec::new();

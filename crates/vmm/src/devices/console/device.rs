@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::host::{ConsoleInput, ConsoleOutput, PENDING_INPUT_BYTES};
 use super::queue::ConsoleQueues;
 use super::state::ConsoleState;
-use crate::devices::ring::{ConfigSignal, read_config, take_rings};
+use crate::devices::ring::{ConfigSignal, IdleQueues, read_config, take_rings};
 use crate::sandbox::ThreadKind;
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, DeviceType, RestoreError, VirtioDevice};
@@ -53,7 +53,7 @@ impl Shared {
 /// A virtio console with one port.
 pub struct Console {
     shared: Arc<Shared>,
-    active: Option<(Worker<ConsoleQueues>, Vec<(u16, Queue)>)>,
+    active: Option<(Worker<ConsoleQueues>, IdleQueues)>,
 }
 
 /// The host's hand on a console. Clones are the same console.

@@ -5,7 +5,7 @@ use virtio_queue::Queue;
 
 use super::queue::RngQueue;
 use super::state::RngState;
-use crate::devices::ring::take_rings;
+use crate::devices::ring::{IdleQueues, take_rings};
 use crate::sandbox::ThreadKind;
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, DeviceType, RestoreError, VirtioDevice};
@@ -15,7 +15,7 @@ const QUEUE_SIZE: u16 = 256;
 /// A source of random bytes.
 #[derive(Default)]
 pub struct Rng {
-    active: Option<(Worker<RngQueue>, Vec<(u16, Queue)>)>,
+    active: Option<(Worker<RngQueue>, IdleQueues)>,
 }
 
 impl Rng {
