@@ -1,1 +1,3 @@
 //! The devices of a VM, a folder each.
+
+pub mod block;
