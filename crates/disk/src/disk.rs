@@ -211,7 +211,7 @@ impl Disk {
         if length < u64::from(sector.bytes()) {
             return Err(OpenError::TooSmall { path, length, sector: sector.bytes() });
         }
-        if length % u64::from(sector.bytes()) != 0 {
+        if !length.is_multiple_of(u64::from(sector.bytes())) {
             return Err(OpenError::PartialSector { path, length, sector: sector.bytes() });
         }
         // Only where a request can be smaller than direct I/O allows; where the file cannot be opened again (a sandbox), such
@@ -276,7 +276,7 @@ impl Disk {
         if bytes < now {
             return Err(ResizeError::Shrink { path, now, asked: bytes });
         }
-        if bytes % u64::from(inner.sector.bytes()) != 0 {
+        if !bytes.is_multiple_of(u64::from(inner.sector.bytes())) {
             return Err(ResizeError::PartialSector { path, asked: bytes, sector: inner.sector.bytes() });
         }
         let io = |source| ResizeError::Io { path: path.clone(), asked: bytes, source };
@@ -351,7 +351,7 @@ fn kind_of(metadata: &fs::Metadata, path: &Path) -> Result<Kind, OpenError> {
     Err(OpenError::NotADisk { path: path.to_owned(), what })
 }
 
-fn open_error(path: &Path, source: io::Error) -> OpenError {
+pub(crate) fn open_error(path: &Path, source: io::Error) -> OpenError {
     let path = path.to_owned();
     match source.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) => OpenError::NotFound(path),

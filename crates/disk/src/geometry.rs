@@ -25,9 +25,8 @@ pub(crate) struct Alignment {
 pub(crate) fn direct_alignment(file: &File) -> io::Result<Option<Alignment>> {
     let mut statx = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: the path is a valid empty string, the buffer is as large as a statx.
-    let result = unsafe {
-        libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, statx.as_mut_ptr())
-    };
+    let result =
+        unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, statx.as_mut_ptr()) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }

@@ -76,7 +76,8 @@ pub(crate) fn release(file: &File) {
 }
 
 fn set(file: &File, kind: libc::c_int) -> io::Result<()> {
-    let lock = libc::flock { l_type: kind as libc::c_short, l_whence: libc::SEEK_SET as libc::c_short, l_start: 0, l_len: 0, l_pid: 0 };
+    let lock =
+        libc::flock { l_type: kind as libc::c_short, l_whence: libc::SEEK_SET as libc::c_short, l_start: 0, l_len: 0, l_pid: 0 };
     // SAFETY: F_OFD_SETLK reads one flock; l_pid is zero as it demands.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) };
     if result != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

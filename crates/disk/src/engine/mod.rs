@@ -208,8 +208,10 @@ impl Engine {
         }
     }
 
-    /// Submits what was started, without sleeping. For callers that sleep elsewhere on [`AsRawFd`], which is readable
-    /// when there is something to poll for.
+    /// Submits what was started and looks for completions, without sleeping.
+    ///
+    /// There is no descriptor to sleep on elsewhere: polling the descriptor of a ring with deferred task work from the ring's own
+    /// thread was seen to miss completions (Linux 6.18). Sleep in [`Engine::wait`], and have it watch the rest.
     pub fn poll(&mut self) {
         self.ring.enter(0);
     }
@@ -265,7 +267,14 @@ impl Engine {
         slot
     }
 
-    fn transfer(&mut self, tag: u16, offset: u64, segments: &[iovec], phase: Phase, durability: Durability) -> Result<(), IoError> {
+    fn transfer(
+        &mut self,
+        tag: u16,
+        offset: u64,
+        segments: &[iovec],
+        phase: Phase,
+        durability: Durability,
+    ) -> Result<(), IoError> {
         let length = segments.iter().fold(0u64, |sum, segment| sum.saturating_add(segment.iov_len as u64));
         self.in_range(offset, length)?;
         let (direct, has_cached) = (self.disk.direct(), self.disk.cached_fd().is_some());
@@ -295,12 +304,6 @@ impl Engine {
         slot.phase = phase;
         self.issue(tag);
         Ok(())
-    }
-}
-
-impl AsRawFd for Engine {
-    fn as_raw_fd(&self) -> RawFd {
-        self.ring.uring.as_raw_fd()
     }
 }
 

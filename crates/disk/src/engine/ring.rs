@@ -79,8 +79,9 @@ impl Ring {
             let queued = self.uring.submission().len();
             // GETEVENTS even when nothing is waited for: with DEFER_TASKRUN, completions only appear inside such a call.
             // SAFETY: no argument is passed; the number of entries is the number queued.
-            let result =
-                unsafe { self.uring.submitter().enter::<libc::sigset_t>(queued as u32, want as u32, EnterFlags::GETEVENTS.bits(), None) };
+            let result = unsafe {
+                self.uring.submitter().enter::<libc::sigset_t>(queued as u32, want as u32, EnterFlags::GETEVENTS.bits(), None)
+            };
             let Err(error) = result else { return };
             match error.raw_os_error() {
                 Some(libc::EINTR) if want == 0 => return,

@@ -88,7 +88,9 @@ impl Slot {
         for segment in segments.iter().filter(|segment| segment.iov_len > 0) {
             total = total.saturating_add(segment.iov_len as u64);
             match self.segments.last_mut() {
-                Some(last) if last.iov_base as usize + last.iov_len == segment.iov_base as usize => last.iov_len += segment.iov_len,
+                Some(last) if last.iov_base as usize + last.iov_len == segment.iov_base as usize => {
+                    last.iov_len += segment.iov_len
+                }
                 _ => self.segments.push(*segment),
             }
         }

@@ -51,9 +51,7 @@ impl Engine {
         }
         let entry = match slot.phase {
             Phase::Read | Phase::Write => transfer_entry(slot),
-            Phase::Punch { .. } => {
-                fallocate_entry(slot, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
-            }
+            Phase::Punch { .. } => fallocate_entry(slot, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE),
             Phase::ZeroRange => fallocate_entry(slot, libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE),
             Phase::WriteZeros => {
                 let zeros = self.zeros.get_or_insert_with(|| AlignedBuffer::new(ZEROS_BYTES));

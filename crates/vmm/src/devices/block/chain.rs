@@ -70,7 +70,7 @@ impl Chain {
                 if is_indirect || flags & NEXT != 0 {
                     return Err(ChainError::Indirect);
                 }
-                if buffer.length == 0 || buffer.length % DESCRIPTOR_BYTES != 0 {
+                if buffer.length == 0 || !buffer.length.is_multiple_of(DESCRIPTOR_BYTES) {
                     return Err(ChainError::IndirectLength(buffer.length));
                 }
                 (table, entries, is_indirect, index) = (buffer.address, buffer.length / DESCRIPTOR_BYTES, true, 0);

@@ -66,7 +66,9 @@ impl Counters {
 
     /// Sums the queues up.
     pub fn read(&self) -> CounterValues {
-        let sum = |counter: fn(&QueueCounters) -> &AtomicU64| self.queues.iter().map(|queue| counter(queue).load(Ordering::Relaxed)).sum();
+        let sum = |counter: fn(&QueueCounters) -> &AtomicU64| {
+            self.queues.iter().map(|queue| counter(queue).load(Ordering::Relaxed)).sum()
+        };
         CounterValues {
             reads: sum(|queue| &queue.reads),
             writes: sum(|queue| &queue.writes),

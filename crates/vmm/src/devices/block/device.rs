@@ -245,7 +245,10 @@ impl VirtioDevice for Block {
                 }
                 Err(source) => {
                     self.quiesce();
-                    return Err(ActivateError::Host { what: format!("starting queue {index} of block device {}", self.name), source });
+                    return Err(ActivateError::Host {
+                        what: format!("starting queue {index} of block device {}", self.name),
+                        source,
+                    });
                 }
             }
         }

@@ -463,8 +463,10 @@ impl Worker {
         }
         // The used ring before the driver's wish (virtio 1.2 §2.7.7.2).
         fence(Ordering::SeqCst);
-        let flags: u16 =
-            self.memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed).map_err(|error| Broken(error.to_string()))?;
+        let flags: u16 = self
+            .memory
+            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
+            .map_err(|error| Broken(error.to_string()))?;
         Ok(u16::from_le(flags) & 1 == 0)
     }
 

@@ -19,14 +19,25 @@ pub(super) enum Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     /// Fill the data buffers.
-    Read { offset: u64 },
+    Read {
+        offset: u64,
+    },
     /// Take the data buffers.
-    Write { offset: u64 },
+    Write {
+        offset: u64,
+    },
     Flush,
     /// Put the serial number in the data buffers.
     GetId,
-    Discard { offset: u64, length: u64 },
-    WriteZeroes { offset: u64, length: u64, unmap: bool },
+    Discard {
+        offset: u64,
+        length: u64,
+    },
+    WriteZeroes {
+        offset: u64,
+        length: u64,
+        unmap: bool,
+    },
 }
 
 /// A request, with its data buffers left in the [`Chain`].
@@ -92,7 +103,7 @@ pub(super) fn parse(memory: &GuestMemory, chain: &mut Chain) -> Result<Request, 
         _ => return Err(answer(Status::Unsupported)),
     };
     let whole_sectors = matches!(operation, Operation::Read { .. } | Operation::Write { .. });
-    if length > MAX_REQUEST_BYTES || whole_sectors && length % SECTOR != 0 {
+    if length > MAX_REQUEST_BYTES || whole_sectors && !length.is_multiple_of(SECTOR) {
         return Err(answer(Status::IoError));
     }
     Ok(Request { status, operation, length })

@@ -39,7 +39,8 @@ fn requests_in_flight_during_a_pause_are_answered_exactly_once() {
     let mut machine = Machine::new(Options::default());
     for round in 0..50u64 {
         for slot in 0..40 {
-            let chain = [machine.header(slot, READ, (round + slot) % 2000), writable(DATA + slot * 512, 512), machine.status(slot)];
+            let chain =
+                [machine.header(slot, READ, (round + slot) % 2000), writable(DATA + slot * 512, 512), machine.status(slot)];
             machine.harness.queues[0].push(&chain);
         }
         machine.harness.queues[0].kick();
@@ -153,9 +154,8 @@ fn with_small_file_system(kib: u32, test: impl FnOnce(&std::path::Path, &dyn Fn(
         let mount = |target: &std::ffi::CStr, flags, options: &str| {
             let options = std::ffi::CString::new(options).unwrap();
             // SAFETY: all are valid strings.
-            let result = unsafe {
-                libc::mount(c"none".as_ptr(), target.as_ptr(), c"tmpfs".as_ptr(), flags, options.as_ptr().cast())
-            };
+            let result =
+                unsafe { libc::mount(c"none".as_ptr(), target.as_ptr(), c"tmpfs".as_ptr(), flags, options.as_ptr().cast()) };
             assert_eq!(result, 0, "mount: {}", std::io::Error::last_os_error());
         };
         mount(c"/", libc::MS_REC | libc::MS_PRIVATE, "");
@@ -253,7 +253,8 @@ fn the_saved_state_reads_as_it_was_first_released() {
         writeback: true,
         held: vec![HeldRequests { queue: 2, heads: vec![5, 300] }],
     };
-    let golden = [0x08, 0x80, 0x80, 0x80, 0x80, 0x04, 0x10, 0x80, 0x20, 0x18, 0x01, 0x22, 0x07, 0x08, 0x02, 0x12, 0x03, 0x05, 0xAC, 0x02];
+    let golden =
+        [0x08, 0x80, 0x80, 0x80, 0x80, 0x04, 0x10, 0x80, 0x20, 0x18, 0x01, 0x22, 0x07, 0x08, 0x02, 0x12, 0x03, 0x05, 0xAC, 0x02];
     assert_eq!(state.encode_to_vec(), golden);
     assert_eq!(BlockState::decode(&golden[..]).unwrap(), state);
 }

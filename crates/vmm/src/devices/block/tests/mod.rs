@@ -4,6 +4,7 @@ mod durability;
 mod hostile;
 mod model;
 mod requests;
+mod speed;
 
 use std::fs::File;
 use std::io::Write;
