@@ -1,1 +1,37 @@
-//! The block layer of a VM.
+//! The block layer of a VM: virtual disks and the engine that moves their data.
+//!
+//! ```text
+//!  Disk::open ──▶ Disk (lock held, capacity known) ──▶ Engine::new, one per queue and thread
+//!                    │ clones share one state                │ start a request under a tag (no system call)
+//!                    │                                       │ wait: one io_uring_enter submits all and sleeps
+//!                    ▼                                       ▼
+//!        release_lock / take_lock (moves)            next: completed tags, ready descriptors
+//! ```
+//!
+//! Callers speak in offsets of the *virtual disk*. Today a disk is a raw file or a block device, where these are offsets
+//! of the file; an image format puts its mapping behind [`Disk`] and the first step of an engine's request, and no
+//! caller changes.
+//!
+//! # I/O model
+//! A [`Disk`] may be used from any thread. An [`Engine`] belongs to the thread that made it, owns one io_uring, and does
+//! nothing between calls: whoever owns it waits in it, for disk and for other descriptors alike ([`Engine::watch`]), so that
+//! an idle queue costs one sleeping thread, and a request costs two system calls.
+//!
+//! # Errors
+//! Opening fails with an [`OpenError`] and locking with a [`LockError`], whose text names the disk, the cause and the way out. A
+//! request fails with an [`IoError`], small and comparable, because a device decides on it.
+
+mod buffer;
+mod disk;
+mod engine;
+mod error;
+mod geometry;
+mod lock;
+
+pub use disk::{Access, Cache, Disk, Locking, OpenOptions, SectorSize};
+pub use engine::{Durability, Engine, Event, MAX_DEPTH, Zeroing};
+pub use error::{EngineError, IoError, LockError, OpenError, ResizeError};
+pub use lock::Holder;
+
+#[cfg(test)]
+mod tests;

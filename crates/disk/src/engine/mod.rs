@@ -1,0 +1,322 @@
+//! Moves a disk's data with io_uring, for one thread.
+//!
+//! A request is started under a *tag* that the caller picks (0 up to the depth, one request each); nothing reaches the kernel
+//! until [`Engine::wait`] or [`Engine::poll`], which submit everything started since in one system call. [`Engine::next`] then
+//! hands out what completed. A request takes as many steps as it needs (short transfers are continued, unsupported operations
+//! replaced); the caller only sees its end.
+
+mod ring;
+mod slot;
+mod steps;
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::Ordering;
+
+use io_uring::{opcode, types};
+use libc::iovec;
+
+use crate::buffer::AlignedBuffer;
+use crate::disk::{Access, Disk};
+use crate::error::{EngineError, IoError};
+use ring::{Reaped, Ring};
+use slot::{Fallback, Phase, Route, Slot};
+
+/// The largest depth of an engine.
+pub const MAX_DEPTH: u16 = 1024;
+
+/// What a write has to reach before it counts as done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Whatever makes it visible; a later flush makes it durable.
+    Volatile,
+    /// Stable storage.
+    Durable,
+}
+
+/// What zeroing a range may do with the space below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeroing {
+    /// Give it back to the storage.
+    Unmap,
+    /// Keep it reserved.
+    Keep,
+}
+
+/// What [`Engine::next`] reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The request with this tag has ended, and its memory is the caller's again.
+    Done {
+        /// The tag.
+        tag: u16,
+        /// How it ended.
+        result: Result<(), IoError>,
+    },
+    /// A watched descriptor is readable.
+    Ready {
+        /// The token it was watched under.
+        token: u16,
+    },
+}
+
+/// See the [crate's page](crate).
+pub struct Engine {
+    // Dropped first: while the ring exists, the kernel may use what the slots hold.
+    ring: Ring,
+    disk: Disk,
+    slots: Box<[Slot]>,
+    /// Requests started and not reported.
+    in_flight: usize,
+    /// Entries of requests that the kernel has, or that wait in the ring to be submitted.
+    outstanding: usize,
+    /// Requests that wait for a bounce buffer, in order.
+    waiting: VecDeque<u16>,
+    bounces_in_use: usize,
+    spare_bounce: Option<AlignedBuffer>,
+    zeros: Option<AlignedBuffer>,
+    watched: Vec<RawFd>,
+}
+
+/// Marks the user data of a watched descriptor; a request's is its tag.
+const WATCH: u64 = 1 << 32;
+/// Bounce buffers are rare (guests align their buffers), so few of a middling size are enough.
+const BOUNCE_BYTES: usize = 128 * 1024;
+const MAX_BOUNCES: usize = 4;
+/// A buffer of zeros to write where the storage cannot zero by itself.
+const ZEROS_BYTES: usize = 64 * 1024;
+/// Linux transfers at most 2 GiB less a page in one call.
+const MAX_TRANSFER: u64 = 1 << 30;
+const MAX_VECTORS: usize = 1024;
+
+impl Engine {
+    /// Makes an engine for `disk` in which up to `depth` requests can be under way. It stays on this thread.
+    pub fn new(disk: &Disk, depth: u16) -> Result<Engine, EngineError> {
+        let depth = depth.clamp(1, MAX_DEPTH);
+        let ring = Ring::new(u32::from(depth))?;
+        let file = disk.file().as_raw_fd();
+        ring.register(&[file, disk.cached_fd().unwrap_or(file)]).map_err(EngineError::Io)?;
+        Ok(Engine {
+            ring,
+            disk: disk.clone(),
+            slots: (0..depth).map(|_| Slot::idle()).collect(),
+            in_flight: 0,
+            outstanding: 0,
+            waiting: VecDeque::new(),
+            bounces_in_use: 0,
+            spare_bounce: None,
+            zeros: None,
+            watched: Vec::new(),
+        })
+    }
+
+    /// Finds out whether engines can be made here at all, to say so before a VM starts.
+    pub fn probe() -> Result<(), EngineError> {
+        Ring::new(1).map(drop)
+    }
+
+    /// How many requests can be under way; tags are below it.
+    pub fn depth(&self) -> u16 {
+        self.slots.len() as u16
+    }
+
+    /// How many requests were started and not yet reported.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Starts to read from `offset` into `segments`. A request that is refused at once is not under way.
+    ///
+    /// # Panics
+    /// If `tag` is not below the depth, or in use.
+    ///
+    /// # Safety
+    /// The segments point to memory that may be written, by the kernel and by this engine, until [`Event::Done`] with this tag was
+    /// returned or the engine was dropped. Others may access it meanwhile as they may access memory of a guest.
+    pub unsafe fn read(&mut self, tag: u16, offset: u64, segments: &[iovec]) -> Result<(), IoError> {
+        self.transfer(tag, offset, segments, Phase::Read, Durability::Volatile)
+    }
+
+    /// Starts to write `segments` at `offset`. A request that is refused at once is not under way.
+    ///
+    /// # Panics
+    /// If `tag` is not below the depth, or in use.
+    ///
+    /// # Safety
+    /// The segments point to memory that may be read, by the kernel and by this engine, until [`Event::Done`] with this tag was
+    /// returned or the engine was dropped.
+    pub unsafe fn write(&mut self, tag: u16, offset: u64, segments: &[iovec], durability: Durability) -> Result<(), IoError> {
+        self.writable()?;
+        self.transfer(tag, offset, segments, Phase::Write, durability)
+    }
+
+    /// Starts to make everything durable that was written (by requests that have ended).
+    pub fn flush(&mut self, tag: u16) {
+        let slot = self.claim(tag);
+        slot.phase = Phase::Sync;
+        self.issue(tag);
+    }
+
+    /// Starts to give a range back to the storage. What it reads as afterwards is undefined. Storage that cannot do it ignores it.
+    pub fn discard(&mut self, tag: u16, offset: u64, length: u64, durability: Durability) -> Result<(), IoError> {
+        self.clear_range(tag, offset, length, Phase::Punch { fallback: Fallback::Nothing }, durability)
+    }
+
+    /// Starts to zero a range.
+    pub fn write_zeroes(
+        &mut self,
+        tag: u16,
+        offset: u64,
+        length: u64,
+        zeroing: Zeroing,
+        durability: Durability,
+    ) -> Result<(), IoError> {
+        let phase = match zeroing {
+            Zeroing::Unmap => Phase::Punch { fallback: Fallback::Zero },
+            Zeroing::Keep => Phase::ZeroRange,
+        };
+        self.clear_range(tag, offset, length, phase, durability)
+    }
+
+    /// Reports [`Event::Ready`] with `token` once for every time that `fd` is signalled. What is in it need not be read: an eventfd
+    /// counts as signalled by each write. The descriptor stays open as long as the engine.
+    pub fn watch(&mut self, fd: RawFd, token: u16) {
+        let index = usize::from(token);
+        if self.watched.len() <= index {
+            self.watched.resize(index + 1, -1);
+        }
+        self.watched[index] = fd;
+        self.arm(token);
+    }
+
+    fn arm(&mut self, token: u16) {
+        let fd = types::Fd(self.watched[usize::from(token)]);
+        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build().user_data(WATCH | u64::from(token));
+        // SAFETY: the entry points to no memory.
+        unsafe { self.ring.push(&entry) };
+    }
+
+    /// Submits what was started, and sleeps until [`Engine::next`] has something to return. One system call, or none if
+    /// something is there and nothing has to be submitted.
+    pub fn wait(&mut self) {
+        if self.ring.has_completions() {
+            if self.ring.has_queued() {
+                self.ring.enter(0);
+            }
+        } else {
+            self.ring.enter(1);
+        }
+    }
+
+    /// Submits what was started and looks for completions, without sleeping.
+    ///
+    /// There is no descriptor to sleep on elsewhere: polling the descriptor of a ring with deferred task work from the ring's own
+    /// thread was seen to miss completions (Linux 6.18). Sleep in [`Engine::wait`], and have it watch the rest.
+    pub fn poll(&mut self) {
+        self.ring.enter(0);
+    }
+
+    /// What happened next. `None` when there is nothing until the next `wait` or `poll`.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Option<Event> {
+        loop {
+            let reaped = self.ring.pop()?;
+            if reaped.user_data & WATCH != 0 {
+                let token = reaped.user_data as u16;
+                if !reaped.more {
+                    self.arm(token);
+                }
+                return Some(Event::Ready { token });
+            }
+            if let Some(event) = self.completed(reaped) {
+                return Some(event);
+            }
+        }
+    }
+
+    /// Waits for everything under way and reports it to `done`. Watched descriptors are not reported.
+    pub fn drain(&mut self, mut done: impl FnMut(u16, Result<(), IoError>)) {
+        while self.in_flight > 0 {
+            self.wait();
+            while let Some(event) = self.next() {
+                if let Event::Done { tag, result } = event {
+                    done(tag, result);
+                }
+            }
+        }
+    }
+
+    fn writable(&self) -> Result<(), IoError> {
+        if self.disk.access() == Access::ReadOnly { Err(IoError::ReadOnly) } else { Ok(()) }
+    }
+
+    fn in_range(&self, offset: u64, length: u64) -> Result<(), IoError> {
+        match offset.checked_add(length) {
+            Some(end) if end <= self.disk.capacity() => Ok(()),
+            _ => Err(IoError::OutOfRange),
+        }
+    }
+
+    fn claim(&mut self, tag: u16) -> &mut Slot {
+        let slot = &mut self.slots[usize::from(tag)];
+        assert!(slot.phase == Phase::Idle, "tag {tag} is in use");
+        self.in_flight += 1;
+        slot.durable = false;
+        slot.route = Route::Plain;
+        slot.left = 0;
+        slot
+    }
+
+    fn transfer(
+        &mut self,
+        tag: u16,
+        offset: u64,
+        segments: &[iovec],
+        phase: Phase,
+        durability: Durability,
+    ) -> Result<(), IoError> {
+        let length = segments.iter().fold(0u64, |sum, segment| sum.saturating_add(segment.iov_len as u64));
+        self.in_range(offset, length)?;
+        let (direct, has_cached) = (self.disk.direct(), self.disk.cached_fd().is_some());
+        let slot = self.claim(tag);
+        slot.set_segments(segments);
+        slot.durable = durability == Durability::Durable;
+        (slot.offset, slot.left) = (offset, length);
+        if let Some(alignment) = direct {
+            let mask = u64::from(alignment.offset) - 1;
+            if (offset | length) & mask != 0 && has_cached {
+                slot.route = Route::Cached;
+            } else if !slot.segments_aligned(alignment) {
+                slot.route = Route::Bounce;
+            }
+        }
+        slot.phase = phase;
+        self.issue(tag);
+        Ok(())
+    }
+
+    fn clear_range(&mut self, tag: u16, offset: u64, length: u64, phase: Phase, durability: Durability) -> Result<(), IoError> {
+        self.writable()?;
+        self.in_range(offset, length)?;
+        let slot = self.claim(tag);
+        slot.durable = durability == Durability::Durable;
+        (slot.offset, slot.left) = (offset, length);
+        slot.phase = phase;
+        self.issue(tag);
+        Ok(())
+    }
+}
+
+impl Drop for Engine {
+    /// Waits for everything that the kernel still does with the callers' memory.
+    fn drop(&mut self) {
+        while self.outstanding > 0 {
+            self.wait();
+            while let Some(Reaped { user_data, .. }) = self.ring.pop() {
+                if user_data & WATCH == 0 {
+                    self.outstanding -= 1;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! What can go wrong, one type per operation.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::lock::Holder;
+
+/// Why a disk could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is nothing at the path.
+    #[error("disk {path}: there is no such file; check the path, or create the disk first", path = .0.display())]
+    NotFound(PathBuf),
+    /// The file's permissions (or those of a directory above it) forbid it.
+    #[error(
+        "disk {path}: permission denied for user id {uid}; give it access to the file and search access to the directories above it",
+        path = path.display()
+    )]
+    PermissionDenied {
+        /// The disk.
+        path: PathBuf,
+        /// Who asked.
+        uid: u32,
+    },
+    /// It can only be read, and writing was asked for.
+    #[error("disk {path}: it can only be read ({source}); attach it read-only, or make it writable", path = path.display())]
+    NotWritable {
+        /// The disk.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The path names a directory.
+    #[error("disk {path}: this is a directory; name the disk's file in it", path = .0.display())]
+    Directory(PathBuf),
+    /// The path names a socket, a pipe or a character device.
+    #[error("disk {path}: this is {what}; a disk is a regular file or a block device", path = path.display())]
+    NotADisk {
+        /// The disk.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The file holds less than one sector.
+    #[error(
+        "disk {path}: it has {length} bytes, less than one sector of {sector}; create it with its full size (truncate -s SIZE)",
+        path = path.display()
+    )]
+    TooSmall {
+        /// The disk.
+        path: PathBuf,
+        /// Its length.
+        length: u64,
+        /// The sector size.
+        sector: u32,
+    },
+    /// The file ends in the middle of a sector.
+    #[error(
+        "disk {path}: its length of {length} bytes is not a multiple of the sector size {sector}; it is damaged or not a raw disk; \
+         if it is one, extend it: truncate -s %{sector}",
+        path = path.display()
+    )]
+    PartialSector {
+        /// The disk.
+        path: PathBuf,
+        /// Its length.
+        length: u64,
+        /// The sector size.
+        sector: u32,
+    },
+    /// A sector size was asked for that the storage below cannot serve.
+    #[error(
+        "disk {path}: sectors of {asked} bytes on storage with sectors of {required}; leave the sector size out, or use {required}",
+        path = path.display()
+    )]
+    SectorSize {
+        /// The disk.
+        path: PathBuf,
+        /// What was asked for.
+        asked: u32,
+        /// What the storage needs.
+        required: u32,
+    },
+    /// The file system cannot bypass its cache.
+    #[error("disk {path}: its file system cannot do direct I/O; use the host's cache for this disk", path = .0.display())]
+    DirectUnsupported(PathBuf),
+    /// Somebody else uses the disk.
+    #[error(transparent)]
+    Locked(#[from] LockError),
+    /// Anything else.
+    #[error("disk {path}: {action}: {source}", path = path.display())]
+    Io {
+        /// The disk.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why a disk's lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody else has it.
+    #[error("disk {path}: in use by {holder}; stop that first, or attach the disk read-only everywhere", path = path.display())]
+    Held {
+        /// The disk.
+        path: PathBuf,
+        /// Who.
+        holder: Holder,
+    },
+    /// The file system has no locks.
+    #[error(
+        "disk {path}: its file system has no file locks ({source}), so nothing keeps two machines from writing to it; \
+         mount it with locks (NFS: without nolock)",
+        path = path.display()
+    )]
+    Unsupported {
+        /// The disk.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why a disk did not get another size.
+#[derive(Debug, thiserror::Error)]
+pub enum ResizeError {
+    /// Data would be cut off.
+    #[error("disk {path}: {asked} bytes is less than its {now}; a disk in use only grows", path = path.display())]
+    Shrink {
+        /// The disk.
+        path: PathBuf,
+        /// The size now.
+        now: u64,
+        /// The size asked for.
+        asked: u64,
+    },
+    /// Not whole sectors.
+    #[error("disk {path}: {asked} bytes is not a multiple of its sector size {sector}", path = path.display())]
+    PartialSector {
+        /// The disk.
+        path: PathBuf,
+        /// The size asked for.
+        asked: u64,
+        /// The sector size.
+        sector: u32,
+    },
+    /// The block device is smaller than what was asked for.
+    #[error("disk {path}: the block device has {now} bytes; grow it to {asked} first", path = path.display())]
+    DeviceTooSmall {
+        /// The disk.
+        path: PathBuf,
+        /// The device's size.
+        now: u64,
+        /// The size asked for.
+        asked: u64,
+    },
+    /// The disk is attached read-only.
+    #[error("disk {path}: it is attached read-only", path = .0.display())]
+    ReadOnly(PathBuf),
+    /// The system refused.
+    #[error("disk {path}: cannot be grown to {asked} bytes: {source}", path = path.display())]
+    Io {
+        /// The disk.
+        path: PathBuf,
+        /// The size asked for.
+        asked: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why an engine could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The kernel was built without io_uring.
+    #[error("this kernel has no io_uring; Maru needs Linux 6.1 or later with CONFIG_IO_URING")]
+    Missing,
+    /// io_uring is switched off.
+    #[error(
+        "io_uring is forbidden here: allow it with `sysctl kernel.io_uring_disabled=0`, or with 1 and this user in the group \
+         kernel.io_uring_group; in a container, allow the io_uring_* system calls in its seccomp profile"
+    )]
+    Forbidden,
+    /// Too little memory, descriptors, or anything else.
+    #[error("io_uring cannot be set up: {0}")]
+    Io(#[source] io::Error),
+}
+
+/// How a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoError {
+    /// The storage is full (or a quota is used up). What was asked for can be done once there is room.
+    NoSpace,
+    /// The request does not lie within the disk.
+    OutOfRange,
+    /// The disk is read-only.
+    ReadOnly,
+    /// The file is shorter than the disk: somebody cut it.
+    UnexpectedEnd,
+    /// The system said this (an errno).
+    Os(i32),
+}
+
+impl IoError {
+    pub(crate) fn from_errno(errno: i32) -> IoError {
+        match errno {
+            libc::ENOSPC | libc::EDQUOT => IoError::NoSpace,
+            other => IoError::Os(other),
+        }
+    }
+}
+
+impl std::error::Error for IoError {}
+
+impl fmt::Display for IoError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            IoError::NoSpace => f.write_str("no space left for the disk's data"),
+            IoError::OutOfRange => f.write_str("past the end of the disk"),
+            IoError::ReadOnly => f.write_str("the disk is read-only"),
+            IoError::UnexpectedEnd => f.write_str("the disk's file is shorter than the disk"),
+            IoError::Os(errno) => io::Error::from_raw_os_error(*errno).fmt(f),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! The lock that keeps a disk from being written by two machines.
+//!
+//! It is an *open file description* lock: it belongs to the open file, not to the process, so closing some other
+//! descriptor of the same file does not drop it (as POSIX locks would), and it works over NFS and SMB, between hosts.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::disk::Access;
+use crate::error::LockError;
+
+/// Who holds a disk's lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// A process of this machine.
+    Process {
+        /// Its id.
+        pid: u32,
+        /// Its program's name.
+        name: String,
+    },
+    /// Not found: on another machine, in another container, or of a user whose processes we cannot see.
+    Unknown,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Holder::Process { pid, name } => write!(f, "process {pid} ({name})"),
+            Holder::Unknown => f.write_str("another machine, or a process that cannot be seen from here"),
+        }
+    }
+}
+
+/// A process that was killed keeps its locks until the kernel has taken its io_urings down, some milliseconds after the
+/// process is gone (its last writes may still be on their way, so this is as it should be). A lock that no process seems to
+/// hold is therefore asked for again for this long before it counts as held elsewhere.
+const ORPHAN_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Takes the lock of `file` without waiting for its holder: exclusive to write, shared to read.
+pub(crate) fn take(file: &File, access: Access, path: &Path) -> Result<(), LockError> {
+    let kind = match access {
+        Access::ReadWrite => libc::F_WRLCK,
+        Access::ReadOnly => libc::F_RDLCK,
+    };
+    let start = Instant::now();
+    loop {
+        let error = match set(file, kind) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EACCES) => {
+                let holder = find_holder(file);
+                if holder == Holder::Unknown && start.elapsed() < ORPHAN_PATIENCE {
+                    std::thread::sleep(Duration::from_millis(10));
+                    continue;
+                }
+                return Err(LockError::Held { path: path.to_owned(), holder });
+            }
+            Some(libc::EINTR) => {}
+            _ => return Err(LockError::Unsupported { path: path.to_owned(), source: error }),
+        }
+    }
+}
+
+/// Gives the lock up.
+pub(crate) fn release(file: &File) {
+    // Unlocking what is ours (or not locked at all) has no way to fail that anybody could act on.
+    let _ = set(file, libc::F_UNLCK);
+}
+
+fn set(file: &File, kind: libc::c_int) -> io::Result<()> {
+    let lock =
+        libc::flock { l_type: kind as libc::c_short, l_whence: libc::SEEK_SET as libc::c_short, l_start: 0, l_len: 0, l_pid: 0 };
+    // SAFETY: F_OFD_SETLK reads one flock; l_pid is zero as it demands.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) };
+    if result != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Looks through `/proc` for the process that holds a lock on the same file. The kernel does not tell who holds an open
+/// file description lock, but a descriptor's `fdinfo` lists the locks of the open file behind it.
+fn find_holder(file: &File) -> Holder {
+    search_proc(file).unwrap_or(Holder::Unknown)
+}
+
+fn search_proc(file: &File) -> Option<Holder> {
+    let ours = file.metadata().ok()?;
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else { continue };
+        for descriptor in descriptors.flatten() {
+            let same = fs::metadata(descriptor.path()).is_ok_and(|it| it.ino() == ours.ino() && it.dev() == ours.dev());
+            if !same {
+                continue;
+            }
+            let info = process.path().join("fdinfo").join(descriptor.file_name());
+            let locked = fs::read_to_string(info).is_ok_and(|info| info.lines().any(|line| line.starts_with("lock:")));
+            if locked {
+                let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+                return Some(Holder::Process { pid, name: name.trim_end().to_owned() });
+            }
+        }
+    }
+    None
+}
