@@ -1,6 +1,7 @@
 //! Network devices (virtio 1.2 §5.1).
 //!
-//! [`Net`] serves its queues itself and passes frames to and from a TAP.
+//! [`Net`] serves its queues itself and passes frames to and from a TAP. [`vhost_user::VhostUserNet`] hands its queues to a
+//! switch in another process.
 //!
 //! ```text
 //!                 ┌ pair worker 0: receive, transmit ─ TAP queue 0
@@ -26,8 +27,9 @@ mod shared;
 mod state;
 mod tap;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod transmit;
+pub mod vhost_user;
 
 pub use device::{MAX_QUEUE_PAIRS, Net, NetConfig, NetError, NetHandle, TapBackend};
 pub use shared::Counters;
