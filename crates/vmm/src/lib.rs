@@ -10,6 +10,7 @@ pub mod devices;
 pub mod interrupts;
 pub mod machine;
 pub mod memory;
+pub mod monitor;
 pub mod pci;
 pub mod sandbox;
 pub mod state;
