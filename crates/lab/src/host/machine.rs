@@ -355,6 +355,15 @@ impl Host {
             .ok_or_else(|| failed(io::Error::other(format!("QEMU does not show the forwarded port:\n{table}"))))
     }
 
+    /// Plugs the host's NIC on cable net `cable` in or out, which the host notices, unlike [`Cable::cut`].
+    ///
+    /// # Errors
+    /// When it has no power or QEMU does not answer.
+    pub fn set_carrier(&self, cable: usize, plugged_in: bool) -> Result<(), HostError> {
+        self.need_on()?;
+        self.control("set_link", json!({ "name": format!("cable{cable}"), "up": plugged_in })).map(|_| ())
+    }
+
     /// Runs a QMP command of the host's QEMU.
     ///
     /// # Errors
