@@ -218,6 +218,9 @@ impl Machine {
         for index in present..count {
             self.create_vcpu(index)?;
             self.config.cpus.count = index + 1;
+            // KVM finds a vCPU by its APIC id in a map that it makes anew when an APIC's state is set, but not when a vCPU is made:
+            // without this, the guest's wake-up call would reach nobody.
+            self.on_vcpu(index, |fd, _| fd.get_lapic().and_then(|lapic| fd.set_lapic(&lapic)))?.map_err(call("setting a local APIC"))?;
             if self.state == RunState::Running {
                 self.vcpus[index as usize].run();
             }
