@@ -17,6 +17,7 @@ use crate::devices::mem::{Mem, MemConfig, MemConfigError, MemHandle};
 use crate::devices::net::vhost_user::{LogError, VhostUserConfig, VhostUserHandle, VhostUserNet, VhostUserNetError};
 use crate::devices::net::{Net, NetConfig as NetDeviceConfig, NetError, NetHandle, TapBackend};
 use crate::devices::rng::Rng;
+use crate::devices::vsock::{Vsock, VsockConfig, VsockError, VsockHandle};
 use crate::memory::BLOCK as MEMORY_BLOCK;
 use crate::memory::layout::{HIGH_MEMORY_START, PCI_WINDOW_32, RESERVED_START};
 use crate::pci::SlotError;
@@ -28,6 +29,7 @@ const RNG_SLOT: u8 = 31;
 const CONSOLE_SLOT: u8 = 30;
 const BALLOON_SLOT: u8 = 29;
 const MEMORY_SLOT: u8 = 28;
+const VSOCK_SLOT: u8 = 27;
 /// The last slot for disks and network cards.
 const LAST_USER_SLOT: u8 = 26;
 /// More queues than this help no disk.
@@ -61,6 +63,9 @@ pub enum DeviceError {
         /// Why.
         source: VhostUserNetError,
     },
+    /// The socket device.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// The memory device.
     #[error(transparent)]
     Memory(#[from] MemConfigError),
@@ -147,6 +152,8 @@ pub enum DeviceHandle {
     Balloon(BalloonHandle),
     /// Memory for hot add.
     Memory(MemHandle),
+    /// The socket device.
+    Vsock(VsockHandle),
 }
 
 impl DeviceHandle {
@@ -159,6 +166,7 @@ impl DeviceHandle {
             DeviceHandle::Rng => "rng",
             DeviceHandle::Balloon(_) => "balloon",
             DeviceHandle::Memory(_) => "memory",
+            DeviceHandle::Vsock(_) => "vsock",
         }
     }
 
@@ -200,7 +208,7 @@ impl DeviceHandle {
             DeviceHandle::Memory(memory) => {
                 vec![("requested-bytes", memory.requested_size()), ("plugged-bytes", memory.plugged_size())]
             }
-            DeviceHandle::VhostUser(_) | DeviceHandle::Console(_) | DeviceHandle::Rng => Vec::new(),
+            DeviceHandle::VhostUser(_) | DeviceHandle::Console(_) | DeviceHandle::Rng | DeviceHandle::Vsock(_) => Vec::new(),
         };
         list.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
     }
@@ -252,6 +260,12 @@ impl Machine {
             .map_err(host("balloon"))?;
             let handle = DeviceHandle::Balloon(device.handle());
             self.plug("balloon", Some(BALLOON_SLOT), (Arc::new(Mutex::new(device)), handle))?;
+        }
+        if let Some(vsock) = &self.config.vsock {
+            let (guest_cid, socket) = (u64::from(vsock.cid), vsock.path.clone());
+            let device = Vsock::new(VsockConfig { guest_cid, socket, listener: None })?;
+            let handle = DeviceHandle::Vsock(device.handle());
+            self.plug("vsock", Some(VSOCK_SLOT), (Arc::new(Mutex::new(device)), handle))?;
         }
         let (address, region_size) = self.memory.hotplug;
         if region_size > 0 {
