@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::flow::Window;
-use super::frame::{Decoder, ExitStatus, Frame, Kind, MAX_PAYLOAD, PREAMBLE, Request, Stream};
+use super::frame::{Decoder, ExitStatus, Frame, Kind, MAX_PAYLOAD, PREAMBLE, Request, Stream, TerminalSize};
 use super::terminal;
 use crate::pid1;
 
@@ -223,7 +223,7 @@ impl Server {
                     Kind::Credit => channel.window(frame.stream).give(frame.number().unwrap_or(0) as usize),
                     Kind::Signal => channel.signal(frame.number().unwrap_or(0) as i32),
                     Kind::Resize => {
-                        if let (Some(terminal), Some(size)) = (&*lock(&channel.terminal), terminal::size(&frame.payload)) {
+                        if let (Some(terminal), Some(size)) = (&*lock(&channel.terminal), TerminalSize::decode(&frame.payload)) {
                             terminal::resize(terminal, size);
                         }
                     }
