@@ -1,0 +1,92 @@
+# Building, testing and trying Maru. `make` alone lists the targets; what they do in more than one step is in scripts/.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# A toolchain that rustup installed but that is not on the PATH yet, and what `cargo install` puts beside it.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+
+# There is one profile, release: what is tested is what ships.
+CARGO_FLAGS := --release --workspace $(if $(CI),--locked)
+
+# The programs, for scripts/. The target is named in .cargo/config.toml.
+export MARU_BIN_DIR ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/x86_64-unknown-linux-gnu/release
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+## Try
+
+.PHONY: demo
+demo: deps build ## start a virtual host with a VM in it, and show what it does
+	@scripts/demo
+
+## Build
+
+.PHONY: deps deps-test deps-lint
+deps: ## install what building and the lab need (Debian 12 and 13, Ubuntu 24.04)
+	@scripts/install-deps
+
+deps-test: ## the same, and what the tests need
+	@scripts/install-deps test
+
+deps-lint: ## the same, and what `make lint` needs
+	@scripts/install-deps lint
+
+.PHONY: build
+build: ## build everything
+	cargo build $(CARGO_FLAGS)
+
+.PHONY: clean
+clean: ## remove what was built; fetched packages stay in build/
+	cargo clean
+	rm -rf book build/initramfs build/lab
+
+## Check
+
+.PHONY: test
+test: deps-test build ## run every test, the lab's too
+	cargo test $(CARGO_FLAGS) --doc
+	cargo nextest run $(CARGO_FLAGS)
+
+.PHONY: lint lint-format lint-code lint-dependencies lint-scripts lint-docs
+lint: lint-format lint-docs lint-scripts lint-dependencies lint-code ## format, docs, scripts, licences, clippy
+
+lint-format:
+	cargo fmt --all --check
+
+lint-code:
+	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
+
+lint-dependencies:
+	@scripts/lint-dependencies
+
+lint-scripts:
+	@scripts/lint-scripts
+
+lint-docs:
+	@scripts/lint-docs
+
+.PHONY: fmt
+fmt: ## format the code
+	cargo fmt --all
+
+## Measure
+
+.PHONY: bench bench-boot bench-block
+bench: bench-boot bench-block ## all measurements; the numbers go into SPECIFICATION.md
+
+bench-boot: deps build ## time to a guest's init and own memory, beside QEMU's
+	@scripts/bench boot
+
+bench-block: deps build ## block throughput and requests per second in a guest, beside QEMU's
+	@scripts/bench block
+
+## Document
+
+.PHONY: docs
+docs: ## make the book from docs/
+	@scripts/make-book
