@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use lab::cli::LabCommand;
 
 use crate::host::HostCommand;
 use crate::vm::VmCommand;
@@ -15,6 +16,9 @@ EXAMPLES
 
   Run one in this terminal:
     maru vm run --kernel vmlinuz --initrd initrd.img
+
+  Start virtual hosts that can, on a machine that cannot:
+    maru lab up
 
   Complete commands with the Tab key:
     source <(maru completions bash)
@@ -39,6 +43,9 @@ pub enum Command {
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
+    /// Virtual hosts: a data centre on this machine
+    #[command(subcommand)]
+    Lab(LabCommand),
     /// Print a script that completes commands in a shell
     #[command(after_help = COMPLETIONS_HELP)]
     Completions {

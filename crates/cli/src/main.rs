@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  cli (what can be said) ──> host ──> crate check
+//!                        ├──> crate lab
 //!                        ├──> vm::run ──> a monitor (maru-vmm) as a child, its console in this terminal
 //!                        └──> vm::control ──> a running monitor's control socket
 //! ```
@@ -28,28 +29,27 @@ use vm::control::ControlError;
 use vm::run::RunError;
 
 fn main() -> ExitCode {
-    let status = match run(Cli::parse().command) {
+    match run(Cli::parse().command) {
         Ok(status) => status,
         // Whoever read our output has seen enough (`| head`).
-        Err(error) if is_broken_pipe(&error) => 0,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            error.downcast_ref().map_or(1, RunError::exit_status)
+            error.downcast_ref().map_or(1, RunError::exit_status).into()
         }
-    };
-    ExitCode::from(status)
+    }
 }
 
-fn run(command: Command) -> anyhow::Result<u8> {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Host(HostCommand::Check(args)) => return Ok(host::check(&args)?),
-        Command::Vm(VmCommand::Run(args)) => return Ok(vm::run::run(&args)?),
+        Command::Host(HostCommand::Check(args)) => return Ok(host::check(&args)?.into()),
+        Command::Vm(VmCommand::Run(args)) => return Ok(vm::run::run(&args)?.into()),
         Command::Vm(VmCommand::Control(args)) => vm::control::run(*args)?,
-        // `Command::Lab(command)` goes here: `lab::cli::run(command)`.
+        Command::Lab(command) => return Ok(lab::cli::run(command)?),
         Command::Completions { shell } => output::print(&cli::completions(shell))?,
         Command::Man { directory } => cli::man(&directory)?,
     }
-    Ok(0)
+    Ok(ExitCode::SUCCESS)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -74,11 +74,13 @@ impl<'a> Proxy<'a> {
         })
     }
 
-    /// Carries bytes until something else happens. An escape key is told at once, output of the console before anything that
-    /// came later.
+    /// Carries bytes until something else happens. The escape key is told when what was typed before it is on its way, the
+    /// console's end when the user has all its output.
     pub fn wait(&mut self, others: &[BorrowedFd<'_>], deadline: Option<Instant>) -> io::Result<Wake> {
         loop {
             if std::mem::take(&mut self.escape_pressed) {
+                // The user may leave for good now; a guest that does not read must not keep them here.
+                self.write_console();
                 return Ok(Wake::Escape);
             }
             let mut fds: Vec<libc::pollfd> = self.own_fds().map(|(fd, events)| libc::pollfd { fd, events, revents: 0 }).collect();

@@ -1,10 +1,14 @@
 //! `maru` with the fake monitor (`examples/fake-monitor.rs`).
 
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, unused_imports)]
+
+mod terminal;
 
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+pub use terminal::Terminal;
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
 

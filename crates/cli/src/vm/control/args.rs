@@ -91,10 +91,12 @@ pub(super) enum Action {
         /// Its name
         id: String,
     },
-    /// Tell the guest that the file of a disk has another size
+    /// Grow a disk; a block device must have grown already
     ResizeDisk {
         /// The disk
         id: String,
+        /// Its new size, like 20G
+        size: ByteSize,
     },
     /// Give the VM this many vCPUs, at most its `max`
     SetCpus {
@@ -191,7 +193,7 @@ mod tests {
             &["add-disk", "/d,ro"],
             &["add-net", "tap=t"],
             &["remove", "disk0"],
-            &["resize-disk", "disk0"],
+            &["resize-disk", "disk0", "20G"],
             &["set-cpus", "4"],
             &["set-memory", "+1G"],
             &["set-balloon", "0"],

@@ -35,6 +35,7 @@ fn text(event: &Event) -> String {
         EventKind::Ended { reason } => format!("the VM has ended: {reason}"),
         EventKind::GuestPanicked => "the guest's system panicked".into(),
         EventKind::DeviceFailed { id, reason } => format!("device '{id}' failed: {reason}"),
+        EventKind::DiskFailed { id, reason } => format!("disk '{id}' failed a request: {reason}"),
         EventKind::DeviceRemoved { id } => format!("the guest has given device '{id}' back"),
     };
     format!("{:>5}  {what}", event.sequence)

@@ -41,7 +41,7 @@ pub fn run(args: ControlArgs) -> Result<(), ControlError> {
             simple(client, Request::Remove { id: id.clone() })?;
             eprintln!("the guest was asked to give '{id}' back; `events` and `status` show when it did");
         }
-        Action::ResizeDisk { id } => simple(client, Request::ResizeDisk { id })?,
+        Action::ResizeDisk { id, size } => simple(client, Request::ResizeDisk { id, bytes: size.0 })?,
         Action::SetCpus { count } => simple(client, Request::SetCpus { count })?,
         Action::SetMemory { more } => simple(client, Request::SetHotplugMemory { bytes: more.0.0 })?,
         Action::SetBalloon { size } => simple(client, Request::SetBalloon { bytes: size.0 })?,

@@ -23,7 +23,7 @@ EXAMPLES
     maru vm run --kernel vmlinuz --disk root.raw --cmdline root=/dev/vda \\
         --cpus 2,max=8 --memory 1G,hotplug=4G --control /run/user/1000/web.sock --name web
 
-  Go on where `maru vm control --socket S save web.saved` stopped, with a disk that lies elsewhere now:
+  Go on where `maru vm control --socket S save web.saved` stopped; a disk lies elsewhere now:
     maru vm run --restore web.saved --disk disk0=/srv/root.raw
 
 EXIT STATUS

@@ -70,7 +70,7 @@ impl Start {
         let (config_fd, control_fd) = (config.as_raw_fd(), control.as_raw_fd());
 
         let mut command = Command::new(&self.program);
-        command.arg("--config").arg(format!("/dev/fd/{config_fd}"));
+        command.arg("--config").arg(format!("/proc/self/fd/{config_fd}"));
         if let Some(saved) = &self.restore {
             command.arg("--restore").arg(saved);
         }
