@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use support::{maru, run, wait, wait_for};
 
@@ -59,13 +60,16 @@ fn signals_stop_the_vm() {
 }
 
 #[test]
-fn a_second_signal_does_not_wait_for_a_monitor_that_does_not_end() {
+fn a_signal_that_comes_twice_is_one_and_a_later_one_does_not_wait_for_a_monitor_that_does_not_end() {
     let directory = tempfile::tempdir().unwrap();
     let record = directory.path().join("record");
     let mut child = run("stubborn").env("FAKE_RECORD", &record).stdout(Stdio::null()).spawn().unwrap();
     wait_for(&record, "config");
     signal(&child, libc::SIGTERM);
     wait_for(&record, "ignored");
+    signal(&child, libc::SIGTERM);
+    std::thread::sleep(Duration::from_millis(1100));
+    assert!(child.try_wait().unwrap().is_none());
     signal(&child, libc::SIGTERM);
     assert_eq!(wait(&mut child).code(), Some(137));
 }
@@ -109,7 +113,7 @@ fn piped_input_reaches_the_guest_and_its_end_does_not_end_the_vm() {
     input.write_all(b"a\x1db").unwrap();
     read(b"<a\x1db>");
     drop(input);
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    std::thread::sleep(Duration::from_millis(50));
     assert!(child.try_wait().unwrap().is_none());
     signal(&child, libc::SIGTERM);
     assert_eq!(wait(&mut child).code(), Some(0));

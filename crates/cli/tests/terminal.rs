@@ -40,11 +40,12 @@ fn the_terminal_is_put_back_however_the_vm_ends() {
 }
 
 #[test]
-fn a_second_ctrl_bracket_does_not_wait_for_a_monitor_that_does_not_end() {
+fn a_later_ctrl_bracket_does_not_wait_for_a_monitor_that_does_not_end() {
     let mut terminal = start("stubborn");
     terminal.expect("ready");
     terminal.outside.write_all(b"\x1d").unwrap();
     terminal.expect("Ctrl-]: the VM ends");
+    std::thread::sleep(std::time::Duration::from_millis(1100));
     terminal.outside.write_all(b"\x1d").unwrap();
     assert_eq!(wait(&mut terminal.maru).code(), Some(137));
     assert!(terminal.is_cooked());

@@ -9,7 +9,7 @@ use crate::options::{CPUS_FORM, CpuOption, DISK_FORM, MEMORY_FORM, MemoryOption,
 
 const AFTER_HELP: &str = "\
 The VM's console is this terminal. Ctrl-] ends the VM at once, as if its power were cut; SIGINT, SIGTERM and SIGHUP do the \
-same. When standard input is not a terminal, it is sent to the guest; its end does not end the VM.
+same. A second one, after a second or more, does not wait for the monitor to obey. When standard input is not a terminal, it is sent to the guest; its end does not end the VM.
 
 EXAMPLES
   A kernel and an initial file system, one vCPU, 512 MiB:

@@ -1,9 +1,9 @@
 //! A VM while it runs.
 //!
 //! ```text
-//!            Ctrl-], signal                 again, or after STOP_PATIENCE
-//!  running ────────────────> stopping ──────────────────────────────────────> killed
-//!     └──────────────────────────┴────────── the monitor ends ──────────────────┴──> exit status
+//!            Ctrl-], signal             again later, or after STOP_PATIENCE
+//!  running ────────────────> stopping ────────────────────────────────────────> killed
+//!     └──────────────────────────┴──────────── the monitor ends ──────────────────┴──> exit status
 //! ```
 
 use std::io;
@@ -20,6 +20,8 @@ use crate::terminal::{Input, Proxy, RawMode, StopSignals, Wake, is_mine};
 
 /// How long a monitor may take to end after it was told to.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// What comes this soon after the first request to stop belongs to it: `timeout` signals its command twice, keys repeat.
+const SAME_REQUEST: Duration = Duration::from_secs(1);
 
 /// Starts the monitor and stays with it until it ends. Returns the exit status to pass on.
 pub fn run(start: &Start) -> Result<u8, RunError> {
@@ -46,7 +48,7 @@ pub fn run(start: &Start) -> Result<u8, RunError> {
     };
     let console = RunError::host("using the console");
     let proxy = Proxy::new(input, stdout.as_fd(), monitor.console).map_err(console)?;
-    let mut session = Session { proxy, control, process: monitor.process, stop_deadline: None, killed: false };
+    let mut session = Session { proxy, control, process: monitor.process, stop_asked: None, killed: false };
     let status = session.run(&signals, exited.as_fd())?;
     drop(raw);
     if let Some(signal) = status.signal().filter(|_| !session.killed) {
@@ -59,8 +61,8 @@ struct Session<'a> {
     proxy: Proxy<'a>,
     control: Connection,
     process: Child,
-    /// Set once the VM was told to stop.
-    stop_deadline: Option<Instant>,
+    /// When the VM was told to stop.
+    stop_asked: Option<Instant>,
     killed: bool,
 }
 
@@ -73,7 +75,8 @@ impl Session<'_> {
             let control = unsafe { BorrowedFd::borrow_raw(self.control.as_raw_fd()) };
             let others = [exited, signals.as_fd(), control];
             let others = if control_open { &others[..] } else { &others[..2] };
-            match self.proxy.wait(others, self.stop_deadline).map_err(RunError::host("using the console"))? {
+            let deadline = self.stop_asked.filter(|_| !self.killed).map(|asked| asked + STOP_PATIENCE);
+            match self.proxy.wait(others, deadline).map_err(RunError::host("using the console"))? {
                 Wake::Other(0) => break,
                 Wake::Other(1) => {
                     while signals.next().is_some() {
@@ -101,18 +104,19 @@ impl Session<'_> {
 
     /// Tells the monitor to end the VM; the second time does not ask any more.
     fn stop(&mut self, message: &str) {
-        if self.stop_deadline.is_some() || self.killed {
-            self.kill();
+        if let Some(asked) = self.stop_asked {
+            if asked.elapsed() >= SAME_REQUEST {
+                self.kill();
+            }
             return;
         }
         eprint!("{message}");
-        self.stop_deadline = Some(Instant::now() + STOP_PATIENCE);
+        self.stop_asked = Some(Instant::now());
         // A monitor that cannot be told is about to end, or is killed at the deadline.
         let _ = self.control.send(&Request::Stop, &[]);
     }
 
     fn kill(&mut self) {
-        self.stop_deadline = None;
         self.killed = true;
         // It can only have ended meanwhile.
         let _ = self.process.kill();
