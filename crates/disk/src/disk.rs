@@ -115,7 +115,7 @@ pub(crate) enum Kind {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // Closing would do, but an io_uring that is being taken down may keep the file open a little longer.
+        // Closing may not do: a descriptor that was passed to us can have copies elsewhere, which share the lock.
         lock::release(&self.file);
     }
 }

@@ -37,10 +37,10 @@ impl fmt::Display for Holder {
     }
 }
 
-/// A process that was killed keeps its locks until the kernel has taken its io_urings down, some milliseconds after the
-/// process is gone (its last writes may still be on their way, so this is as it should be). A lock that no process seems to
-/// hold is therefore asked for again for this long before it counts as held elsewhere.
-const ORPHAN_PATIENCE: Duration = Duration::from_millis(500);
+/// A process that was killed keeps its locks until its last requests have ended, which may be a moment after the process is
+/// gone (and is as it should be: they may still write). A lock that no process seems to hold is therefore asked for again for this
+/// long before it counts as held elsewhere.
+const ORPHAN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Takes the lock of `file` without waiting for its holder: exclusive to write, shared to read.
 pub(crate) fn take(file: &File, access: Access, path: &Path) -> Result<(), LockError> {

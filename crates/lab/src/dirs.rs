@@ -1,7 +1,8 @@
 //! Where a lab keeps its sockets, disks and logs, and clearing away what dead labs left.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use crate::appliance::build_dir;
 const KEPT: usize = 20;
 /// Names the process that owns a lab.
 const OWNER_FILE: &str = "owner";
+const LOCK_FILE: &str = ".lock";
 
 /// The directory of all labs' sockets: only its owner may enter, and its name is short, because a socket's path has at
 /// most 107 bytes.
@@ -53,8 +55,14 @@ impl LabDirs {
     /// # Errors
     /// When they cannot be made, or a living process owns a lab of this name.
     pub fn create(name: &str) -> io::Result<Self> {
-        let runtime = runtime_base()?.join(name);
-        let state = state_base().join(name);
+        let base = runtime_base()?;
+        let (runtime, state) = (base.join(name), state_base().join(name));
+        // A directory without its owner's name in it yet must not look like a dead lab's to another process.
+        let lock = File::create(base.join(LOCK_FILE))?;
+        // SAFETY: the descriptor belongs to `lock`, which lives until the end of this function; no pointers.
+        if unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
         if let Some(owner) = living_owner(&runtime) {
             let why = format!("the lab {name} is already running (process {owner})");
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
@@ -120,5 +128,5 @@ fn clear_away_dead() {
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {
-    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| !path.ends_with(LOCK_FILE)).collect()
 }

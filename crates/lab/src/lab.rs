@@ -200,7 +200,8 @@ impl LabSpec {
             .map(|(n, mib)| disk(dirs.state.join(format!("shared{n}.raw")), *mib, Sharing::Shared))
             .collect();
         let shared = shared?;
-        let cables: Vec<Arc<Cable>> = (0..CABLES).map(|_| Arc::new(Cable::default())).collect();
+        let cables: io::Result<Vec<Arc<Cable>>> = (0..CABLES).map(|n| Cable::new(n as u64).map(Arc::new)).collect();
+        let cables = cables.map_err(|source| LabError::File { path: dirs.runtime.clone(), source })?;
         let mut hosts = Vec::new();
         for index in 0..self.hosts {
             let name = format!("h{}", index + 1);

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod appliance;
 pub mod cable;
+pub mod cli;
 pub mod dirs;
 pub mod host;
 mod lab;

@@ -1,37 +1,155 @@
 //! `maru-vmm`: one virtual machine.
-use std::os::fd::AsFd;
+//!
+//! Started by `maru vm run` or by the host's daemon; people rarely call it themselves.
 
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use lexopt::prelude::*;
 use vmm::config::VmConfig;
-use vmm::devices::console::host::StartAt;
+use vmm::control::{Connection, Listener};
+use vmm::error_chain;
 use vmm::machine::Machine;
-use vmm::machine::events::{MachineEvent, event_queue};
+use vmm::machine::events::event_queue;
+use vmm::monitor::Monitor;
 
-fn main() {
-    let path = std::env::args().nth(1).expect("config");
-    let config = VmConfig::from_json(&std::fs::read(path).expect("config")).expect("config");
-    let (sender, queue) = event_queue().expect("events");
-    let mut machine = Machine::new(config, sender).unwrap_or_else(|e| panic!("{e}"));
-    let _out = machine.console().attach(std::io::stdout().as_fd().try_clone_to_owned().unwrap(), StartAt::ScrollBack);
-    machine.boot().unwrap_or_else(|e| panic!("{e}"));
-    machine.resume();
-    loop {
-        let mut poll = libc::pollfd { fd: std::os::fd::AsRawFd::as_raw_fd(&*queue.ready), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one valid pollfd.
-        unsafe { libc::poll(&mut poll, 1, -1) };
-        for event in queue.take() {
-            eprintln!("event: {event:?}");
-            match event {
-                MachineEvent::PowerOff | MachineEvent::Vcpu { .. } => {
-                    machine.stop();
-                    std::thread::sleep(std::time::Duration::from_millis(50));
-                    return;
-                }
-                MachineEvent::Reset => {
-                    machine.reset().unwrap();
-                    machine.resume();
-                }
-                _ => {}
-            }
+const HELP: &str = "\
+maru-vmm: one virtual machine
+
+usage: maru-vmm --config FILE [options]
+
+  --config FILE      what the VM is to be, as JSON; - reads standard input
+  --restore FILE     go on where a saved VM stopped; without --config, with the configuration that was saved
+  --control PATH     listen for control clients at this socket
+  --control-fd N     serve the control client on this descriptor
+  --exit-with-parent end the VM when the client on --control-fd goes away
+  --unconfined       do not confine the monitor: for debugging only
+  --version          print the version
+  --help             print this
+
+Standard input and output are the guest's console. Exit status: 0 the guest powered off or the VM was stopped on
+request, 1 the VM could not be started, 2 wrong usage, 3 the guest reset the machine (with on-reset \"exit\"),
+4 the VM failed.
+";
+
+#[derive(Default)]
+struct Options {
+    config: Option<PathBuf>,
+    restore: Option<PathBuf>,
+    control: Option<PathBuf>,
+    control_fd: Option<i32>,
+    exit_with_parent: bool,
+    unconfined: bool,
+}
+
+fn main() -> ExitCode {
+    let options = match parse() {
+        Ok(Some(options)) => options,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("maru-vmm: {error} (see maru-vmm --help)");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&options) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("maru-vmm: {}", error_chain(&*error));
+            ExitCode::FAILURE
         }
     }
+}
+
+fn parse() -> Result<Option<Options>, lexopt::Error> {
+    let mut options = Options::default();
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("config") => options.config = Some(parser.value()?.into()),
+            Long("restore") => options.restore = Some(parser.value()?.into()),
+            Long("control") => options.control = Some(parser.value()?.into()),
+            Long("control-fd") => options.control_fd = Some(parser.value()?.parse()?),
+            Long("exit-with-parent") => options.exit_with_parent = true,
+            Long("unconfined") => options.unconfined = true,
+            Long("version") => {
+                println!("maru-vmm {}", env!("CARGO_PKG_VERSION"));
+                return Ok(None);
+            }
+            Long("help") | Short('h') => {
+                print!("{HELP}");
+                return Ok(None);
+            }
+            other => return Err(other.unexpected()),
+        }
+    }
+    if options.config.is_none() && options.restore.is_none() {
+        return Err("--config or --restore is needed".into());
+    }
+    if options.exit_with_parent && options.control_fd.is_none() {
+        return Err("--exit-with-parent goes with --control-fd".into());
+    }
+    Ok(Some(options))
+}
+
+fn run(options: &Options) -> Result<u8, Box<dyn std::error::Error>> {
+    let config = options.config.as_deref().map(read_config).transpose()?;
+    let listener = match &options.control {
+        Some(path) => Some(Listener::bind(path).map_err(|error| format!("control socket {}: {error}", path.display()))?),
+        None => None,
+    };
+    let parent = options.control_fd.map(inherited).transpose()?.map(Connection::from);
+    if options.unconfined {
+        eprintln!("maru-vmm: WARNING: running unconfined: a guest that breaks out of its VM gets everything that this user has");
+    }
+    let (sender, queue) = event_queue()?;
+    let machine = match (&options.restore, config) {
+        (Some(path), config) => {
+            let file = File::open(path).map_err(|error| format!("saved VM {}: {error}", path.display()))?;
+            let adapt = |saved| Ok(config.unwrap_or(saved));
+            let mut machine = Machine::restore(file, adapt, sender, |_| {})?;
+            machine.begin_new_life()?;
+            machine
+        }
+        (None, Some(config)) => {
+            let mut machine = Machine::new(config, sender)?;
+            machine.boot()?;
+            machine
+        }
+        (None, None) => return Err("--config or --restore is needed".into()),
+    };
+    let mut monitor = Monitor::new(machine, queue, listener, !options.unconfined)?;
+    if let Some(parent) = parent {
+        monitor.adopt(parent, options.exit_with_parent)?;
+    }
+    let input = std::io::stdin().as_fd().try_clone_to_owned()?;
+    monitor.attach_console(std::io::stdout().as_fd().try_clone_to_owned()?, Some(input))?;
+    let ending = monitor.run()?;
+    if ending.exit_status() != 0 {
+        eprintln!("maru-vmm: {ending}");
+    }
+    Ok(ending.exit_status())
+}
+
+fn read_config(path: &Path) -> Result<VmConfig, Box<dyn std::error::Error>> {
+    let mut text = Vec::new();
+    let read = if path == Path::new("-") {
+        std::io::stdin().read_to_end(&mut text)
+    } else {
+        File::open(path).and_then(|mut file| file.read_to_end(&mut text))
+    };
+    read.map_err(|error| format!("configuration {}: {error}", path.display()))?;
+    Ok(VmConfig::from_json(&text)?)
+}
+
+/// Takes a descriptor that the parent left open for us.
+fn inherited(number: i32) -> Result<OwnedFd, String> {
+    // SAFETY: asks only whether the descriptor is open.
+    if number < 3 || unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(format!("--control-fd {number}: there is no such descriptor"));
+    }
+    // SAFETY: it is open, and nothing in this process has it yet: it comes from the parent, by its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }

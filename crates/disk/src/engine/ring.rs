@@ -1,7 +1,6 @@
 //! The io_uring below an engine: setting it up on kernels of different age, and waiting in it.
 
 use std::collections::VecDeque;
-use std::io;
 
 use io_uring::{EnterFlags, IoUring, cqueue, squeue};
 
@@ -121,9 +120,5 @@ impl Ring {
     /// Whether entries are queued that the kernel has not seen.
     pub fn has_queued(&mut self) -> bool {
         !self.uring.submission().is_empty()
-    }
-
-    pub fn register(&self, fds: &[i32]) -> io::Result<()> {
-        self.uring.submitter().register_files(fds)
     }
 }

@@ -8,10 +8,6 @@ use super::*;
 use crate::disk::Kind;
 use crate::geometry;
 
-/// The disk as it was opened, and through the page cache.
-const FILE: types::Fixed = types::Fixed(0);
-const CACHED: types::Fixed = types::Fixed(1);
-
 /// How often a request is tried again when the kernel says `EAGAIN` or `EINTR` in a row.
 const MAX_RETRIES: u8 = 100;
 
@@ -50,14 +46,14 @@ impl Engine {
             slot.bounce = Some(spare.unwrap_or_else(|| AlignedBuffer::new(BOUNCE_BYTES)));
         }
         let entry = match slot.phase {
-            Phase::Read | Phase::Write => transfer_entry(slot),
-            Phase::Punch { .. } => fallocate_entry(slot, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE),
-            Phase::ZeroRange => fallocate_entry(slot, libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE),
+            Phase::Read | Phase::Write => transfer_entry(slot, self.files),
+            Phase::Punch { .. } => fallocate_entry(slot, self.files, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE),
+            Phase::ZeroRange => fallocate_entry(slot, self.files, libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE),
             Phase::WriteZeros => {
                 let zeros = self.zeros.get_or_insert_with(|| AlignedBuffer::new(ZEROS_BYTES));
-                zeros_entry(slot, zeros, self.disk.direct().map_or(1, |alignment| alignment.offset))
+                zeros_entry(slot, self.files, zeros, self.disk.direct().map_or(1, |alignment| alignment.offset))
             }
-            Phase::Sync => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
+            Phase::Sync => opcode::Fsync::new(self.files.plain).flags(types::FsyncFlags::DATASYNC).build(),
             Phase::Idle => unreachable!("an idle slot has no step"),
         };
         // SAFETY: the entry points to the caller's memory, valid until the request is reported by the caller's promise, or to
@@ -169,12 +165,12 @@ fn note_missing(flag: &AtomicBool, errno: i32) {
     }
 }
 
-fn fallocate_entry(slot: &Slot, mode: i32) -> squeue::Entry {
-    opcode::Fallocate::new(FILE, slot.left).offset(slot.offset).mode(mode).build()
+fn fallocate_entry(slot: &Slot, files: Files, mode: i32) -> squeue::Entry {
+    opcode::Fallocate::new(files.plain, slot.left).offset(slot.offset).mode(mode).build()
 }
 
-fn transfer_entry(slot: &mut Slot) -> squeue::Entry {
-    let file = if slot.route == Route::Cached { CACHED } else { FILE };
+fn transfer_entry(slot: &mut Slot, files: Files) -> squeue::Entry {
+    let file = if slot.route == Route::Cached { files.cached } else { files.plain };
     let flags = if slot.durable { libc::RWF_DSYNC } else { 0 };
     let (pointer, length) = match (&slot.bounce, &slot.segments[slot.first..]) {
         (Some(bounce), _) => {
@@ -204,14 +200,14 @@ fn transfer_entry(slot: &mut Slot) -> squeue::Entry {
     }
 }
 
-fn zeros_entry(slot: &mut Slot, zeros: &AlignedBuffer, alignment: u32) -> squeue::Entry {
+fn zeros_entry(slot: &mut Slot, files: Files, zeros: &AlignedBuffer, alignment: u32) -> squeue::Entry {
     let mask = u64::from(alignment) - 1;
     let length = slot.left.min(zeros.len() as u64);
     // Pieces below direct I/O's own unit go through the cache, all of them, so that the two never meet in one block.
     if (slot.offset | slot.left) & mask != 0 {
         slot.route = Route::Cached;
     }
-    let file = if slot.route == Route::Cached { CACHED } else { FILE };
+    let file = if slot.route == Route::Cached { files.cached } else { files.plain };
     slot.asked = length;
     opcode::Write::new(file, zeros.as_ptr(), length as u32).offset(slot.offset).build()
 }

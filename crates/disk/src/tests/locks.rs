@@ -13,7 +13,7 @@ const PATH: &str = "MARU_TEST_LOCK_PATH";
 fn another_process_holds_a_disk() {
     let Some(path) = std::env::var_os(PATH) else { return };
     let disk = Disk::open(path, OpenOptions::default()).unwrap();
-    // An engine keeps the file open beyond the process's end; see `a_killed_holder_frees_the_disk`.
+    // A ring outlives its process by a moment; see `a_killed_holder_frees_the_disk`.
     let engine = Engine::new(&disk, 4).unwrap();
     println!("\nlocked");
     let _ = std::io::stdin().read_line(&mut String::new());

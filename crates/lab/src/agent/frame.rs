@@ -93,6 +93,19 @@ pub struct TerminalSize {
     pub rows: u16,
 }
 
+impl TerminalSize {
+    /// The payload of a resize frame.
+    pub fn encode(self) -> Vec<u8> {
+        [self.columns.to_le_bytes(), self.rows.to_le_bytes()].concat()
+    }
+
+    /// The size in a resize frame.
+    pub fn decode(payload: &[u8]) -> Option<Self> {
+        let [a, b, c, d] = *payload else { return None };
+        Some(TerminalSize { columns: u16::from_le_bytes([a, b]), rows: u16::from_le_bytes([c, d]) })
+    }
+}
+
 /// What a channel is opened for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

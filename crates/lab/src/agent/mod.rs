@@ -16,10 +16,12 @@
 
 mod client;
 mod flow;
-mod frame;
+pub(crate) mod frame;
+mod process;
 mod server;
 mod terminal;
 
-pub use client::{AgentError, Client, Event, Exec, Output, Process};
+pub use client::{AgentError, Client};
 pub use frame::{ExitStatus, TerminalSize};
+pub use process::{Event, Exec, Input, Output, Process};
 pub use server::{PORT_NAME, serve};

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::flow::Window;
-use super::frame::{Decoder, ExitStatus, Frame, Kind, MAX_PAYLOAD, PREAMBLE, Request, Stream};
+use super::frame::{Decoder, ExitStatus, Frame, Kind, MAX_PAYLOAD, PREAMBLE, Request, Stream, TerminalSize};
 use super::terminal;
 use crate::pid1;
 
@@ -94,6 +94,14 @@ impl Link {
     }
 }
 
+/// The program's process group.
+enum Group {
+    /// Not there yet; these signals are waiting for it.
+    Starting(Vec<i32>),
+    Running(libc::pid_t),
+    Reaped,
+}
+
 /// What a channel's threads share.
 struct Channel {
     link: Arc<Link>,
@@ -101,8 +109,7 @@ struct Channel {
     number: u32,
     out: Window,
     err: Window,
-    /// The program's process group while it has not been reaped.
-    group: Mutex<Option<libc::pid_t>>,
+    group: Mutex<Group>,
     terminal: Mutex<Option<File>>,
     /// Set before the input ends when it ends because the client gave up, not because it had sent everything.
     given_up: AtomicBool,
@@ -118,9 +125,17 @@ impl Channel {
     }
 
     fn signal(&self, signal: i32) {
-        if let Some(group) = *lock(&self.group) {
-            // SAFETY: no pointers; the group's leader is not reaped while `group` holds its number, so it is the right one.
-            unsafe { libc::kill(-group, signal) };
+        match &mut *lock(&self.group) {
+            Group::Starting(waiting) => waiting.push(signal),
+            Group::Running(group) => kill_group(*group, signal),
+            Group::Reaped => {}
+        }
+    }
+
+    fn started(&self, group: libc::pid_t) {
+        let before = std::mem::replace(&mut *lock(&self.group), Group::Running(group));
+        if let Group::Starting(waiting) = before {
+            waiting.into_iter().for_each(|signal| kill_group(group, signal));
         }
     }
 
@@ -156,6 +171,12 @@ impl Channel {
         self.send(Kind::End, stream, Vec::new());
         Ok(())
     }
+}
+
+/// Only for a group whose leader is not reaped, so that the number cannot mean another.
+fn kill_group(group: libc::pid_t, signal: i32) {
+    // SAFETY: no pointers.
+    unsafe { libc::kill(-group, signal) };
 }
 
 /// The reading side: owns the channels of the current session.
@@ -202,7 +223,7 @@ impl Server {
                     Kind::Credit => channel.window(frame.stream).give(frame.number().unwrap_or(0) as usize),
                     Kind::Signal => channel.signal(frame.number().unwrap_or(0) as i32),
                     Kind::Resize => {
-                        if let (Some(terminal), Some(size)) = (&*lock(&channel.terminal), terminal::size(&frame.payload)) {
+                        if let (Some(terminal), Some(size)) = (&*lock(&channel.terminal), TerminalSize::decode(&frame.payload)) {
                             terminal::resize(terminal, size);
                         }
                     }
@@ -219,7 +240,7 @@ impl Server {
             number: frame.channel,
             out: Window::default(),
             err: Window::default(),
-            group: Mutex::new(None),
+            group: Mutex::new(Group::Starting(Vec::new())),
             terminal: Mutex::new(None),
             given_up: AtomicBool::new(false),
         });
@@ -288,7 +309,7 @@ fn channel_io(channel: &Arc<Channel>, input: Receiver<Vec<u8>>) -> terminal::Cha
     let (feeding, sending, starting, waiting) = (channel.clone(), channel.clone(), channel.clone(), channel.clone());
     terminal::ChannelIo {
         started: Box::new(move |pid, terminal| {
-            *lock(&starting.group) = Some(pid);
+            starting.started(pid);
             *lock(&starting.terminal) = terminal.try_clone().ok();
         }),
         feed: Box::new(move |mut terminal| {
@@ -304,7 +325,7 @@ fn channel_io(channel: &Arc<Channel>, input: Receiver<Vec<u8>>) -> terminal::Cha
 fn run(mut command: Command, channel: &Arc<Channel>, input: Receiver<Vec<u8>>) -> io::Result<ExitStatus> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn()?;
-    *lock(&channel.group) = Some(child.id() as libc::pid_t);
+    channel.started(child.id() as libc::pid_t);
     if let Some(mut stdin) = child.stdin.take() {
         let channel = channel.clone();
         // Not joined: it ends when the client ends the stream or goes away.
@@ -334,7 +355,7 @@ fn wait(child: &mut Child, channel: &Channel) -> io::Result<ExitStatus> {
             break;
         }
     }
-    *lock(&channel.group) = None;
+    *lock(&channel.group) = Group::Reaped;
     let status = child.wait()?;
     Ok(match (status.code(), status.signal()) {
         (Some(code), _) => ExitStatus::Code(code),

@@ -47,12 +47,6 @@ pub fn run(mut command: Command, size: TerminalSize, io: ChannelIo) -> io::Resul
     (io.wait)(&mut child)
 }
 
-/// The size in a resize frame.
-pub fn size(payload: &[u8]) -> Option<TerminalSize> {
-    let [a, b, c, d] = *payload else { return None };
-    Some(TerminalSize { columns: u16::from_le_bytes([a, b]), rows: u16::from_le_bytes([c, d]) })
-}
-
 /// Changes a terminal's size; its program is told by the kernel.
 pub fn resize(terminal: &File, size: TerminalSize) {
     let size = libc::winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };

@@ -8,120 +8,34 @@ use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::error::{HostError, PowerState};
 use super::qemu::HostSpec;
 use super::{keeper, qmp};
-use crate::agent::{AgentError, Client, Exec, Output, Process};
+use crate::agent::{AgentError, Client};
 use crate::cable::Cable;
 
 /// How long a host may take from power-on until its agent answers.
 const START_LIMIT: Duration = Duration::from_secs(120);
-/// How long a connected agent may take to answer a hello.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 /// How much of a log an error shows.
 const TAIL_BYTES: u64 = 3000;
-
-/// Why something with a host did not work.
-#[derive(Debug, thiserror::Error)]
-pub enum HostError {
-    /// QEMU cannot be started.
-    #[error("cannot start {program} for {host}: is QEMU installed (Debian: qemu-system-x86)?")]
-    Start {
-        /// The host.
-        host: String,
-        /// The program.
-        program: String,
-        /// The cause.
-        source: io::Error,
-    },
-    /// QEMU ended while the host was starting.
-    #[error("{host} ended while it was starting ({status}); QEMU says:\n{qemu}\nend of its console:\n{serial}")]
-    Ended {
-        /// The host.
-        host: String,
-        /// QEMU's exit status.
-        status: String,
-        /// End of QEMU's own output.
-        qemu: String,
-        /// End of the host's console.
-        serial: String,
-    },
-    /// The host did not come up in time.
-    #[error("{host} is not ready after {waited:?}; end of its console:\n{serial}")]
-    NotReady {
-        /// The host.
-        host: String,
-        /// How long it was waited for.
-        waited: Duration,
-        /// End of the host's console.
-        serial: String,
-    },
-    /// The host is not in the right state.
-    #[error("{host} is {state}; it has to be {needed}")]
-    State {
-        /// The host.
-        host: String,
-        /// What it is.
-        state: PowerState,
-        /// What it would have to be.
-        needed: &'static str,
-    },
-    /// The host's agent.
-    #[error("{host}: {source}; end of its console:\n{serial}")]
-    Agent {
-        /// The host.
-        host: String,
-        /// The cause.
-        source: AgentError,
-        /// End of the host's console.
-        serial: String,
-    },
-    /// QEMU's control socket.
-    #[error("cannot control the QEMU of {host}")]
-    Control {
-        /// The host.
-        host: String,
-        /// The cause.
-        source: io::Error,
-    },
-}
-
-/// What a host's power switch shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PowerState {
-    /// Without power.
-    Off,
-    /// Running.
-    On,
-    /// Standing still while time goes on.
-    Frozen,
-}
-
-impl std::fmt::Display for PowerState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            PowerState::Off => "off",
-            PowerState::On => "on",
-            PowerState::Frozen => "frozen",
-        })
-    }
-}
 
 /// A virtual host.
 #[derive(Debug)]
 pub struct Host {
-    spec: HostSpec,
+    pub(super) spec: HostSpec,
     cables: Vec<Arc<Cable>>,
     state: Mutex<State>,
+    /// Held while a session is made, because the port has room for one. Apart from the state, so that the power can be
+    /// cut meanwhile.
+    pub(super) connecting: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct State {
     qemu: Option<Child>,
-    agent: Option<Arc<Client>>,
+    pub(super) agent: Option<Arc<Client>>,
     frozen: bool,
     powered_on: Option<Instant>,
 }
@@ -129,7 +43,7 @@ struct State {
 impl Host {
     /// A host without power.
     pub fn new(spec: HostSpec, cables: Vec<Arc<Cable>>) -> Self {
-        Host { spec, cables, state: Mutex::default() }
+        Host { spec, cables, state: Mutex::default(), connecting: Mutex::default() }
     }
 
     /// Its name.
@@ -183,7 +97,7 @@ impl Host {
     /// When it does not come up in time, with the end of its console.
     pub fn wait_ready(&self) -> Result<Duration, HostError> {
         let start = Instant::now();
-        let mut connected: Result<Client, AgentError> = Err(AgentError::NoAnswer(Duration::ZERO));
+        let _connecting = self.connecting.lock().unwrap_or_else(PoisonError::into_inner);
         while start.elapsed() < START_LIMIT {
             {
                 let mut state = self.lock();
@@ -197,14 +111,10 @@ impl Host {
                 if state.live_agent().is_some() {
                     return Ok(state.powered_on.map_or(Duration::ZERO, |since| since.elapsed()));
                 }
+                state.drop_agent();
             }
             // QEMU makes the socket a moment after it starts; a hello waits in the port until the agent opens it.
-            if !self.spec.exec_socket().exists() {
-                std::thread::sleep(Duration::from_millis(5));
-                continue;
-            }
-            connected = Client::connect(&self.spec.exec_socket(), START_LIMIT.saturating_sub(start.elapsed()));
-            match connected {
+            match Client::connect(&self.spec.exec_socket(), START_LIMIT.saturating_sub(start.elapsed())) {
                 Ok(client) => {
                     let mut state = self.lock();
                     state.agent = Some(Arc::new(client));
@@ -213,7 +123,6 @@ impl Host {
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),
             }
         }
-        drop(connected);
         Err(HostError::NotReady { host: self.spec.name.clone(), waited: START_LIMIT, serial: self.serial_tail() })
     }
 
@@ -237,7 +146,7 @@ impl Host {
     /// When it has no power or QEMU does not answer.
     pub fn reset(&self) -> Result<(), HostError> {
         self.need_on()?;
-        self.lock().agent = None;
+        self.lock().drop_agent();
         self.control("system_reset", json!({})).map(|_| ())
     }
 
@@ -278,68 +187,6 @@ impl Host {
         self.set_frozen(false)
     }
 
-    /// Runs a program in the host and waits for its end.
-    ///
-    /// # Errors
-    /// When the host cannot be reached. A program that fails is no error: see [`Output::status`].
-    pub fn exec<I: IntoIterator<Item: Into<String>>>(&self, argv: I) -> Result<Output, HostError> {
-        let output = self.agent()?.spawn(Exec::new(argv)).and_then(Process::wait_with_output);
-        output.map_err(|error| self.agent_error(error))
-    }
-
-    /// Starts a program in the host. It is killed when the [`Process`] is dropped.
-    ///
-    /// # Errors
-    /// When the host cannot be reached.
-    pub fn spawn(&self, exec: Exec) -> Result<Process, HostError> {
-        self.agent()?.spawn(exec).map_err(|error| self.agent_error(error))
-    }
-
-    /// Copies a file of this machine to the host.
-    ///
-    /// # Errors
-    /// When either side cannot use its file.
-    pub fn push(&self, local: &Path, path: &str) -> Result<(), HostError> {
-        self.agent()?.push(local, path).map_err(|error| self.agent_error(error))
-    }
-
-    /// Copies a file of the host to this machine.
-    ///
-    /// # Errors
-    /// When either side cannot use its file.
-    pub fn pull(&self, path: &str, local: &Path) -> Result<(), HostError> {
-        self.agent()?.pull(path, local).map_err(|error| self.agent_error(error))
-    }
-
-    /// Loads a kernel module of the appliance with what it needs.
-    ///
-    /// # Errors
-    /// When the appliance lacks it or the kernel refuses it.
-    pub fn load_module(&self, name: &str, parameters: &str) -> Result<(), HostError> {
-        self.agent()?.load_module(name, parameters).map_err(|error| self.agent_error(error))
-    }
-
-    /// The session with the host's agent, made anew when the host was restarted.
-    ///
-    /// # Errors
-    /// When the host is not running or its agent does not answer.
-    pub fn agent(&self) -> Result<Arc<Client>, HostError> {
-        let mut state = self.lock();
-        match state.power_state() {
-            PowerState::On => {}
-            other => return Err(self.wrong_state(other, "on")),
-        }
-        if let Some(agent) = state.live_agent() {
-            return Ok(agent);
-        }
-        // The old session must be closed first: the port has room for one.
-        state.agent = None;
-        let client = Client::connect(&self.spec.exec_socket(), ANSWER_LIMIT).map_err(|error| self.agent_error(error))?;
-        let client = Arc::new(client);
-        state.agent = Some(client.clone());
-        Ok(client)
-    }
-
     /// Makes a TCP port of the host reachable at an address of this machine, which it gives. Ends with the power.
     ///
     /// # Errors
@@ -353,6 +200,15 @@ impl Host {
         forwarded_port(&table, port)
             .map(|local| SocketAddr::from(([127, 0, 0, 1], local)))
             .ok_or_else(|| failed(io::Error::other(format!("QEMU does not show the forwarded port:\n{table}"))))
+    }
+
+    /// Plugs the host's NIC on cable net `cable` in or out, which the host notices, unlike [`Cable::cut`].
+    ///
+    /// # Errors
+    /// When it has no power or QEMU does not answer.
+    pub fn set_carrier(&self, cable: usize, plugged_in: bool) -> Result<(), HostError> {
+        self.need_on()?;
+        self.control("set_link", json!({ "name": format!("cable{cable}"), "up": plugged_in })).map(|_| ())
     }
 
     /// Runs a QMP command of the host's QEMU.
@@ -380,7 +236,7 @@ impl Host {
         (state.power_state() != PowerState::Off).then(|| state.qemu.as_ref().map(Child::id)).flatten()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -405,17 +261,17 @@ impl Host {
         }
     }
 
-    fn wrong_state(&self, state: PowerState, needed: &'static str) -> HostError {
+    pub(super) fn wrong_state(&self, state: PowerState, needed: &'static str) -> HostError {
         HostError::State { host: self.spec.name.clone(), state, needed }
     }
 
-    fn agent_error(&self, source: AgentError) -> HostError {
+    pub(super) fn agent_error(&self, source: AgentError) -> HostError {
         HostError::Agent { host: self.spec.name.clone(), source, serial: self.serial_tail() }
     }
 }
 
 impl State {
-    fn power_state(&mut self) -> PowerState {
+    pub(super) fn power_state(&mut self) -> PowerState {
         if self.exit_status().is_some() {
             self.kill();
         }
@@ -430,12 +286,19 @@ impl State {
         self.qemu.as_mut()?.try_wait().ok().flatten().map(|status| status.to_string())
     }
 
-    fn live_agent(&self) -> Option<Arc<Client>> {
+    pub(super) fn live_agent(&self) -> Option<Arc<Client>> {
         self.agent.clone().filter(|agent| agent.is_alive())
     }
 
+    /// Ends the session, also for those who are using it.
+    pub(super) fn drop_agent(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            agent.close();
+        }
+    }
+
     fn kill(&mut self) {
-        self.agent = None;
+        self.drop_agent();
         self.frozen = false;
         self.powered_on = None;
         if let Some(mut qemu) = self.qemu.take() {

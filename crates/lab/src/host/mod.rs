@@ -11,11 +11,14 @@
 //! process ends, however it ends.
 
 mod accelerator;
+mod access;
+mod error;
 mod keeper;
 mod machine;
 mod qemu;
 mod qmp;
 
 pub use accelerator::Accelerator;
-pub use machine::{Host, HostError, PowerState};
+pub use error::{HostError, PowerState};
+pub use machine::Host;
 pub use qemu::{DiskFile, HostSpec, Sharing};

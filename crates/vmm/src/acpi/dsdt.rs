@@ -9,7 +9,8 @@ use acpi_tables::aml::{
 
 use super::controller::{EVENT_CPU, EVENT_GENERATION, EVENT_PCI, EVENT_POWER_BUTTON, SIZE, SLEEP_TYPE_S5};
 use super::{AcpiConfig, Encoded, bytes};
-use crate::memory::layout::{ACPI_IRQ, ACPI_PORT, ECAM_SIZE, ECAM_START, PCI_WINDOW_32};
+use crate::devices::{pvpanic, rtc, serial, vmgenid};
+use crate::memory::layout::{ACPI_IRQ, ACPI_PORT, ECAM_SIZE, ECAM_START, PCI_WINDOW_32, VM_GENERATION_ID};
 use crate::pci::SLOTS;
 
 /// Present, enabled, shown, working (ACPI 6.5 §6.3.7).
@@ -21,7 +22,13 @@ pub fn definition_block(config: &AcpiConfig) -> Vec<u8> {
     let mut children = registers();
     children.extend([root_bridge(config), motherboard(), cpus(config), event_device(), power_button()]);
     let scope = encode(&Scope::new("\\_SB_".into(), refs(&children)));
-    [s5.0, scope.0].concat()
+    let ports = [
+        encode(&serial::acpi_device()),
+        encode(&rtc::acpi_device()),
+        encode(&pvpanic::acpi_device()),
+        encode(&vmgenid::acpi_device(VM_GENERATION_ID)),
+    ];
+    [s5, scope].into_iter().chain(ports).flat_map(|part| part.0).collect()
 }
 
 // The library's nodes borrow their children; what is built in steps is encoded step by step.
@@ -207,7 +214,7 @@ fn event_device() -> Encoded {
             when_bit(&Local(0), EVENT_CPU, &[call("\\_SB_.CPUS.CSCN")]),
             when_bit(&Local(0), EVENT_PCI, &[call("\\_SB_.PCI0.PSCN")]),
             when_bit(&Local(0), EVENT_POWER_BUTTON, &[notify("\\_SB_.PWRB", 0x80)]),
-            when_bit(&Local(0), EVENT_GENERATION, &[notify("\\_SB_.VGEN", 0x80)]),
+            when_bit(&Local(0), EVENT_GENERATION, &[notify(vmgenid::DEVICE_PATH, 0x80)]),
         ],
     );
     device("GED_", &[name("_HID", &"ACPI0013"), name("_UID", &ZERO), name("_CRS", &interrupt), on_event])

@@ -43,10 +43,12 @@ pub enum Request {
         /// Its name.
         id: String,
     },
-    /// Take note that a disk's file or block device has another size.
+    /// Grow a disk.
     ResizeDisk {
         /// Its name.
         id: String,
+        /// Its new size; a block device must have grown already.
+        bytes: u64,
     },
     /// Have this many vCPUs.
     SetCpus {
@@ -141,6 +143,13 @@ pub enum EventKind {
     GuestPanicked,
     /// A device cannot go on until the guest's driver resets it.
     DeviceFailed {
+        /// Which one.
+        id: String,
+        /// Why.
+        reason: String,
+    },
+    /// A disk failed a request. The VM is paused if waiting can help (no space is left); `resume` tries again.
+    DiskFailed {
         /// Which one.
         id: String,
         /// Why.

@@ -14,3 +14,4 @@ pub mod rng;
 pub mod rtc;
 pub mod serial;
 pub mod vmgenid;
+pub mod vsock;

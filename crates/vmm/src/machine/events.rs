@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::cpu::vcpu::VcpuEvent;
+use crate::devices::pvpanic::GuestPanic;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +15,7 @@ pub enum MachineEvent {
     /// The guest reset the machine.
     Reset,
     /// The guest's system says that it panicked.
-    Panicked,
+    GuestPanic(GuestPanic),
     /// The guest has given back the device in this slot.
     Eject(u8),
     /// A vCPU stopped by itself.
@@ -23,6 +24,15 @@ pub enum MachineEvent {
         index: u32,
         /// Why.
         event: VcpuEvent,
+    },
+    /// A disk failed a request.
+    DiskFailed {
+        /// Which one.
+        id: String,
+        /// Why.
+        reason: String,
+        /// Whether the request is kept, to be tried again after a pause.
+        pause: bool,
     },
     /// A device cannot go on until its driver resets it.
     DeviceFailed {

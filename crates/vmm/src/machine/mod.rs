@@ -13,6 +13,7 @@
 mod devices;
 pub mod events;
 mod kvm;
+mod platform;
 mod snapshot;
 
 use std::sync::{Arc, Mutex};
@@ -21,14 +22,15 @@ use crate::acpi::controller::{AcpiController, AcpiRequest, SIZE as ACPI_SIZE};
 use crate::acpi::{AcpiConfig, AcpiError, write_tables};
 use crate::boot::{BootError, BootFiles, set_registers};
 use crate::bus::{Bus, Overlap};
-use crate::config::VmConfig;
+use crate::config::{ConsoleConfig, VmConfig};
 use crate::cpu::cpuid;
 use crate::cpu::state::{VcpuState, VcpuStateError, restore as restore_vcpu, save as save_vcpu};
 use crate::cpu::vcpu::{Buses, Vcpu};
-use crate::devices::console::host::ConsoleOutput;
-use crate::devices::serial::{PORTS as SERIAL_PORTS, Serial};
+use crate::devices::console::host::{ConsoleInput, ConsoleOutput};
+use crate::devices::vmgenid::VmGenerationIdError;
 use crate::interrupts::{InterruptError, Interrupts};
-use crate::memory::layout::{ACPI_IRQ, ACPI_PORT, ECAM_SIZE, ECAM_START, PCI_WINDOW_64_SIZE, SERIAL_IRQ, SERIAL_PORT};
+use crate::memory::layout::{ACPI_IRQ, ACPI_PORT, ECAM_SIZE, ECAM_START, PCI_WINDOW_64_SIZE};
+use crate::memory::dirty::DirtyRegion;
 use crate::memory::{Memory, MemoryError};
 use crate::pci::virtio::Platform;
 use crate::pci::{ConfigPorts, PciRoot};
@@ -37,6 +39,7 @@ use events::{EventSender, MachineEvent};
 pub use devices::{DeviceError, DeviceHandle, DeviceSlot};
 pub use kvm::KvmError;
 use kvm::{KvmState, KvmVm, call};
+use platform::PlatformDevices;
 pub use snapshot::{RestoreFailure, SaveFailure};
 
 /// Why a machine could not be made or changed.
@@ -63,6 +66,9 @@ pub enum MachineError {
     /// A vCPU's state.
     #[error(transparent)]
     Vcpu(#[from] VcpuStateError),
+    /// The generation ID.
+    #[error(transparent)]
+    Generation(#[from] VmGenerationIdError),
     /// Two devices at one address: a bug.
     #[error(transparent)]
     Overlap(#[from] Overlap),
@@ -102,7 +108,7 @@ pub struct Machine {
     platform: Platform,
     pci: Arc<Mutex<PciRoot>>,
     acpi: Arc<Mutex<AcpiController>>,
-    serial: Arc<Mutex<Serial>>,
+    platform_devices: PlatformDevices,
     console: ConsoleOutput,
     slots: Vec<DeviceSlot>,
     vcpus: Vec<Vcpu>,
@@ -146,8 +152,9 @@ impl Machine {
         let acpi = Arc::new(Mutex::new(acpi));
         buses.ports.insert(ACPI_PORT, ACPI_SIZE, acpi.clone())?;
         let console = ConsoleOutput::new();
-        let serial = Arc::new(Mutex::new(Serial::new(interrupts.line(SERIAL_IRQ)?, Box::new(console.clone()))));
-        buses.ports.insert(SERIAL_PORT, u64::from(SERIAL_PORTS), serial.clone())?;
+        // With a virtio console, what the serial port prints (a firmware, an early crash) is kept apart.
+        let serial_output = if config.console == ConsoleConfig::Serial { console.clone() } else { ConsoleOutput::new() };
+        let platform_devices = PlatformDevices::new(&buses.ports, &interrupts, serial_output, &events)?;
 
         let power_on = (Vec::new(), KvmState::save(&kvm.vm)?);
         let mut machine = Machine {
@@ -158,7 +165,7 @@ impl Machine {
             platform,
             pci,
             acpi,
-            serial,
+            platform_devices,
             console,
             slots: Vec::new(),
             vcpus: Vec::new(),
@@ -182,6 +189,7 @@ impl Machine {
             pci_window_64: (self.memory.end(), PCI_WINDOW_64_SIZE),
         };
         write_tables(&tables, &self.memory.guest)?;
+        self.platform_devices.write_generation(&self.memory.guest)?;
         let entry = self.boot.load(&self.memory)?;
         let guest = self.memory.guest.clone();
         self.on_vcpu(0, move |fd, apic_id| set_registers(fd, apic_id, entry, &guest))??;
@@ -210,6 +218,9 @@ impl Machine {
         for index in present..count {
             self.create_vcpu(index)?;
             self.config.cpus.count = index + 1;
+            // KVM finds a vCPU by its APIC id in a map that it makes anew when an APIC's state is set, but not when a vCPU is made:
+            // without this, the guest's wake-up call would reach nobody.
+            self.on_vcpu(index, |fd, _| fd.get_lapic().and_then(|lapic| fd.set_lapic(&lapic)))?.map_err(call("setting a local APIC"))?;
             if self.state == RunState::Running {
                 self.vcpus[index as usize].run();
             }
@@ -260,9 +271,23 @@ impl Machine {
         &self.memory
     }
 
-    /// The VM in KVM, for the dirty log.
-    pub fn vm(&self) -> &kvm_ioctls::VmFd {
-        &self.kvm.vm
+    /// Where input for the guest's console goes.
+    pub fn console_input(&self) -> Arc<dyn ConsoleInput> {
+        for slot in &self.slots {
+            if let DeviceHandle::Console(console) = &slot.handle {
+                return Arc::new(console.clone());
+            }
+        }
+        self.platform_devices.serial.clone()
+    }
+
+    /// Makes this machine, restored from a saved one that may be restored again, another one: guests draw new random seeds, and
+    /// the network learns where it is now. Call it before it runs.
+    pub fn begin_new_life(&mut self) -> Result<(), MachineError> {
+        self.platform_devices.new_generation(&self.memory.guest)?;
+        self.acpi.lock().expect("device lock").generation_changed();
+        self.announce_nets();
+        Ok(())
     }
 
     /// What the guest prints on its console.
@@ -292,14 +317,16 @@ impl Machine {
             slot.transport.lock().expect("device lock").pause();
         }
         // The guest shall not take the pause for a hang.
-        let _ = self.on_all_vcpus(|_, fd, _| drop(fd.kvmclock_ctrl()));
+        let _ = self.on_all_vcpus(|_, fd, _| fd.kvmclock_ctrl());
         self.state = RunState::Paused;
     }
 
     fn pause_vcpus(&self) {
         // All at once, then wait for each. One that has ended hangs up, which is as good as paused.
         let waiting: Vec<_> = self.vcpus.iter().map(Vcpu::pause).collect();
-        waiting.into_iter().for_each(|paused| drop(paused.recv()));
+        for paused in waiting {
+            let _ = paused.recv();
+        }
     }
 
     /// Resets the machine: everything back to power-on, the kernel loaded anew. It stays paused.
@@ -309,12 +336,46 @@ impl Machine {
             slot.transport.lock().expect("device lock").reset();
         }
         self.acpi.lock().expect("device lock").reset();
-        self.serial.lock().expect("device lock").reset();
+        self.platform_devices.reset();
+        self.reset_memory_device();
         self.power_on.1.restore_controllers(&self.kvm.vm)?;
         let states = self.power_on.0.clone();
         let results = self.on_all_vcpus(move |index, fd, _| restore_vcpu(fd, &without_tsc(&states[index as usize]), 0))?;
         results.into_iter().collect::<Result<(), VcpuStateError>>()?;
         self.boot()
+    }
+
+    /// Starts noting which pages of memory change.
+    pub fn start_dirty_log(&self) -> Result<(), MachineError> {
+        for slot in &self.slots {
+            if let DeviceHandle::VhostUser(net) = &slot.handle {
+                net.start_dirty_log(&self.memory.guest).map_err(|error| DeviceError::DirtyLog { id: slot.id.clone(), error })?;
+            }
+        }
+        Ok(self.memory.start_dirty_log(&self.kvm.vm)?)
+    }
+
+    /// The pages that changed since the last call, whoever changed them.
+    pub fn take_dirty_log(&self) -> Result<Vec<DirtyRegion>, MachineError> {
+        let mut regions = self.memory.take_dirty(&self.kvm.vm)?;
+        for slot in &self.slots {
+            if let DeviceHandle::VhostUser(net) = &slot.handle
+                && let Some(log) = net.fetch_dirty_log()
+            {
+                regions.iter_mut().for_each(|region| region.merge(&log));
+            }
+        }
+        Ok(regions)
+    }
+
+    /// Stops noting changes.
+    pub fn stop_dirty_log(&self) -> Result<(), MachineError> {
+        for slot in &self.slots {
+            if let DeviceHandle::VhostUser(net) = &slot.handle {
+                net.stop_dirty_log().map_err(|error| DeviceError::DirtyLog { id: slot.id.clone(), error })?;
+            }
+        }
+        Ok(self.memory.stop_dirty_log(&self.kvm.vm)?)
     }
 
     /// Presses the power button.

@@ -1,6 +1,7 @@
 //! Saving a machine, and putting one together from what was saved.
 //!
-//! Sections, in this order: `config`, `memory` (many), `kvm`, `vcpu` (one each), `acpi`, `serial`, `device` (one each).
+//! Sections, in this order: `config`, `memory` (many), `kvm`, `vcpu` (one each), `acpi`, one for each platform device,
+//! `device` (one each).
 
 use std::io::{Read, Write};
 
@@ -89,7 +90,9 @@ impl Machine {
             writer.section("vcpu", VERSION, &vcpu.map_err(MachineError::from)?.encode_to_vec())?;
         }
         writer.section("acpi", VERSION, &self.acpi.lock().expect("device lock").save().encode_to_vec())?;
-        writer.section("serial", VERSION, &self.serial.lock().expect("device lock").save())?;
+        for (kind, state) in self.platform_devices.save() {
+            writer.section(kind, VERSION, &state)?;
+        }
         for slot in &self.slots {
             let state = slot.transport.lock().expect("device lock").save();
             let section = DeviceSection { id: slot.id.clone(), slot: u32::from(slot.slot), state: Some(state) };
@@ -147,18 +150,19 @@ impl Machine {
                         return Err(StateError::malformed("acpi", "another number of vCPUs").into());
                     }
                 }
-                "serial" => {
+                kind => {
                     fixed += 1;
                     section.check_version(VERSION)?;
-                    let restored = self.serial.lock().expect("device lock").restore(&section.payload);
-                    restored.map_err(|source| RestoreFailure::Device { id: "serial".into(), source })?;
+                    let restored = self.platform_devices.restore(kind, &section.payload);
+                    let unknown = || StateError::malformed(kind, "this release does not know this kind of section");
+                    let restored = restored.ok_or_else(unknown)?;
+                    restored.map_err(|source| RestoreFailure::Device { id: kind.into(), source })?;
                 }
-                other => return Err(StateError::malformed(other, "this release does not know this kind of section").into()),
             }
         }
         let incomplete = |what: String| RestoreFailure::Incomplete(what);
         let kvm = kvm.ok_or_else(|| incomplete("the interrupt controllers are missing".into()))?;
-        if fixed != 2 {
+        if fixed != 5 {
             return Err(incomplete("a platform device is missing".into()));
         }
         let expected: Vec<u32> = self.vcpus.iter().map(|vcpu| vcpu.apic_id).collect();

@@ -3,6 +3,7 @@
 use kvm_ioctls::VmFd;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use super::layout::PAGE;
 use super::{Memory, MemoryError};
 
 /// The changed pages of one region of guest memory.
@@ -15,6 +16,14 @@ pub struct DirtyRegion {
 }
 
 impl DirtyRegion {
+    /// Adds pages from a log of all guest memory, one bit a page from address 0.
+    pub fn merge(&mut self, log: &[u64]) {
+        let first = (self.start / PAGE / 64) as usize;
+        for (word, logged) in self.bitmap.iter_mut().zip(log.get(first..).unwrap_or_default()) {
+            *word |= logged;
+        }
+    }
+
     /// How many pages changed.
     pub fn count(&self) -> u64 {
         self.bitmap.iter().map(|word| u64::from(word.count_ones())).sum()

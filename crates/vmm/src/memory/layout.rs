@@ -44,13 +44,9 @@ pub const PCI_WINDOW_64_SIZE: u64 = 64 << 30;
 
 /// ISA interrupt of the first serial port.
 pub const SERIAL_IRQ: u32 = 4;
-/// I/O ports of the first serial port.
-pub const SERIAL_PORT: u64 = 0x3f8;
 /// Interrupt of the ACPI event device.
 pub const ACPI_IRQ: u32 = 9;
 /// I/O ports of the ACPI controller.
 pub const ACPI_PORT: u64 = 0x600;
-/// I/O port of the panic device.
-pub const PVPANIC_PORT: u64 = 0x505;
 /// Message-signalled interrupts use numbers above the I/O APIC's 24 pins.
 pub const FIRST_MSI_GSI: u32 = 24;

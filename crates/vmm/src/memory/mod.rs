@@ -152,7 +152,8 @@ fn map(file: &Arc<File>, offset: u64, start: u64, size: u64, huge: bool) -> Resu
     let page = std::num::NonZeroUsize::new(layout::PAGE as usize).expect("a page is not empty");
     let region = MmapRegionBuilder::new_with_bitmap(size as usize, AtomicBitmap::new(size as usize, page))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+        // Huge pages are reserved at once: running out of them later would kill the VM.
+        .with_mmap_flags(libc::MAP_SHARED | if huge { 0 } else { libc::MAP_NORESERVE })
         .with_file_offset(FileOffset::from_arc(file.clone(), offset))
         .with_hugetlbfs(huge)
         .build()

@@ -48,11 +48,6 @@ impl Msix {
         Ok(())
     }
 
-    /// Whether the guest has switched MSI-X on.
-    pub fn is_enabled(&self) -> bool {
-        self.control & ENABLE != 0
-    }
-
     /// The guest reads the table.
     pub fn read_table(&self, offset: u64, data: &mut [u8]) {
         let bytes: Option<Vec<u8>> =

@@ -10,8 +10,8 @@ use virtio_queue::{Queue, QueueT};
 
 use super::config::{self, feature};
 use super::counters::Counters;
-use super::queue::{QueueThread, Setup, WriteMode};
 use super::state::{BlockState, HeldRequests};
+use super::thread::{QueueThread, Setup, WriteMode};
 use crate::virtio::{ActivateError, Activation, DeviceType, Interrupt, RestoreError, VirtioDevice};
 
 /// What to do when the storage fails a request.

@@ -22,9 +22,11 @@ mod chain;
 mod config;
 mod counters;
 mod device;
+mod patience;
 mod queue;
 mod request;
 mod state;
+mod thread;
 
 #[cfg(test)]
 mod tests;

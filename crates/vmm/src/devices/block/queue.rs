@@ -1,63 +1,28 @@
-//! A queue's thread.
+//! What a queue's thread does.
 //!
 //! ```text
 //!   loop:  sleep in the ring ──▶ answer what completed ──▶ one interrupt ──▶ start what is available ──▶
 //! ```
-//! Nothing is submitted until it sleeps again, so a batch of any length costs one system call.
+//! Nothing is submitted until it sleeps again, so a batch of any length costs one system call. When the driver tends to have the
+//! next request ready soon after the last was answered, it looks out for it for a moment before it sleeps ([`Patience`]).
 
-use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 
 use disk::{Durability, Engine, Event, IoError, Zeroing};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Buffer, Chain};
 use super::counters::{QueueCounters, add};
-use super::device::{ErrorPolicy, IoFailure, Shared, as_io_error};
+use super::device::{ErrorPolicy, IoFailure, Shared};
+use super::patience::Patience;
 use super::request::{self, Operation, Refusal, Request, Status};
-use crate::sandbox::{ThreadKind, confine_thread};
+use super::thread::{Setup, WriteMode};
 use crate::virtio::{GuestMemory, Interrupt};
-
-/// When a write counts as done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum WriteMode {
-    /// Once it is on stable storage.
-    Through,
-    /// At once; the driver flushes.
-    Back,
-    /// As the driver set it in the configuration space.
-    Configured,
-}
-
-/// What a thread starts with.
-pub(super) struct Setup {
-    pub index: u16,
-    pub queue: Queue,
-    pub kick: EventFd,
-    pub memory: Arc<GuestMemory>,
-    pub interrupt: Arc<dyn Interrupt>,
-    pub shared: Arc<Shared>,
-    pub write_mode: WriteMode,
-    /// Chains taken by an earlier thread and not answered.
-    pub held: Vec<u16>,
-}
-
-/// A running thread.
-pub(super) struct QueueThread {
-    index: u16,
-    stop: EventFd,
-    thread: JoinHandle<(Queue, Vec<u16>)>,
-}
-
-/// Only touched pages cost memory.
-const STACK_BYTES: usize = 256 * 1024;
 
 const KICK: u16 = 0;
 const STOP: u16 = 1;
@@ -65,45 +30,6 @@ const STOP: u16 = 1;
 /// More data than this is not taken from the ring until some of it is done: it bounds how long a pause waits, and what the
 /// kernel holds for one queue.
 const MAX_IN_FLIGHT_BYTES: u64 = 64 << 20;
-
-impl QueueThread {
-    /// Starts a thread and waits until it is ready to work.
-    pub fn spawn(name: String, setup: Setup) -> io::Result<QueueThread> {
-        let stop = EventFd::new(EFD_NONBLOCK)?;
-        let thread_stop = stop.try_clone()?;
-        let index = setup.index;
-        let (ready, is_ready) = mpsc::sync_channel(1);
-        let thread = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || {
-            // An engine belongs to its thread; it is made before the thread loses the right to make one.
-            let engine = match Engine::new(&setup.shared.disk, setup.queue.size()) {
-                Ok(engine) => engine,
-                Err(error) => {
-                    let _ = ready.send(Err(as_io_error(error)));
-                    return (setup.queue, setup.held);
-                }
-            };
-            let _ = ready.send(Ok(()));
-            confine_thread(ThreadKind::Block);
-            Worker::new(setup, engine).run(thread_stop)
-        })?;
-        // The channel is only closed unused if the thread panicked.
-        is_ready.recv().unwrap_or_else(|_| Err(io::Error::other("the thread ended")))?;
-        Ok(QueueThread { index, stop, thread })
-    }
-
-    /// Has it finish what is in flight and end.
-    pub fn tell_to_stop(&self) {
-        // An eventfd of ours that nobody reads cannot be full.
-        let _ = self.stop.write(1);
-    }
-
-    /// Waits for its end. `None` when it panicked.
-    pub fn join(self) -> Option<(u16, Queue, Vec<u16>)> {
-        self.tell_to_stop();
-        let (queue, held) = self.thread.join().ok()?;
-        Some((self.index, queue, held))
-    }
-}
 
 /// A request under way, by tag.
 struct Pending {
@@ -113,7 +39,7 @@ struct Pending {
     filled: Vec<Buffer>,
 }
 
-struct Worker {
+pub(super) struct Worker {
     index: u16,
     queue: Queue,
     kick: EventFd,
@@ -136,6 +62,7 @@ struct Worker {
     has_news: bool,
     /// The driver broke the rings; nothing more is taken from them.
     failed: bool,
+    patience: Patience,
 }
 
 /// The ring cannot be worked on any more.
@@ -159,7 +86,7 @@ enum Served {
 }
 
 impl Worker {
-    fn new(setup: Setup, engine: Engine) -> Worker {
+    pub fn new(setup: Setup, engine: Engine) -> Worker {
         let Setup { index, queue, kick, memory, interrupt, shared, write_mode, held } = setup;
         let depth = engine.depth();
         let idle = || Pending {
@@ -185,10 +112,11 @@ impl Worker {
             segments: Vec::new(),
             has_news: false,
             failed: false,
+            patience: Patience::new(),
         }
     }
 
-    fn run(mut self, stop: EventFd) -> (Queue, Vec<u16>) {
+    pub fn run(mut self, stop: EventFd) -> (Queue, Vec<u16>) {
         self.engine.watch(self.kick.as_raw_fd(), KICK);
         self.engine.watch(stop.as_raw_fd(), STOP);
         let mut stopping = false;
@@ -267,10 +195,24 @@ impl Worker {
                 budget -= 1;
                 count -= 1;
             }
+            if self.look_out() {
+                continue;
+            }
             if !self.queue.enable_notification(&*self.memory)? {
                 return Ok(Served::All);
             }
         }
+    }
+
+    /// Looks out for the next request while the driver need not kick. Only when nothing else is there to be done: completions do
+    /// not show themselves meanwhile.
+    fn look_out(&mut self) -> bool {
+        if self.engine.in_flight() > 0 || self.has_news {
+            return false;
+        }
+        let (queue, memory) = (&self.queue, &*self.memory);
+        let next = queue.next_avail();
+        self.patience.look_out(|| queue.avail_idx(memory, Ordering::Relaxed).is_ok_and(|index| index.0 != next))
     }
 
     fn is_full(&self) -> bool {

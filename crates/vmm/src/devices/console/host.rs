@@ -119,7 +119,7 @@ impl ConsoleOutput {
             StartAt::Now => self.total_bytes(),
         };
         let state =
-            Arc::new(AttachmentState { lost: AtomicU64::new(0), open: AtomicBool::new(true), stop: AtomicBool::new(false) });
+            Arc::new(AttachmentState { lost: AtomicU64::new(0), written: AtomicU64::new(position), open: AtomicBool::new(true), stop: AtomicBool::new(false) });
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let mut writer =
             Writer { output: self.clone(), file: File::from(fd), position, state: state.clone(), stop: stop.try_clone()? };
@@ -127,6 +127,8 @@ impl ConsoleOutput {
             confine_thread(ThreadKind::Misc);
             writer.run();
             writer.state.open.store(false, Ordering::Release);
+            drop(writer.output.lock());
+            writer.output.shared.grown.notify_all();
         })?;
         Ok(Attachment { output: self.clone(), state, stop })
     }
@@ -155,6 +157,8 @@ pub struct Attachment {
 
 struct AttachmentState {
     lost: AtomicU64,
+    /// Position up to which everything is written or lost.
+    written: AtomicU64,
     open: AtomicBool,
     stop: AtomicBool,
 }
@@ -163,6 +167,14 @@ impl Attachment {
     /// Bytes that the reader missed because it was too slow.
     pub fn lost_bytes(&self) -> u64 {
         self.state.lost.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the reader has everything that was printed up to now, is gone, or `limit` has passed.
+    pub fn finish(self, limit: Duration) {
+        let ring = self.output.lock();
+        let end = ring.end;
+        let behind = |_: &mut Ring| self.is_open() && self.state.written.load(Ordering::Acquire) < end;
+        drop(self.output.shared.grown.wait_timeout_while(ring, limit, behind).expect("console output lock"));
     }
 
     /// Whether the reader is still there.
@@ -210,7 +222,12 @@ impl Writer {
             self.state.lost.fetch_add(missed, Ordering::Relaxed);
             match self.file.write(&chunk) {
                 Ok(0) => return,
-                Ok(count) => self.position += count as u64,
+                Ok(count) => {
+                    self.position += count as u64;
+                    self.state.written.store(self.position, Ordering::Release);
+                    drop(self.output.lock());
+                    self.output.shared.grown.notify_all();
+                }
                 Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
                 Err(_) => return,
             }

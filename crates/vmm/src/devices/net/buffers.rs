@@ -111,6 +111,37 @@ pub fn mark_dirty<'s>(memory: &GuestMemory, segments: impl Iterator<Item = &'s S
     }
 }
 
+/// The `length` bytes of `segments` that start `skip` bytes into them, or as many as there are.
+pub fn cut(segments: &VecDeque<Segment>, skip: usize, length: usize) -> VecDeque<Segment> {
+    let (mut skip, mut left) = (skip, length);
+    let mut result = VecDeque::new();
+    for segment in segments {
+        let before = skip.min(segment.length);
+        skip -= before;
+        let length = left.min(segment.length - before);
+        if length > 0 {
+            // Both lie in the segment, so neither sum wraps.
+            let address = GuestAddress(segment.address.0 + before as u64);
+            result.push_back(Segment { address, host: segment.host + before, length });
+            left -= length;
+        }
+    }
+    result
+}
+
+/// Copies the start of `segments` to `data`, and returns how many bytes there were.
+pub fn copy_out<'s>(memory: &GuestMemory, segments: impl Iterator<Item = &'s Segment>, data: &mut [u8]) -> usize {
+    let mut done = 0;
+    for segment in segments {
+        let part = segment.length.min(data.len() - done);
+        if let Ok(slice) = memory.get_slice(segment.address, part) {
+            slice.copy_to(&mut data[done..done + part]);
+        }
+        done += part;
+    }
+    done
+}
+
 /// Copies `data` to `offset` bytes into `segments`; what does not fit is left out.
 pub fn copy_into<'s>(memory: &GuestMemory, segments: impl Iterator<Item = &'s Segment>, offset: usize, data: &[u8]) {
     let mut skip = offset;
@@ -158,6 +189,16 @@ impl IoVectors {
         // reads from it, and guest memory may change under a reader at any time.
         let count = unsafe { libc::writev(fd.as_raw_fd(), self.0.as_ptr(), self.0.len() as libc::c_int) };
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Reads from a stream into the segments.
+    pub fn read_stream<'s>(
+        &mut self,
+        memory: &GuestMemory,
+        fd: BorrowedFd<'_>,
+        segments: impl Iterator<Item = &'s Segment> + Clone,
+    ) -> io::Result<usize> {
+        self.read(memory, fd, segments, &mut [])
     }
 
     /// Reads one frame into the segments, and what does not fit there into `overflow`.

@@ -16,7 +16,7 @@
 //! A buffer that makes no sense is dropped and counted. A ring that cannot be followed fails the device. A TAP that was
 //! deleted under a device takes its link down.
 
-mod buffers;
+pub(crate) mod buffers;
 mod control;
 mod device;
 mod features;
@@ -29,6 +29,7 @@ mod tap;
 #[cfg(test)]
 pub(crate) mod tests;
 mod transmit;
+pub(crate) mod unix;
 pub mod vhost_user;
 
 pub use device::{MAX_QUEUE_PAIRS, Net, NetConfig, NetError, NetHandle, TapBackend};

@@ -11,7 +11,7 @@
 //! One worker owns the connection, serves the control queue and brings a lost back end back. The rings are in guest memory,
 //! so a new back end continues where the used ring says: a driver sees lost frames, nothing else.
 //!
-//! The message bodies are those of the `vhost` crate; the exchange of messages is ours ([`protocol`]), because the crate's
+//! The message bodies are those of the `vhost` crate; the exchange of messages is ours (`protocol.rs`), because the crate's
 //! `Frontend` waits for a reply for ever, does not know `SEND_RARP`, and takes one shape only for the reply to `SET_LOG_BASE`.
 
 mod device;

@@ -1,14 +1,15 @@
 //! One connection to a back end: requests and replies, each with a time limit.
 
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::FrontendReq;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use crate::devices::net::unix;
 
 /// How long the back end may take for one request. Long for a switch that is busy, short for a VM that is to be paused.
 const REQUEST_LIMIT: Duration = Duration::from_secs(1);
@@ -100,30 +101,11 @@ pub(super) struct Connection {
 impl Connection {
     /// Connects without ever waiting: a listener whose queue is full counts as absent.
     pub fn open(path: &Path) -> Result<Connection, ProtocolError> {
-        let error = |source| ProtocolError::Connect { path: path.display().to_string(), source };
-        // SAFETY: `sockaddr_un` is plain old data, for which all zeroes is a valid value.
-        let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-        address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-        let bytes = path.as_os_str().as_bytes();
-        if bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+        if path.as_os_str().len() > unix::MAX_PATH_BYTES {
             return Err(ProtocolError::PathTooLong(path.display().to_string()));
         }
-        for (to, from) in address.sun_path.iter_mut().zip(bytes) {
-            *to = *from as libc::c_char;
-        }
-        // SAFETY: socket takes numbers only.
-        let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0) };
-        if fd < 0 {
-            return Err(error(io::Error::last_os_error()));
-        }
-        // SAFETY: the descriptor was just opened and nobody else owns it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let size = size_of::<libc::sockaddr_un>() as libc::socklen_t;
-        // SAFETY: `address` is a valid `sockaddr_un` of that size.
-        if unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), size) } < 0 {
-            return Err(error(io::Error::last_os_error()));
-        }
-        let socket = UnixStream::from(fd);
+        let error = |source| ProtocolError::Connect { path: path.display().to_string(), source };
+        let socket = unix::connect(path).map_err(error)?;
         socket.set_nonblocking(false).map_err(error)?;
         Ok(Connection { socket, confirms: false, deadline: None })
     }
