@@ -1,2 +1,58 @@
-//! The `maru` command.
-fn main() {}
+//! `maru`: the command for all of Maru.
+//!
+//! ```text
+//!  cli (what can be said) ──> host ──> crate check
+//!                        ├──> crate lab
+//!                        ├──> vm::run ──> a monitor (maru-vmm) as a child, its console in this terminal
+//!                        └──> vm::control ──> a running monitor's control socket
+//! ```
+//!
+//! Each command has a module with its options, its error enum, and a function that does it. What is wrong with the command line is
+//! exit status 2, other failures are 1, unless the command says otherwise under EXIT STATUS in its help.
+
+mod cli;
+mod host;
+mod options;
+mod output;
+mod size;
+mod terminal;
+mod vm;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use host::HostCommand;
+use vm::VmCommand;
+use vm::control::ControlError;
+use vm::run::RunError;
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(status) => status,
+        // Whoever read our output has seen enough (`| head`).
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            error.downcast_ref().map_or(1, RunError::exit_status).into()
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Host(HostCommand::Check(args)) => return Ok(host::check(&args)?.into()),
+        Command::Vm(VmCommand::Run(args)) => return Ok(vm::run::run(&args)?.into()),
+        Command::Vm(VmCommand::Control(args)) => vm::control::run(*args)?,
+        Command::Lab(command) => return Ok(lab::cli::run(command)?),
+        Command::Completions { shell } => output::print(&cli::completions(shell))?,
+        Command::Man { directory } => cli::man(&directory)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let plain = error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
+    plain || error.downcast_ref().is_some_and(ControlError::is_broken_pipe)
+}

@@ -141,10 +141,21 @@ fn idle() -> ! {
     let mut last = facts::gather();
     loop {
         thread::sleep(Duration::from_millis(500));
+        bring_processors_online();
         let now = facts::gather();
         if now != last {
             facts::print();
             last = now;
+        }
+    }
+}
+
+/// Processors that were added wait for somebody to switch them on: here, udev is missing.
+fn bring_processors_online() {
+    for entry in std::fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten() {
+        let switch = entry.path().join("online");
+        if std::fs::read_to_string(&switch).is_ok_and(|state| state.trim() == "0") {
+            let _ = std::fs::write(&switch, "1");
         }
     }
 }

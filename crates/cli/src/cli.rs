@@ -1,0 +1,118 @@
+//! The command line as a whole.
+
+use std::path::PathBuf;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use lab::cli::LabCommand;
+
+use crate::host::HostCommand;
+use crate::vm::VmCommand;
+
+const AFTER_HELP: &str = "\
+EXAMPLES
+  Can this machine run VMs?
+    maru host check
+
+  Run one in this terminal:
+    maru vm run --kernel vmlinuz --initrd initrd.img
+
+  Start virtual hosts that can, on a machine that cannot:
+    maru lab up
+
+  Complete commands with the Tab key:
+    source <(maru completions bash)
+
+`maru COMMAND --help` explains a command with examples.";
+
+/// Maru: turns Linux machines into one virtualization cluster
+#[derive(Debug, Parser)]
+#[command(name = "maru", version, after_help = AFTER_HELP, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// This machine as a host
+    #[command(subcommand)]
+    Host(HostCommand),
+    /// Virtual machines
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// Virtual hosts: a data centre on this machine
+    #[command(subcommand)]
+    Lab(LabCommand),
+    /// Print a script that completes commands in a shell
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man {
+        /// The directory to write them to
+        directory: PathBuf,
+    },
+}
+
+const COMPLETIONS_HELP: &str = "\
+EXAMPLES
+  For this bash, and for every later one:
+    source <(maru completions bash)
+    maru completions bash > ~/.local/share/bash-completion/completions/maru
+
+  zsh, with the directory in $fpath; fish:
+    maru completions zsh > ~/.zfunc/_maru
+    maru completions fish > ~/.config/fish/completions/maru.fish";
+
+/// The completion script for `shell`.
+pub fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "maru", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+/// Writes a manual page for each command to `directory`, which is made if there is none.
+pub fn man(directory: &std::path::Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    clap_mangen::generate_to(Cli::command(), directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn misspelt_commands_get_a_suggestion() {
+        let error = Cli::try_parse_from(["maru", "vm", "runn"]).unwrap_err().to_string();
+        assert!(error.contains("'run'"), "{error}");
+        let error = Cli::try_parse_from(["maru", "hots"]).unwrap_err().to_string();
+        assert!(error.contains("'host'"), "{error}");
+    }
+
+    #[test]
+    fn every_shell_gets_a_script_that_knows_the_commands() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let script = completions(shell);
+            assert!(script.contains("power-button") && script.contains("on-reset"), "{shell}");
+        }
+    }
+
+    #[test]
+    fn every_command_gets_a_manual_page() {
+        let directory = tempfile::tempdir().unwrap();
+        man(directory.path()).unwrap();
+        let run = std::fs::read_to_string(directory.path().join("maru-vm-run.1")).unwrap();
+        assert!(run.contains("EXIT STATUS"));
+    }
+}

@@ -1,0 +1,56 @@
+//! `maru host`: this machine as a host.
+
+use std::io::{self, IsTerminal};
+
+use check::{Color, Options};
+use clap::{Args, Subcommand};
+
+use crate::output::{Output, print, terminal_width};
+
+/// Where the width of the terminal is not known.
+const DEFAULT_WIDTH: usize = 100;
+
+/// Subcommands of `maru host`.
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// Check what this machine can do as a host
+    Check(CheckArgs),
+}
+
+const AFTER_HELP: &str = "\
+EXAMPLES
+  maru host check
+  maru host check -o json | jq .verdict
+
+EXIT STATUS
+  0  VMs run on this machine (the verdict is READY or DEGRADED)
+  1  VMs run on this machine only in virtual hosts (LAB ONLY)";
+
+/// Check what this machine can do as a host
+///
+/// Looks at hardware, kernel and KVM, runs a tiny VM to see whether KVM really works, and says what is missing, what that costs,
+/// and how to fix it. Changes nothing.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct CheckArgs {
+    /// How to show the result
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Checks the machine; returns the exit status.
+pub fn check(args: &CheckArgs) -> io::Result<u8> {
+    let report = check::run(&Options::default());
+    let text = match args.output {
+        Output::Text => report.render_text(color(), terminal_width().unwrap_or(DEFAULT_WIDTH)),
+        Output::Json => serde_json::to_string_pretty(&report)? + "\n",
+    };
+    print(&text)?;
+    Ok(u8::try_from(report.exit_code()).unwrap_or(1))
+}
+
+/// Colours for a terminal, unless the user wants none (<https://no-color.org>).
+fn color() -> Color {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if io::stdout().is_terminal() && !unwanted { Color::Always } else { Color::Never }
+}

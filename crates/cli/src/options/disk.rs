@@ -1,0 +1,148 @@
+//! `--disk FILE[,ro][,direct]...`, and what replaces the file of a saved VM's disk.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use vmm::config::{DiskConfig, check_id};
+
+use super::{OptionError, Parts, absolute};
+
+/// The form of a disk.
+pub const DISK_FORM: &str = "FILE[,ro][,direct][,queues=N][,serial=TEXT][,id=ID]";
+/// The form of another file for a saved VM's disk.
+const DISK_OVERRIDE_FORM: &str = "ID=FILE (with --restore)";
+
+/// virtio 1.2 §5.2.6: the serial number has 20 bytes.
+const SERIAL_BYTES: usize = 20;
+
+/// A disk as it is written on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskOption {
+    path: PathBuf,
+    read_only: bool,
+    direct: bool,
+    queues: u16,
+    serial: Option<String>,
+    id: Option<String>,
+}
+
+impl FromStr for DiskOption {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<DiskOption, OptionError> {
+        let (path, mut parts) = Parts::with_head(text, "the file", DISK_FORM)?;
+        let serial = parts.text("serial")?;
+        if serial.as_ref().is_some_and(|serial| serial.len() > SERIAL_BYTES) {
+            return Err(parts.wrong("serial", format!("a serial number has at most {SERIAL_BYTES} bytes")));
+        }
+        let option = DiskOption {
+            path: absolute(path.as_ref()),
+            read_only: parts.flag("ro")?,
+            direct: parts.flag("direct")?,
+            queues: parts.number("queues")?.unwrap_or(0),
+            serial,
+            id: device_id(&mut parts)?,
+        };
+        parts.finish()?;
+        Ok(option)
+    }
+}
+
+impl DiskOption {
+    /// The disk, called `default_id` if it has no name of its own.
+    pub fn config(self, default_id: impl FnOnce() -> String) -> DiskConfig {
+        DiskConfig {
+            id: self.id.unwrap_or_else(default_id),
+            path: self.path,
+            read_only: self.read_only,
+            direct: self.direct,
+            queues: self.queues,
+            serial: self.serial,
+            slot: None,
+        }
+    }
+}
+
+/// Another file for a saved VM's disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskOverride {
+    /// The disk.
+    pub id: String,
+    /// Its file here.
+    pub path: PathBuf,
+}
+
+impl FromStr for DiskOverride {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<DiskOverride, OptionError> {
+        let form = DISK_OVERRIDE_FORM;
+        // The file's name is taken as it is: nothing can follow it.
+        match text.split_once('=') {
+            Some((id, path)) if !id.is_empty() && !path.is_empty() => {
+                Ok(DiskOverride { id: id.into(), path: absolute(path.as_ref()) })
+            }
+            _ => Err(OptionError::Missing { what: "the disk's name or its file", form }),
+        }
+    }
+}
+
+/// Takes the part `id=ID` out.
+pub(super) fn device_id(parts: &mut Parts) -> Result<Option<String>, OptionError> {
+    let Some(id) = parts.text("id")? else { return Ok(None) };
+    check_id(&id).map_err(|error| parts.wrong("id", error.to_string()))?;
+    Ok(Some(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<DiskConfig, OptionError> {
+        text.parse::<DiskOption>().map(|option| option.config(|| "disk0".into()))
+    }
+
+    #[test]
+    fn a_file_is_enough() {
+        let disk = parse("/d/root.raw").unwrap();
+        assert_eq!((disk.id.as_str(), disk.path.to_str(), disk.queues), ("disk0", Some("/d/root.raw"), 0));
+        assert!(!disk.read_only && !disk.direct && disk.serial.is_none());
+    }
+
+    #[test]
+    fn every_part_in_any_order_arrives() {
+        let disk = parse("/d/a,,b.raw,id=data,serial=S1,queues=3,direct,ro").unwrap();
+        assert_eq!((disk.id.as_str(), disk.path.to_str(), disk.queues), ("data", Some("/d/a,b.raw"), 3));
+        assert!(disk.read_only && disk.direct);
+        assert_eq!(disk.serial.as_deref(), Some("S1"));
+    }
+
+    #[test]
+    fn mistakes_name_the_part_and_show_the_form() {
+        let cases = [
+            ("", "the file is missing"),
+            ("/d,rw", "there is no part 'rw'"),
+            ("/d,ro,ro", "'ro' is given twice"),
+            ("/d,ro=1", "it takes no value, but '1' is given"),
+            ("/d,queues=many", "'many' is no number"),
+            ("/d,queues=70000", "'70000' is no number that can be used"),
+            ("/d,queues", "queues: it needs a value"),
+            ("/d,id=a/b", "id: 'a/b' cannot be a device's name"),
+            ("/d,serial=123456789012345678901", "at most 20 bytes"),
+            ("/d,", "there is no part ''"),
+        ];
+        for (text, expected) in cases {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.ends_with(DISK_FORM), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_override_is_a_name_and_a_file() {
+        let wanted = DiskOverride { id: "root".into(), path: "/x=1,2".into() };
+        assert_eq!("root=/x=1,2".parse(), Ok(wanted));
+        for text in ["/x", "=/x", "root="] {
+            assert!(text.parse::<DiskOverride>().unwrap_err().to_string().contains("ID=FILE"));
+        }
+    }
+}

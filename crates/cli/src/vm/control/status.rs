@@ -1,0 +1,98 @@
+//! `status` for people.
+
+use std::fmt::Write;
+
+use vmm::control::{RunStatus, Status};
+
+use crate::size::ByteSize;
+
+/// The status as aligned lines, and the devices as a table.
+pub fn table(status: &Status) -> String {
+    let state = match status.state {
+        RunStatus::Running => "running",
+        RunStatus::Paused => "paused",
+    };
+    let mut memory = ByteSize(status.memory).to_string();
+    if status.hotplug_memory > 0 {
+        let _ = write!(memory, " + {} added", ByteSize(status.hotplug_memory));
+    }
+    if status.balloon > 0 {
+        let _ = write!(memory, " - {} in the balloon", ByteSize(status.balloon));
+    }
+    let confined = if status.confined { "yes" } else { "no" };
+    let lines = [
+        ("name", status.name.clone()),
+        ("state", state.into()),
+        ("process", status.pid.to_string()),
+        ("vCPUs", status.cpus.to_string()),
+        ("memory", memory),
+        ("confined", confined.into()),
+    ];
+    let mut text = String::new();
+    for (name, value) in lines {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{name:<10}{value}");
+    }
+    let header = ["DEVICE", "KIND", "SLOT", "COUNTERS"].map(str::to_owned);
+    let rows = status.devices.iter().map(|device| {
+        let counters: Vec<String> = device.counters.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        [device.id.clone(), device.kind.clone(), device.slot.to_string(), counters.join(" ")]
+    });
+    let rows: Vec<[String; 4]> = std::iter::once(header).chain(rows).collect();
+    if rows.len() > 1 {
+        text.push('\n');
+        columns(&mut text, &rows);
+    }
+    text
+}
+
+fn columns<const N: usize>(text: &mut String, rows: &[[String; N]]) {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm::control::DeviceStatus;
+
+    use super::*;
+
+    fn status() -> Status {
+        Status {
+            name: "web".into(),
+            pid: 42,
+            state: RunStatus::Running,
+            cpus: 2,
+            memory: 1 << 30,
+            hotplug_memory: 0,
+            balloon: 0,
+            confined: true,
+            devices: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_vm_without_devices_is_a_few_lines() {
+        let expected = "name      web\nstate     running\nprocess   42\nvCPUs     2\nmemory    1 GiB\nconfined  yes\n";
+        assert_eq!(table(&status()), expected);
+    }
+
+    #[test]
+    fn devices_are_a_table_and_memory_says_what_changed() {
+        let device = |id: &str, kind: &str, slot, counters: &[(&str, u64)]| DeviceStatus {
+            id: id.into(),
+            kind: kind.into(),
+            slot,
+            counters: counters.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
+        };
+        let devices = vec![device("disk0", "block", 1, &[("reads", 7), ("writes", 0)]), device("lan", "net", 12, &[])];
+        let status = Status { hotplug_memory: 512 << 20, balloon: 2 << 20, devices, ..status() };
+        let text = table(&status);
+        assert!(text.contains("memory    1 GiB + 512 MiB added - 2 MiB in the balloon\n"));
+        assert!(text.ends_with("\nDEVICE  KIND   SLOT  COUNTERS\ndisk0   block  1     reads=7 writes=0\nlan     net    12\n"));
+    }
+}

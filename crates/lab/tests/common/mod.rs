@@ -1,0 +1,146 @@
+//! What the scenarios with real VMs have in common: a lab whose hosts have Maru's programs and a test guest, and VMs in it.
+#![allow(dead_code, missing_docs)]
+
+use std::time::{Duration, Instant};
+
+use lab::agent::{Event, Exec, ExitStatus, Output, Process};
+use lab::appliance::{guest_image, program};
+use lab::host::Host;
+use lab::{Lab, LabSpec};
+use serde_json::Value;
+
+/// How long anything in a VM may take: hosts are emulated, and share two processors.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Hosts that can run VMs.
+pub fn vm_lab() -> LabSpec {
+    let image = guest_image().expect("the guest's image");
+    let find = |name: &str| program(name).unwrap_or_else(|| panic!("{name} is missing: run `cargo build --release --workspace`"));
+    Lab::new()
+        .memory_mib(1024)
+        .binary(find("maru"), "/bin/maru")
+        .binary(find("maru-vmm"), "/bin/maru-vmm")
+        .binary(find("maru-guest"), "/bin/maru-guest")
+        .file(image.kernel, "/guest/vmlinuz")
+        .file(image.initramfs, "/guest/initramfs")
+}
+
+/// Runs a command line in the host's shell; fails the test if it fails.
+pub fn shell(host: &Host, script: &str) -> String {
+    let output = host.exec(["sh", "-ec", script]).expect("the host answers");
+    assert!(output.success(), "{script}\n{}{}", output.text(), output.error_text());
+    output.text()
+}
+
+/// Makes TAPs, without a bridge.
+pub fn make_taps(host: &Host, names: &[&str]) {
+    host.load_module("tun", "").expect("the module tun");
+    for name in names {
+        shell(host, &format!("tunctl -t {name} >/dev/null && ip link set {name} up"));
+    }
+}
+
+/// A VM, started by `maru vm run` in a host; killed when dropped.
+pub struct Vm<'h> {
+    host: &'h Host,
+    name: String,
+    process: Process,
+    /// Everything it printed so far, the monitor's messages too.
+    pub output: String,
+}
+
+/// Command line for a test guest that acts by `words`.
+pub fn guest_arguments(words: &str) -> Vec<String> {
+    let command_line = format!("console=ttyS0 quiet panic=-1 mitigations=off memhp_default_state=online {words}");
+    ["--kernel", "/guest/vmlinuz", "--initrd", "/guest/initramfs", "--cmdline", &command_line].map(String::from).to_vec()
+}
+
+impl<'h> Vm<'h> {
+    /// Starts a test guest that acts by `words`, with more arguments of `maru vm run`.
+    pub fn start(host: &'h Host, name: &str, words: &str, arguments: &[&str]) -> Vm<'h> {
+        let mut all = guest_arguments(words);
+        all.extend(arguments.iter().map(|argument| argument.to_string()));
+        Vm::run(host, name, all)
+    }
+
+    /// Restores a VM from a file.
+    pub fn restore(host: &'h Host, name: &str, file: &str, arguments: &[&str]) -> Vm<'h> {
+        let mut all = vec!["--restore".to_string(), file.to_string()];
+        all.extend(arguments.iter().map(|argument| argument.to_string()));
+        Vm::run(host, name, all)
+    }
+
+    fn run(host: &'h Host, name: &str, arguments: Vec<String>) -> Vm<'h> {
+        let mut command: Vec<String> =
+            ["maru", "vm", "run", "--name", name, "--control", &socket(name)].map(String::from).to_vec();
+        command.extend(arguments);
+        let process = host.spawn(Exec::new(command)).expect("the host answers");
+        Vm { host, name: name.into(), process, output: String::new() }
+    }
+
+    /// Takes in what it printed until `found` accepts all of it.
+    pub fn wait_for(&mut self, what: &str, mut found: impl FnMut(&str) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !found(&self.output) {
+            match self.process.next_event(Some(deadline)).expect("the host answers") {
+                Some(Event::Stdout(bytes) | Event::Stderr(bytes)) => self.output += &String::from_utf8_lossy(&bytes),
+                Some(Event::Exit(status)) => panic!("the VM ended ({status:?}) before {what}:\n{}", self.output),
+                None => panic!("timed out waiting for {what}:\n{}", self.output),
+            }
+        }
+    }
+
+    /// Waits for its end.
+    pub fn wait(mut self) -> (i32, String) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.process.next_event(Some(deadline)).expect("the host answers") {
+                Some(Event::Stdout(bytes) | Event::Stderr(bytes)) => self.output += &String::from_utf8_lossy(&bytes),
+                Some(Event::Exit(ExitStatus::Code(code))) => return (code, self.output),
+                Some(Event::Exit(status)) => panic!("the VM ended strangely: {status:?}\n{}", self.output),
+                None => panic!("timed out waiting for the VM to end:\n{}", self.output),
+            }
+        }
+    }
+
+    /// `maru vm control ARGUMENTS`.
+    pub fn try_control(&self, arguments: &[&str]) -> Output {
+        let socket = socket(&self.name);
+        let mut command = vec!["maru", "vm", "control", "--socket", &socket];
+        command.extend(arguments);
+        self.host.exec(command).expect("the host answers")
+    }
+
+    /// The same; fails the test if it fails. Returns what it printed.
+    pub fn control(&self, arguments: &[&str]) -> String {
+        let output = self.try_control(arguments);
+        assert!(output.success(), "maru vm control {arguments:?}\n{}{}", output.text(), output.error_text());
+        output.text()
+    }
+
+    /// Its status.
+    pub fn status(&self) -> Value {
+        serde_json::from_str(&self.control(&["status", "-o", "json"])).expect("JSON")
+    }
+
+    /// The newest facts that the guest printed.
+    pub fn facts(&self) -> Option<Value> {
+        facts(&self.output)
+    }
+
+    /// Waits until the guest's newest facts fit.
+    pub fn wait_for_facts(&mut self, what: &str, fit: impl Fn(&Value) -> bool) -> Value {
+        self.wait_for(what, |output| facts(output).is_some_and(|facts| fit(&facts)));
+        self.facts().expect("just found")
+    }
+}
+
+fn socket(name: &str) -> String {
+    format!("/run/{name}.control")
+}
+
+/// The last whole line of facts.
+pub fn facts(output: &str) -> Option<Value> {
+    let complete = &output[..output.rfind('\n')?];
+    complete.lines().rev().find_map(|line| serde_json::from_str(line.split_once("maru-guest: facts ")?.1.trim()).ok())
+}
