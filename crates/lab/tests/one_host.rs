@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use lab::Lab;
 use lab::agent::{Event, Exec, ExitStatus};
 use lab::appliance::program;
 use lab::host::{HostError, PowerState};
-use lab::Lab;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -30,7 +30,8 @@ fn programs_run_side_by_side_with_separate_streams_input_environment_and_status(
     assert_eq!((output.text().as_str(), output.error_text().as_str()), ("out\n", "err\n"));
     assert_eq!(output.status, ExitStatus::Code(3));
 
-    let mut waiting = host.spawn(Exec::new(["sh", "-c", "read line; echo $line $VALUE $PWD"]).env("VALUE", "v").cwd("/tmp")).unwrap();
+    let mut waiting =
+        host.spawn(Exec::new(["sh", "-c", "read line; echo $line $VALUE $PWD"]).env("VALUE", "v").cwd("/tmp")).unwrap();
     assert!(host.exec(["true"]).unwrap().success());
     assert_eq!(waiting.next_event(Some(Instant::now())).unwrap(), None);
     waiting.write_stdin(b"hello\n").unwrap();

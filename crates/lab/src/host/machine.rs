@@ -75,8 +75,7 @@ impl Host {
         if state.power_state() != PowerState::Off {
             return Ok(());
         }
-        let failed =
-            |source| HostError::Start { host: self.spec.name.clone(), program: self.spec.qemu.clone(), source };
+        let failed = |source| HostError::Start { host: self.spec.name.clone(), program: self.spec.qemu.clone(), source };
         for socket in [self.spec.exec_socket(), self.spec.qmp_socket()] {
             let _ = fs::remove_file(socket);
         }

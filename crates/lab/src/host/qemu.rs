@@ -138,8 +138,7 @@ impl HostSpec {
                     add(&["-device", &format!("virtio-blk-pci,drive=disk{n},serial=disk{n}")]);
                 }
                 Sharing::Shared => {
-                    let drive =
-                        format!("if=none,id=disk{n},format=raw,file={file},cache.direct=on,file.locking=off");
+                    let drive = format!("if=none,id=disk{n},format=raw,file={file},cache.direct=on,file.locking=off");
                     add(&["-drive", &drive]);
                     add(&["-device", &format!("virtio-blk-pci,drive=disk{n},serial=shared{n},share-rw=on")]);
                 }
