@@ -253,7 +253,7 @@ impl Host {
         Ok(())
     }
 
-    fn need_on(&self) -> Result<(), HostError> {
+    pub(super) fn need_on(&self) -> Result<(), HostError> {
         match self.power_state() {
             PowerState::On => Ok(()),
             state => Err(self.wrong_state(state, "on")),
