@@ -137,6 +137,16 @@ fn power_can_be_cut_reset_frozen_and_shut_down() {
 }
 
 #[test]
+fn an_address_can_be_leased() {
+    let lab = Lab::new().start().unwrap();
+    let host = lab.host(0);
+    assert!(host.exec(["sh", "-c", "ip addr flush dev mgmt; ip link set mgmt up; ! ip route | grep default"]).unwrap().success());
+    let mut lease = host.spawn(Exec::new(["maru-init", "dhcp", "mgmt"])).unwrap();
+    lease.wait_for("a lease", LIMIT, |text| text.contains("mgmt has 10.0.2.15/24")).unwrap();
+    assert!(host.exec(["sh", "-c", "ip route | grep 'default via 10.0.2.2'"]).unwrap().success());
+}
+
+#[test]
 fn a_port_of_the_host_can_be_reached_from_here() {
     let lab = Lab::new().binary(program("maru-guest").unwrap(), "/bin/maru-guest").start().unwrap();
     let mut echo = lab.host(0).spawn(Exec::new(["maru-guest", "echo", "--listen", "0.0.0.0:7"])).unwrap();

@@ -93,7 +93,7 @@ impl HostSpec {
 
     fn kernel_command_line(&self) -> String {
         let mut line = format!(
-            "console=ttyS0 quiet panic=1 {} random.trust_cpu=on maru.lab=1 maru.hostname={} \
+            "console=ttyS0 panic=1 {} random.trust_cpu=on maru.lab=1 maru.hostname={} \
              maru.nic=mgmt,{},10.0.2.15/24 maru.gateway=10.0.2.2 maru.nameserver=10.0.2.3",
             self.accelerator.kernel_words(),
             self.name,
