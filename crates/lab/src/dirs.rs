@@ -128,5 +128,11 @@ fn clear_away_dead() {
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {
-    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| !path.ends_with(LOCK_FILE)).collect()
+    fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| !path.ends_with(LOCK_FILE))
+        .collect()
 }

@@ -187,9 +187,8 @@ impl LabSpec {
         let kernel = kernel()?;
         progress(Progress::Appliance);
         let initramfs = self.appliance(&kernel)?;
-        let name = self.name.clone().unwrap_or_else(|| {
-            format!("t{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
-        });
+        let name =
+            self.name.clone().unwrap_or_else(|| format!("t{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
         let dirs = LabDirs::create(&name).map_err(|source| LabError::File { path: name.clone().into(), source })?;
         // The build directory may throw the image away while the lab still needs it for a restart.
         let own_initramfs = dirs.runtime.join("initramfs");

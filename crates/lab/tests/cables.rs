@@ -61,7 +61,8 @@ fn victim() {
     let lab = std::thread::spawn(|| Lab::new().hosts(2).memory_mib(256).start().unwrap()).join().unwrap();
     let ids: Vec<String> = lab.hosts().iter().map(|host| host.process_id().unwrap().to_string()).collect();
     assert!(lab.host(0).exec(["true"]).unwrap().success());
-    std::fs::write(std::env::var("MARU_TEST_IDS").unwrap(), format!("{} {}", ids.join(" "), lab.runtime_dir().display())).unwrap();
+    std::fs::write(std::env::var("MARU_TEST_IDS").unwrap(), format!("{} {}", ids.join(" "), lab.runtime_dir().display()))
+        .unwrap();
     loop {
         std::thread::park();
     }
@@ -89,9 +90,7 @@ fn a_killed_test_leaves_no_host_behind() {
     };
     let mut words: Vec<&str> = ids.split_whitespace().collect();
     let runtime = words.pop().unwrap();
-    let alive = |id: &str| {
-        std::fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-    };
+    let alive = |id: &str| std::fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
     assert!(words.len() == 2 && words.iter().all(|id| alive(id)));
     victim.kill().unwrap();
     victim.wait().unwrap();

@@ -58,7 +58,16 @@ fn disk(dir: &tempfile::TempDir) -> std::path::PathBuf {
 fn the_guest_tells_what_it_sees_and_powers_off() {
     let dir = tempfile::tempdir().unwrap();
     let drive = drive(&disk(&dir));
-    let devices = ["-smp", "2", "-drive", &drive, "-device", "virtio-blk-pci,drive=d,serial=abc", "-device", "virtio-net-pci,mac=52:54:00:00:00:09"];
+    let devices = [
+        "-smp",
+        "2",
+        "-drive",
+        &drive,
+        "-device",
+        "virtio-blk-pci,drive=d,serial=abc",
+        "-device",
+        "virtio-net-pci,mac=52:54:00:00:00:09",
+    ];
     let mut guest = Guest::start("maru.test=poweroff maru.disk=vda", &devices);
     let lines = guest.read_until(|_| false);
     let facts = lines.iter().find_map(|line| line.split_once("maru-guest: facts ")).unwrap().1;

@@ -2,19 +2,30 @@
 
 use std::time::{Duration, Instant};
 
+use lab::Lab;
 use lab::agent::{Event, Exec, ExitStatus};
 use lab::appliance::program;
-use lab::host::{HostError, PowerState};
-use lab::Lab;
+use lab::host::{DiskFault, HostError, PowerState};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// Processor time that a process has used.
+fn processor_time(id: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    // utime and stime are the 14th and 15th of all fields, in ticks of 10 ms.
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
 #[test]
-fn a_host_is_ready_within_ten_seconds_and_its_kvm_runs_a_machine() {
+fn a_host_is_ready_after_ten_seconds_of_work_and_its_kvm_runs_a_machine() {
     let start = Instant::now();
     let lab = Lab::new().binary(program("maru-guest").unwrap(), "/bin/maru-guest").start().unwrap();
-    println!("one host ready after {:?}", start.elapsed());
-    assert!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
+    // Processor time, because the clock on the wall also counts what else this machine does.
+    let work = processor_time(lab.host(0).process_id().unwrap());
+    println!("one host ready after {:?}, {work:?} of work", start.elapsed());
+    assert!(work < LIMIT, "{work:?}");
     let output = lab.host(0).exec(["maru-guest", "kvm-check"]).unwrap();
     assert_eq!(output.text(), "a virtual machine ran and ended with 5\n", "{}", output.error_text());
     let log = std::fs::read_to_string(lab.host(0).serial_log()).unwrap();
@@ -30,7 +41,8 @@ fn programs_run_side_by_side_with_separate_streams_input_environment_and_status(
     assert_eq!((output.text().as_str(), output.error_text().as_str()), ("out\n", "err\n"));
     assert_eq!(output.status, ExitStatus::Code(3));
 
-    let mut waiting = host.spawn(Exec::new(["sh", "-c", "read line; echo $line $VALUE $PWD"]).env("VALUE", "v").cwd("/tmp")).unwrap();
+    let mut waiting =
+        host.spawn(Exec::new(["sh", "-c", "read line; echo $line $VALUE $PWD"]).env("VALUE", "v").cwd("/tmp")).unwrap();
     assert!(host.exec(["true"]).unwrap().success());
     assert_eq!(waiting.next_event(Some(Instant::now())).unwrap(), None);
     waiting.write_stdin(b"hello\n").unwrap();
@@ -125,6 +137,16 @@ fn power_can_be_cut_reset_frozen_and_shut_down() {
 }
 
 #[test]
+fn an_address_can_be_leased() {
+    let lab = Lab::new().start().unwrap();
+    let host = lab.host(0);
+    assert!(host.exec(["sh", "-c", "ip addr flush dev mgmt; ip link set mgmt up; ! ip route | grep default"]).unwrap().success());
+    let mut lease = host.spawn(Exec::new(["maru-init", "dhcp", "mgmt"])).unwrap();
+    lease.wait_for("a lease", LIMIT, |text| text.contains("mgmt has 10.0.2.15/24")).unwrap();
+    assert!(host.exec(["sh", "-c", "ip route | grep 'default via 10.0.2.2'"]).unwrap().success());
+}
+
+#[test]
 fn a_port_of_the_host_can_be_reached_from_here() {
     let lab = Lab::new().binary(program("maru-guest").unwrap(), "/bin/maru-guest").start().unwrap();
     let mut echo = lab.host(0).spawn(Exec::new(["maru-guest", "echo", "--listen", "0.0.0.0:7"])).unwrap();
@@ -135,4 +157,32 @@ fn a_port_of_the_host_can_be_reached_from_here() {
     std::io::Write::write_all(&mut stream, b"ping").unwrap();
     std::io::Read::read_exact(&mut stream, &mut answer).unwrap();
     assert_eq!(&answer, b"ping");
+}
+
+#[test]
+fn a_disk_can_fail_crawl_and_heal() {
+    let lab = Lab::new().disk_mib(64).start().unwrap();
+    let host = lab.host(0);
+    let write = || host.exec(["dd", "if=/dev/zero", "of=/dev/vda", "bs=64k", "count=16", "oflag=direct"]).unwrap();
+    let read = || host.exec(["dd", "if=/dev/vda", "of=/dev/null", "bs=64k", "count=16", "iflag=direct"]).unwrap();
+    assert!(write().success() && read().success());
+    host.fail_disk(0, DiskFault::Writes).unwrap();
+    assert!(write().error_text().contains("Input/output error"), "{:?}", write());
+    assert!(read().success());
+    host.fail_disk(0, DiskFault::All).unwrap();
+    assert!(!read().success());
+    host.heal_disk(0).unwrap();
+    assert!(write().success() && read().success());
+    host.fail_disk(0, DiskFault::NextFlush).unwrap();
+    let flush = || host.exec(["dd", "if=/dev/zero", "of=/dev/vda", "bs=64k", "count=1", "conv=fsync"]).unwrap();
+    assert!(!flush().success() && flush().success());
+    host.fail_disk(0, DiskFault::NextFlush).unwrap();
+    host.heal_disk(0).unwrap();
+    assert!(flush().success());
+    host.limit_disk(0, Some(1 << 19)).unwrap();
+    let start = Instant::now();
+    assert!(write().success() && write().success());
+    assert!(start.elapsed() > Duration::from_secs(2), "{:?}", start.elapsed());
+    host.limit_disk(0, None).unwrap();
+    assert!(host.fail_disk(7, DiskFault::All).is_err());
 }

@@ -220,9 +220,8 @@ impl Client {
         let process = self.open(&Request::Push { path: path.to_owned(), mode })?;
         let mut buffer = vec![0; MAX_PAYLOAD];
         loop {
-            let count = source
-                .read(&mut buffer)
-                .map_err(|source| AgentError::Local { path: format!("the source of {path}"), source })?;
+            let count =
+                source.read(&mut buffer).map_err(|source| AgentError::Local { path: format!("the source of {path}"), source })?;
             if count == 0 || process.write_stdin(&buffer[..count]).is_err() {
                 break;
             }

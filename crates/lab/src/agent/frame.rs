@@ -16,7 +16,7 @@ pub const MAX_PAYLOAD: usize = 32 * 1024 - HEADER;
 /// Bytes of a stream that may be under way unacknowledged.
 pub const WINDOW: usize = 512 * 1024;
 /// Sent before a hello: longer than any frame, so it ends one that was cut off.
-pub const PREAMBLE: [u8; MAX_PAYLOAD + 2 * HEADER] = [0; MAX_PAYLOAD + 2 * HEADER];
+pub static PREAMBLE: [u8; MAX_PAYLOAD + 2 * HEADER] = [0; MAX_PAYLOAD + 2 * HEADER];
 
 const MAGIC: &[u8; 8] = b"maru-ag1";
 /// Header and first bytes of every hello.

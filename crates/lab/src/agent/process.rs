@@ -1,5 +1,6 @@
 //! Programs in a host, as this machine sees them.
 
+use std::fmt;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -49,7 +50,7 @@ impl Exec {
 }
 
 /// What a finished program left.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Output {
     /// How it ended.
     pub status: ExitStatus,
@@ -73,6 +74,13 @@ impl Output {
     /// Its standard error as text.
     pub fn error_text(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut output = f.debug_struct("Output");
+        output.field("status", &self.status).field("stdout", &self.text()).field("stderr", &self.error_text()).finish()
     }
 }
 

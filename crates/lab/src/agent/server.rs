@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
@@ -179,11 +178,14 @@ fn kill_group(group: libc::pid_t, signal: i32) {
     unsafe { libc::kill(-group, signal) };
 }
 
+/// A channel and where its input goes, until that has ended.
+type OpenChannel = (Arc<Channel>, Option<Sender<Vec<u8>>>);
+
 /// The reading side: owns the channels of the current session.
 struct Server {
     link: Arc<Link>,
     session: u64,
-    channels: HashMap<u32, (Arc<Channel>, Option<Sender<Vec<u8>>>)>,
+    channels: HashMap<u32, OpenChannel>,
 }
 
 impl Server {
@@ -265,7 +267,7 @@ fn carry_out(request: Request, channel: &Arc<Channel>, input: Receiver<Vec<u8>>)
             let mut command = Command::new(program);
             command.args(arguments).envs(env).current_dir(cwd.as_deref().unwrap_or("/"));
             match terminal {
-                Some(size) => terminal::run(command, size, channel_io(channel, input)),
+                Some(size) => run_on_terminal(command, size, channel, input),
                 None => run(command, channel, input),
             }
             .map_err(|error| io::Error::new(error.kind(), format!("cannot run {program}: {error}")))
@@ -304,22 +306,21 @@ fn drain(channel: &Channel, input: &Receiver<Vec<u8>>, sink: &mut impl Write) ->
     Ok(())
 }
 
-/// The two directions of a channel that runs on a terminal.
-fn channel_io(channel: &Arc<Channel>, input: Receiver<Vec<u8>>) -> terminal::ChannelIo {
-    let (feeding, sending, starting, waiting) = (channel.clone(), channel.clone(), channel.clone(), channel.clone());
-    terminal::ChannelIo {
-        started: Box::new(move |pid, terminal| {
-            starting.started(pid);
-            *lock(&starting.terminal) = terminal.try_clone().ok();
-        }),
-        feed: Box::new(move |mut terminal| {
-            let _ = drain(&feeding, &input, &mut terminal);
-        }),
-        send: Box::new(move |terminal| {
-            let _ = sending.send_all(Stream::Out, terminal);
-        }),
-        wait: Box::new(move |child| wait(child, &waiting)),
+fn run_on_terminal(
+    command: Command,
+    size: TerminalSize,
+    channel: &Arc<Channel>,
+    input: Receiver<Vec<u8>>,
+) -> io::Result<ExitStatus> {
+    let (mut child, terminal) = terminal::spawn(command, size)?;
+    channel.started(child.id() as libc::pid_t);
+    *lock(&channel.terminal) = Some(terminal.try_clone()?);
+    let (typing, mut keyboard) = (channel.clone(), terminal.try_clone()?);
+    thread::spawn(move || drain(&typing, &input, &mut keyboard));
+    if channel.send_all(Stream::Out, terminal).is_err() {
+        channel.signal(libc::SIGKILL);
     }
+    wait(&mut child, channel)
 }
 
 fn run(mut command: Command, channel: &Arc<Channel>, input: Receiver<Vec<u8>>) -> io::Result<ExitStatus> {
@@ -367,9 +368,8 @@ fn wait(child: &mut Child, channel: &Channel) -> io::Result<ExitStatus> {
 fn receive_file(path: &str, mode: u32, channel: &Channel, input: &Receiver<Vec<u8>>) -> io::Result<ExitStatus> {
     let partial = format!("{path}.{}.partial", channel.number);
     let mut file = File::options().write(true).create(true).truncate(true).mode(mode).open(&partial)?;
-    let received = drain(channel, input, &mut file)
-        .and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode)))
-        .and_then(|()| {
+    let received =
+        drain(channel, input, &mut file).and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode))).and_then(|()| {
             if channel.given_up.load(Ordering::SeqCst) {
                 return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the sender went away"));
             }
@@ -379,9 +379,4 @@ fn receive_file(path: &str, mode: u32, channel: &Channel, input: &Receiver<Vec<u
         let _ = fs::remove_file(&partial);
     }
     received.map(|()| ExitStatus::Code(0))
-}
-
-/// Lets `terminal` name descriptors without importing the trait everywhere.
-pub(super) fn raw(file: &File) -> i32 {
-    file.as_raw_fd()
 }

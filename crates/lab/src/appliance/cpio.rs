@@ -94,9 +94,8 @@ impl<W: Write> Archive<W> {
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("{name}: larger than 4 GiB")))?;
         let links = if mode & 0o170_000 == DIRECTORY { 2 } else { 1 };
         let (uid, gid, time, checksum) = (0, 0, 0, 0);
-        let fields = [
-            self.next_inode, mode, uid, gid, links, time, size, 0, 0, device.0, device.1, name.len() as u32 + 1, checksum,
-        ];
+        let fields =
+            [self.next_inode, mode, uid, gid, links, time, size, 0, 0, device.0, device.1, name.len() as u32 + 1, checksum];
         self.next_inode = self.next_inode.wrapping_add(1);
         self.write(b"070701")?;
         for field in fields {

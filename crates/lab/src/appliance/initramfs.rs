@@ -137,8 +137,7 @@ impl Initramfs {
         (LAYOUT, &kernel.modules, &self.boot_modules, &self.modules).hash(&mut hasher);
         (&self.contents, &self.links).hash(&mut hasher);
         for (host_path, path, mode) in &self.files {
-            let metadata =
-                fs::metadata(host_path).map_err(|source| InitramfsError::Input { path: host_path.clone(), source })?;
+            let metadata = fs::metadata(host_path).map_err(|source| InitramfsError::Input { path: host_path.clone(), source })?;
             (host_path, path, mode, metadata.len(), metadata.mtime(), metadata.mtime_nsec(), metadata.ino()).hash(&mut hasher);
         }
         Ok(hasher.finish())

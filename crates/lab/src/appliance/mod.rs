@@ -33,14 +33,42 @@ pub const HOST_BOOT_MODULES: &[&str] =
 
 /// Modules a host carries and loads by name when something needs them.
 pub const HOST_MODULES: &[&str] = &[
-    "tun", "bridge", "vhost_net", "vhost_vsock", "virtio_balloon", "softdog", "xfs", "vfat", "nls_ascii", "loop", "fuse",
-    "qemu_fw_cfg", "nvme", "sd_mod", "ahci", "dm_mod", "dm_flakey", "configfs",
+    "tun",
+    "bridge",
+    "vhost_net",
+    "vhost_vsock",
+    "virtio_balloon",
+    "softdog",
+    "xfs",
+    "vfat",
+    "nls_ascii",
+    "loop",
+    "fuse",
+    "qemu_fw_cfg",
+    "nvme",
+    "sd_mod",
+    "ahci",
+    "dm_mod",
+    "dm_flakey",
+    "configfs",
 ];
 
 /// Modules of a test guest, loaded by its init: whatever virtual devices our monitor and QEMU offer.
 pub const GUEST_MODULES: &[&str] = &[
-    "virtio_pci", "virtio_mmio", "virtio_console", "virtio_net", "virtio_blk", "virtio_rng", "virtio_balloon", "virtio_mem",
-    "virtio_scsi", "vmw_vsock_virtio_transport", "af_packet", "button", "evdev", "qemu_fw_cfg",
+    "virtio_pci",
+    "virtio_mmio",
+    "virtio_console",
+    "virtio_net",
+    "virtio_blk",
+    "virtio_rng",
+    "virtio_balloon",
+    "virtio_mem",
+    "virtio_scsi",
+    "vmw_vsock_virtio_transport",
+    "af_packet",
+    "button",
+    "evdev",
+    "qemu_fw_cfg",
 ];
 
 /// A kernel and an initramfs that boot into `maru-guest` with busybox beside it.

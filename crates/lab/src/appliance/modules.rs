@@ -128,10 +128,7 @@ impl ModuleTree {
         if self.builtin.contains(name) {
             return Ok(None);
         }
-        let path = self
-            .files
-            .get(name)
-            .ok_or_else(|| ModuleError::Unknown { name: name.to_owned(), dir: self.dir.clone() })?;
+        let path = self.files.get(name).ok_or_else(|| ModuleError::Unknown { name: name.to_owned(), dir: self.dir.clone() })?;
         let content = read_unpacked(path)?;
         let info = modinfo(&content).map_err(|reason| ModuleError::Malformed { path: path.clone(), reason })?;
         let needs = info
@@ -202,8 +199,7 @@ fn modinfo(elf: &[u8]) -> Result<&[u8], &'static str> {
     }
     let cut = "cut short";
     let table = number(0x28, 8).ok_or(cut)?;
-    let (entry_size, count, names) =
-        (number(0x3a, 2).ok_or(cut)?, number(0x3c, 2).ok_or(cut)?, number(0x3e, 2).ok_or(cut)?);
+    let (entry_size, count, names) = (number(0x3a, 2).ok_or(cut)?, number(0x3c, 2).ok_or(cut)?, number(0x3e, 2).ok_or(cut)?);
     let header = |n: usize| table.checked_add(n.checked_mul(entry_size)?);
     let field = |n: usize, at: usize, len: usize| number(header(n)?.checked_add(at)?, len);
     let name_table = field(names, 0x18, 8).ok_or(cut)?;

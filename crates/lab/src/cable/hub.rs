@@ -188,10 +188,7 @@ fn poll_entry(fd: RawFd, writable: bool) -> libc::pollfd {
 fn wait(entries: &mut [libc::pollfd], until: Option<Instant>) {
     let timeout = until.map(|until| {
         let rest = until.saturating_duration_since(Instant::now());
-        libc::timespec {
-            tv_sec: rest.as_secs() as libc::time_t,
-            tv_nsec: libc::c_long::from(rest.subsec_nanos() as i32),
-        }
+        libc::timespec { tv_sec: rest.as_secs() as libc::time_t, tv_nsec: libc::c_long::from(rest.subsec_nanos() as i32) }
     });
     let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: the entries and the time live through the call; no signal mask is given. An interrupted wait leaves all

@@ -61,10 +61,8 @@ pub fn up(up: Up) -> Result<ExitCode, CliError> {
     if dirs::living_owner(&runtime_dir(&name)?).is_some() {
         return Err(CliError::AlreadyRunning(name));
     }
-    let mut programs: Vec<(String, String)> = PROGRAMS
-        .iter()
-        .filter_map(|name| Some((program(name)?.display().to_string(), format!("/bin/{name}"))))
-        .collect();
+    let mut programs: Vec<(String, String)> =
+        PROGRAMS.iter().filter_map(|name| Some((program(name)?.display().to_string(), format!("/bin/{name}")))).collect();
     for (file, path) in up.binary {
         programs.push((absolute(Path::new(&file))?.display().to_string(), path));
     }
@@ -195,7 +193,9 @@ pub fn exec(name: &str, host: String, argv: Vec<String>, tty: bool) -> Result<Ex
     thread::spawn(move || send_input(to_program));
     if raw.is_some() {
         let to_program = connection.try_clone().map_err(broken)?;
-        thread::spawn(move || screen::watch_size(|size| (&to_program).write_all(&Frame::new(Kind::Resize, 0, size.encode()).encode())));
+        thread::spawn(move || {
+            screen::watch_size(|size| (&to_program).write_all(&Frame::new(Kind::Resize, 0, size.encode()).encode()))
+        });
     }
     let mut decoder = Decoder::default();
     let mut buffer = vec![0; 64 * 1024];

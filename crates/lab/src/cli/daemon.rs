@@ -165,7 +165,9 @@ fn carry_out(lab: &Lab, request: Request) -> Result<Answer, String> {
         Request::Capture { cable, file } => {
             check_cable(cable)?;
             match file {
-                Some(file) => lab.cable(cable).pcap(&file).map_err(|error| format!("cannot write {}: {error}", file.display()))?,
+                Some(file) => {
+                    lab.cable(cable).pcap(&file).map_err(|error| format!("cannot write {}: {error}", file.display()))?
+                }
                 None => lab.cable(cable).pcap_end(),
             }
         }

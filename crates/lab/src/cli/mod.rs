@@ -254,9 +254,7 @@ pub fn run(command: LabCommand) -> Result<ExitCode, CliError> {
         LabCommand::Daemon { spec } => daemon::run(&spec),
         LabCommand::Status { lab, output } => client::status(&lab.name, output),
         LabCommand::Exec { lab, tty, host, command } => client::exec(&lab.name, host, command, tty),
-        LabCommand::Console { lab, host } => {
-            client::exec(&lab.name, host, vec!["/bin/sh".into(), "-l".into()], true)
-        }
+        LabCommand::Console { lab, host } => client::exec(&lab.name, host, vec!["/bin/sh".into(), "-l".into()], true),
         LabCommand::Push { lab, host, local, path } => {
             let local = client::absolute(&local)?;
             ask(lab, Request::Push { host, local, path })

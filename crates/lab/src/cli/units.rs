@@ -11,7 +11,8 @@ fn split(text: &str) -> Result<(f64, String), String> {
 fn scaled(text: &str, units: &[(&str, f64)]) -> Result<f64, String> {
     let (number, unit) = split(text)?;
     let known = || units.iter().map(|unit| unit.0).filter(|unit| !unit.is_empty()).collect::<Vec<_>>().join(", ");
-    let factor = units.iter().find(|known| known.0 == unit).ok_or_else(|| format!("unknown unit {unit:?}; known: {}", known()))?.1;
+    let factor =
+        units.iter().find(|known| known.0 == unit).ok_or_else(|| format!("unknown unit {unit:?}; known: {}", known()))?.1;
     Ok(number * factor)
 }
 

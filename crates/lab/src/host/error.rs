@@ -33,12 +33,14 @@ pub enum HostError {
         serial: String,
     },
     /// The host did not come up in time.
-    #[error("{host} is not ready after {waited:?}; end of its console:\n{serial}")]
+    #[error("{host} is not ready after {waited:?}; its processors: {processors}; end of its console:\n{serial}")]
     NotReady {
         /// The host.
         host: String,
         /// How long it was waited for.
         waited: Duration,
+        /// What its processors are doing: addresses to look up in the kernel's symbols.
+        processors: String,
         /// End of the host's console.
         serial: String,
     },

@@ -23,7 +23,7 @@ pub fn spawn(command: Command, inherited: Vec<OwnedFd>) -> io::Result<Child> {
     static KEEPER: OnceLock<Sender<Order>> = OnceLock::new();
     let keeper = KEEPER.get_or_init(|| {
         let (orders, inbox) = channel::<Order>();
-        thread::spawn(move || inbox.iter().for_each(|order| carry_out(order)));
+        thread::spawn(move || inbox.iter().for_each(carry_out));
         orders
     });
     let gone = || io::Error::other("the thread that starts processes has ended");

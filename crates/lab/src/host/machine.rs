@@ -75,8 +75,7 @@ impl Host {
         if state.power_state() != PowerState::Off {
             return Ok(());
         }
-        let failed =
-            |source| HostError::Start { host: self.spec.name.clone(), program: self.spec.qemu.clone(), source };
+        let failed = |source| HostError::Start { host: self.spec.name.clone(), program: self.spec.qemu.clone(), source };
         for socket in [self.spec.exec_socket(), self.spec.qmp_socket()] {
             let _ = fs::remove_file(socket);
         }
@@ -123,7 +122,7 @@ impl Host {
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),
             }
         }
-        Err(HostError::NotReady { host: self.spec.name.clone(), waited: START_LIMIT, serial: self.serial_tail() })
+        Err(self.not_ready(START_LIMIT))
     }
 
     /// Gives it power and waits until it is up. Gives the time since power-on.
@@ -163,7 +162,7 @@ impl Host {
         }
         while self.power_state() != PowerState::Off {
             if start.elapsed() > limit {
-                return Err(HostError::NotReady { host: self.spec.name.clone(), waited: limit, serial: self.serial_tail() });
+                return Err(self.not_ready(limit));
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -254,11 +253,17 @@ impl Host {
         Ok(())
     }
 
-    fn need_on(&self) -> Result<(), HostError> {
+    pub(super) fn need_on(&self) -> Result<(), HostError> {
         match self.power_state() {
             PowerState::On => Ok(()),
             state => Err(self.wrong_state(state, "on")),
         }
+    }
+
+    fn not_ready(&self, waited: Duration) -> HostError {
+        let registers = qmp::human(&self.spec.qmp_socket(), "info registers -a").unwrap_or_else(|error| error.to_string());
+        let addresses: Vec<&str> = registers.lines().filter(|line| line.starts_with("RIP")).collect();
+        HostError::NotReady { host: self.spec.name.clone(), waited, processors: addresses.join("; "), serial: self.serial_tail() }
     }
 
     pub(super) fn wrong_state(&self, state: PowerState, needed: &'static str) -> HostError {

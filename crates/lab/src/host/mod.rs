@@ -12,6 +12,7 @@
 
 mod accelerator;
 mod access;
+mod disk;
 mod error;
 mod keeper;
 mod machine;
@@ -19,6 +20,7 @@ mod qemu;
 mod qmp;
 
 pub use accelerator::Accelerator;
+pub use disk::DiskFault;
 pub use error::{HostError, PowerState};
 pub use machine::Host;
 pub use qemu::{DiskFile, HostSpec, Sharing};

@@ -93,7 +93,7 @@ impl HostSpec {
 
     fn kernel_command_line(&self) -> String {
         let mut line = format!(
-            "console=ttyS0 quiet panic=1 {} random.trust_cpu=on maru.lab=1 maru.hostname={} \
+            "console=ttyS0 panic=1 {} random.trust_cpu=on maru.lab=1 maru.hostname={} \
              maru.nic=mgmt,{},10.0.2.15/24 maru.gateway=10.0.2.2 maru.nameserver=10.0.2.3",
             self.accelerator.kernel_words(),
             self.name,
@@ -131,19 +131,17 @@ impl HostSpec {
             add(&["-device", &format!("virtio-net-pci,netdev=cable{cable},mac={mac},romfile=")]);
         }
         for (n, disk) in self.disks.iter().enumerate() {
-            let file = path(&disk.path);
-            match disk.sharing {
-                Sharing::Private => {
-                    add(&["-drive", &format!("if=none,id=disk{n},format=raw,file={file},discard=unmap,detect-zeroes=unmap")]);
-                    add(&["-device", &format!("virtio-blk-pci,drive=disk{n},serial=disk{n}")]);
-                }
-                Sharing::Shared => {
-                    let drive =
-                        format!("if=none,id=disk{n},format=raw,file={file},cache.direct=on,file.locking=off");
-                    add(&["-drive", &drive]);
-                    add(&["-device", &format!("virtio-blk-pci,drive=disk{n},serial=shared{n},share-rw=on")]);
-                }
-            }
+            let (file, serial, shared) = match disk.sharing {
+                Sharing::Private => ("discard=unmap,detect-zeroes=unmap", "disk", ""),
+                Sharing::Shared => ("cache.direct=on,locking=off", "shared", ",share-rw=on"),
+            };
+            // The filter between file and device is where a fault or a limit goes later, see disk.rs.
+            add(&["-blockdev", &format!("driver=file,node-name=disk{n}-file,filename={},{file}", path(&disk.path))]);
+            add(&["-object", &format!("throttle-group,id=disk{n}-limit")]);
+            add(&["-blockdev", &format!("driver=throttle,node-name=disk{n},throttle-group=disk{n}-limit,file=disk{n}-file")]);
+            // Errors go to the host, as from a real disk, instead of stopping the machine.
+            let device = format!("virtio-blk-pci,drive=disk{n},serial={serial}{n},werror=report,rerror=report{shared}");
+            add(&["-device", &device]);
         }
         command.args(&self.qemu_arguments);
         command

@@ -5,6 +5,7 @@
 //! one that stopped.
 
 mod cmdline;
+pub mod dhcp;
 mod modules;
 mod mounts;
 mod net;

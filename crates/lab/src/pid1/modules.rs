@@ -18,7 +18,11 @@ pub fn load_boot_modules() -> Vec<(String, io::Error)> {
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has_flag = |flag| processor.split_whitespace().any(|word| word == flag);
     let (amd, intel) = (has_flag("svm"), has_flag("vmx"));
-    let fits = |name: &str| !((name == "kvm_amd" && !amd) || (name == "kvm_intel" && !intel));
+    let fits = |name: &str| match name {
+        "kvm_amd" => amd,
+        "kvm_intel" => intel,
+        _ => true,
+    };
     let names = list.lines().filter(|name| !name.is_empty() && fits(name));
     names.filter_map(|name| load_module(name, "").err().map(|error| (name.to_owned(), error))).collect()
 }

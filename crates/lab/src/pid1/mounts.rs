@@ -36,8 +36,7 @@ fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong, data: &st
     let [source, target, kind, data] = [source, target, kind, data].map(CString::new);
     let (source, target, kind, data) = (source?, target?, kind?, data?);
     // SAFETY: all four strings are zero-terminated and live until the call returns.
-    let result =
-        unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) };
+    let result = unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) };
     match io::Error::last_os_error() {
         _ if result == 0 => Ok(()),
         // The kernel may have mounted devtmpfs by itself.

@@ -40,8 +40,7 @@ fn ioctl(fd: &impl AsRawFd, request: u64, argument: u64) -> io::Result<i32> {
 
 fn map(fd: i32, size: usize, flags: i32) -> io::Result<*mut u8> {
     // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
-    let address =
-        unsafe { libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
     if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(address.cast()) }
 }
 

@@ -9,7 +9,7 @@
 //! | word | meaning |
 //! |---|---|
 //! | `maru.hostname=NAME` | the host's name |
-//! | `maru.nic=NAME,MAC[,ADDRESS/PREFIX]` | rename the NIC with this MAC, switch it on, give it an address; repeatable |
+//! | `maru.nic=NAME,MAC[,ADDRESS/PREFIX or ,dhcp]` | rename the NIC with this MAC, switch it on, give it an address; repeatable |
 //! | `maru.gateway=ADDRESS` | default route |
 //! | `maru.nameserver=ADDRESS` | resolver |
 //! | `maru.lab=1` | start the exec agent on the virtio-serial port |
@@ -33,9 +33,10 @@ fn main() -> ExitCode {
         ["agent"] => lab::agent::serve(),
         ["modprobe", name] => pid1::load_module(name, ""),
         ["modprobe", name, parameters @ ..] => pid1::load_module(name, &parameters.join(" ")),
+        ["dhcp", nic] => network::lease(nic),
         ["poweroff"] => services::ask_init(libc::SIGUSR2),
         ["reboot"] => services::ask_init(libc::SIGTERM),
-        _ => Err(std::io::Error::other("usage: maru-init agent | modprobe NAME [PARAMETER...] | poweroff | reboot")),
+        _ => Err(std::io::Error::other("usage: maru-init agent | dhcp NIC | modprobe NAME [PARAMETER...] | poweroff | reboot")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -14,19 +14,28 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// A program that runs as long as the host does.
+#[derive(Debug, Clone)]
 struct Service {
-    argv: &'static [&'static str],
-    wanted: fn(&CommandLine) -> bool,
+    argv: Vec<String>,
 }
 
-/// All services, in the order in which they are started.
-const SERVICES: &[Service] =
-    &[Service { argv: &["/init", "agent"], wanted: |line| line.get("maru.lab").is_some_and(|value| value == "1") }];
+/// All services that the command line wants, in the order in which they are started.
+fn services(line: &CommandLine) -> Vec<Service> {
+    let service = |argv: &[&str]| Service { argv: argv.iter().map(|&word| word.to_owned()).collect() };
+    let mut services = Vec::new();
+    if line.get("maru.lab") == Some("1") {
+        services.push(service(&["/init", "agent"]));
+    }
+    for nic in line.all("maru.nic").filter_map(|description| description.strip_suffix(",dhcp")) {
+        services.push(service(&["/init", "dhcp", nic.split(',').next().unwrap_or(nic)]));
+    }
+    services
+}
 
 /// The running services.
 pub struct Table {
-    running: HashMap<libc::pid_t, (&'static Service, Instant)>,
-    pending: Vec<(&'static Service, Instant)>,
+    running: HashMap<libc::pid_t, (Service, Instant)>,
+    pending: Vec<(Service, Instant)>,
 }
 
 /// Signals that PID 1 waits for.
@@ -60,12 +69,12 @@ impl Table {
     /// Starts the services that the command line wants.
     pub fn start(line: &CommandLine) -> Self {
         let mut table = Table { running: HashMap::new(), pending: Vec::new() };
-        SERVICES.iter().filter(|service| (service.wanted)(line)).for_each(|service| table.launch(service));
+        services(line).into_iter().for_each(|service| table.launch(service));
         table
     }
 
-    fn launch(&mut self, service: &'static Service) {
-        let [program, arguments @ ..] = service.argv else { return };
+    fn launch(&mut self, service: Service) {
+        let [program, arguments @ ..] = service.argv.as_slice() else { return };
         let mut command = Command::new(program);
         command.args(arguments).env("PATH", "/bin:/sbin:/usr/bin:/usr/sbin").env("HOME", "/root").process_group(0);
         // SAFETY: between fork and exec only async-signal-safe calls are made, on memory of the new process. The signals
@@ -95,7 +104,7 @@ impl Table {
             let now = Instant::now();
             let (due, later) = std::mem::take(&mut self.pending).into_iter().partition(|entry| entry.1 <= now);
             self.pending = later;
-            let due: Vec<(&'static Service, Instant)> = due;
+            let due: Vec<(Service, Instant)> = due;
             due.into_iter().for_each(|(service, _)| self.launch(service));
             let wait = self.pending.iter().map(|entry| entry.1.saturating_duration_since(now)).min();
             match wait_signal(signals, wait) {

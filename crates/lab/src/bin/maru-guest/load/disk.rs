@@ -217,7 +217,8 @@ mod tests {
     fn a_torn_block_is_noticed_unless_it_was_under_way() {
         let (file, region) = region();
         write(&region, 1..=300);
-        let old = (1..=300).rev().find(|&n| !(300 - FLUSH_EVERY..=300 + FLUSH_EVERY).any(|m| region.slot_of(m) == region.slot_of(n)));
+        let old =
+            (1..=300).rev().find(|&n| !(300 - FLUSH_EVERY..=300 + FLUSH_EVERY).any(|m| region.slot_of(m) == region.slot_of(n)));
         let tear = |slot: u64| file.as_file().write_all_at(&[0xff; 8], slot * SLOT + 2048).unwrap();
         tear(region.slot_of(301));
         verify(&region, 0).unwrap();

@@ -25,9 +25,8 @@ pub fn run(mib: usize, progress: &Progress, pace: Duration) {
                 let found = unsafe { std::ptr::from_ref(word).read_volatile() };
                 let expected = if round == 0 { 0 } else { old.next() };
                 if found != expected {
-                    return progress.fail(format!(
-                        "memory page {n} word {at} in round {round}: {found:#018x} instead of {expected:#018x}"
-                    ));
+                    return progress
+                        .fail(format!("memory page {n} word {at} in round {round}: {found:#018x} instead of {expected:#018x}"));
                 }
                 *word = new.next();
             }
