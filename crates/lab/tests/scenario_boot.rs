@@ -39,6 +39,8 @@ fn every_way_to_end_has_its_exit_status() {
 
     let (status, output) = Vm::start(host, "exit", "maru.test=reboot", &[&small[..], &["--on-reset", "exit"]].concat()).wait();
     assert_eq!(status, 3, "{output}");
+    let (status, output) = Vm::start(host, "keyboard", "maru.test=reboot reboot=k", &[&small[..], &["--on-reset", "exit"]].concat()).wait();
+    assert_eq!(status, 3, "{output}");
     // With reboot=t the kernel resets by a triple fault.
     let (status, output) = Vm::start(host, "triple", "maru.test=reboot reboot=t", &small).wait();
     assert_eq!(status, 4, "{output}");
@@ -77,7 +79,6 @@ fn what_cannot_work_is_refused_with_the_reason() {
     refuse(&with(&["--disk", "/none"]), "/none");
     refuse(&with(&["--memory", "1T"]), "this host has only");
     refuse(&with(&["--memory", "256M,hugepages"]), "nr_hugepages");
-    refuse(&with(&["--cpus", "300"]), "vCPUs wanted");
     refuse(&with(&["--net", "tap=none"]), "none");
 
     let mut first = Vm::start(host, "first", "maru.test=idle", &["--memory", "128M", "--disk", "/tmp/disk"]);

@@ -34,9 +34,9 @@ fn disks_nics_vcpus_and_memory_are_added_and_removed_while_the_guest_runs() {
     let refused = vm.try_control(&["set-cpus", "4"]);
     assert!(!refused.success() && refused.error_text().contains("made for"), "{}", refused.error_text());
 
-    vm.control(&["set-memory", "128M"]);
+    vm.control(&["set-memory", "+128M"]);
     vm.wait_for_facts("more memory", |facts| memory(facts) >= memory(&first) + 120 * 1024);
-    vm.control(&["set-memory", "0"]);
+    vm.control(&["set-memory", "+0"]);
     vm.wait_for_facts("less memory", |facts| memory(facts) <= memory(&first) + 8 * 1024);
 
     vm.control(&["remove", "d1"]);

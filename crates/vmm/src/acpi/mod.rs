@@ -17,7 +17,7 @@ use acpi_tables::{Aml, AmlSink};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::cpu::Topology;
-use crate::memory::layout::{ACPI_PORT, ACPI_START, ECAM_START, HIGH_MEMORY_START, IO_APIC, LOCAL_APIC};
+use crate::memory::layout::{ACPI_END, ACPI_PORT, ACPI_START, ECAM_START, IO_APIC, LOCAL_APIC};
 use crate::virtio::GuestMemory;
 
 const OEM_ID: [u8; 6] = *b"MARU  ";
@@ -73,8 +73,8 @@ impl Writer<'_> {
         let bytes = bytes(table);
         let address = self.next.next_multiple_of(16);
         self.next = address + bytes.len() as u64;
-        if self.next > HIGH_MEMORY_START {
-            return Err(AcpiError::TooLarge { needed: self.next - ACPI_START, room: HIGH_MEMORY_START - ACPI_START });
+        if self.next > ACPI_END {
+            return Err(AcpiError::TooLarge { needed: self.next - ACPI_START, room: ACPI_END - ACPI_START });
         }
         self.guest.write_slice(&bytes, GuestAddress(address))?;
         Ok(address)

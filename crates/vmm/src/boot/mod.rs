@@ -18,8 +18,9 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemory
 
 pub use registers::set_registers;
 
+use crate::acpi::controller;
 use crate::memory::Memory;
-use crate::memory::layout::{ACPI_START, HIGH_MEMORY_START, PAGE, RESERVED_START};
+use crate::memory::layout::{ACPI_PORT, ACPI_START, HIGH_MEMORY_START, PAGE, RESERVED_START};
 use crate::virtio::GuestMemory;
 
 const PVH_START_INFO: u64 = 0x6000;
@@ -29,6 +30,14 @@ const ZERO_PAGE: u64 = 0x7000;
 const COMMAND_LINE: u64 = 0x2_0000;
 /// From `COMMAND_LINE` to well below the reserved area; Linux itself takes 2 KiB.
 const COMMAND_LINE_MAX: usize = 0x1_0000;
+/// Where a PC's firmware is entered in real mode (f000:fff0).
+const RESET_VECTOR: u64 = 0xf_fff0;
+/// `mov dx, RESET; mov al, 1; out dx, al`, then `hlt` for ever. Linux takes a machine with hardware-reduced ACPI for one with EFI; without
+/// EFI it restarts through the firmware's entry, whatever the ACPI tables say.
+const RESET_CODE: [u8; 9] = {
+    let port = ((ACPI_PORT + controller::RESET) as u16).to_le_bytes();
+    [0xba, port[0], port[1], 0xb0, controller::RESET_VALUE, 0xee, 0xf4, 0xeb, 0xfd]
+};
 /// Type of usable memory in the memory maps of both protocols.
 const USABLE: u32 = 1;
 const RESERVED: u32 = 2;
@@ -166,6 +175,7 @@ impl BootFiles {
     /// Puts everything into guest memory.
     pub fn load(&self, memory: &Memory) -> Result<Entry, BootError> {
         let guest = &*memory.guest;
+        guest.write_slice(&RESET_CODE, GuestAddress(RESET_VECTOR))?;
         match self.kind()? {
             Kind::BzImage(header) => self.load_bzimage(guest, memory, &header),
             Kind::Elf => self.load_elf(guest, memory),

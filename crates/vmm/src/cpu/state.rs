@@ -14,7 +14,7 @@ pub struct VcpuState {
     /// The APIC id.
     #[prost(uint32, tag = "1")]
     pub apic_id: u32,
-    /// `kvm_cpuid_entry2`, one after the other.
+    /// `kvm_cpuid_entry2`, one after the other; empty to leave the table as it is.
     #[prost(bytes = "vec", tag = "2")]
     pub cpuid: Vec<u8>,
     /// `kvm_regs`.
@@ -155,10 +155,13 @@ pub fn restore(fd: &VcpuFd, state: &VcpuState, tsc_advance: u64) -> Result<(), V
     let kvm = |what| move |source| VcpuStateError::Kvm { what, apic_id, source };
     let short = |what| VcpuStateError::Short { what, apic_id };
 
-    let cpuid: Vec<kvm_cpuid_entry2> =
-        state.cpuid.chunks_exact(size_of::<kvm_cpuid_entry2>()).filter_map(from_bytes).collect();
-    let cpuid = CpuId::from_entries(&cpuid).map_err(|_| short("CPUID table"))?;
-    fd.set_cpuid2(&cpuid).map_err(kvm("setting the CPUID table"))?;
+    // A vCPU that has run keeps the table it ran with: KVM takes no other.
+    if !state.cpuid.is_empty() {
+        let cpuid: Vec<kvm_cpuid_entry2> =
+            state.cpuid.chunks_exact(size_of::<kvm_cpuid_entry2>()).filter_map(from_bytes).collect();
+        let cpuid = CpuId::from_entries(&cpuid).map_err(|_| short("CPUID table"))?;
+        fd.set_cpuid2(&cpuid).map_err(kvm("setting the CPUID table"))?;
+    }
     let host_khz = fd.get_tsc_khz().unwrap_or(0);
     // Crystals differ by some hundred parts in a million from boot to boot; the guest's clock disciplines that away.
     if state.tsc_khz != 0 && host_khz.abs_diff(state.tsc_khz) > state.tsc_khz / 4000 {

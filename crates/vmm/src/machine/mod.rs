@@ -201,7 +201,7 @@ impl Machine {
         let fd = self.kvm.vm.create_vcpu(u64::from(apic_id)).map_err(call("creating a vCPU"))?;
         let table = cpuid::for_vcpu(&self.kvm.supported_cpuid, &self.kvm.topology, apic_id, self.kvm.tsc_deadline);
         fd.set_cpuid2(&table).map_err(call("setting a CPUID table"))?;
-        self.power_on.0.push(save_vcpu(&fd, apic_id, &self.kvm.msr_indices)?);
+        self.power_on.0.push(for_reset(save_vcpu(&fd, apic_id, &self.kvm.msr_indices)?));
         let events = self.events.clone();
         let report = move |event| events.send(MachineEvent::Vcpu { index, event });
         let vcpu = Vcpu::spawn(index, apic_id, fd, self.buses.clone(), report).map_err(MachineError::Thread)?;
@@ -340,7 +340,7 @@ impl Machine {
         self.reset_memory_device();
         self.power_on.1.restore_controllers(&self.kvm.vm)?;
         let states = self.power_on.0.clone();
-        let results = self.on_all_vcpus(move |index, fd, _| restore_vcpu(fd, &without_tsc(&states[index as usize]), 0))?;
+        let results = self.on_all_vcpus(move |index, fd, _| restore_vcpu(fd, &states[index as usize], 0))?;
         results.into_iter().collect::<Result<(), VcpuStateError>>()?;
         self.boot()
     }
@@ -396,10 +396,10 @@ impl Drop for Machine {
     }
 }
 
-/// A reset leaves the time stamp counter alone, as it does on real machines' other sockets: it must not go back.
-fn without_tsc(state: &VcpuState) -> VcpuState {
+/// What a reset sets of a vCPU's power-on state. Its CPUID table cannot change any more, and its time stamp counter must not go back.
+fn for_reset(mut state: VcpuState) -> VcpuState {
     const MSR_TSC: u32 = 0x10;
-    let mut state = state.clone();
+    state.cpuid.clear();
     state.msrs.retain(|msr| msr.index != MSR_TSC);
     state
 }

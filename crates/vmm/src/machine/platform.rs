@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::MachineError;
 use super::events::{EventSender, MachineEvent};
-use crate::bus::Bus;
+use crate::bus::{Bus, BusDevice};
 use crate::devices::console::host::ConsoleOutput;
 use crate::devices::pvpanic::{self, Pvpanic};
 use crate::devices::rtc::{self, Rtc};
@@ -13,6 +13,24 @@ use crate::devices::vmgenid::{VmGenerationId, VmGenerationIdError};
 use crate::interrupts::Interrupts;
 use crate::memory::layout::{SERIAL_IRQ, VM_GENERATION_ID};
 use crate::virtio::{GuestMemory, RestoreError};
+
+/// Ports of a keyboard controller that is not there but for one thing: its line to the processor's reset pin.
+const KEYBOARD_PORTS: (u64, u64) = (0x60, 5);
+const KEYBOARD_COMMAND: u64 = 4;
+const PULSE_RESET: u8 = 0xfe;
+
+/// The reset line: `reboot=k`, and a last resort of several systems. Its status reads as idle.
+struct KeyboardReset(EventSender);
+
+impl BusDevice for KeyboardReset {
+    fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if offset == KEYBOARD_COMMAND && data == [PULSE_RESET] {
+            self.0.send(MachineEvent::Reset);
+        }
+    }
+}
 
 /// All of them.
 pub struct PlatformDevices {
@@ -35,6 +53,7 @@ impl PlatformDevices {
         ports.insert(u64::from(serial::PORT), u64::from(serial::PORTS), serial.clone())?;
         let rtc = Arc::new(Mutex::new(Rtc::new()));
         ports.insert(u64::from(rtc::PORT), u64::from(rtc::PORTS), rtc.clone())?;
+        ports.insert(KEYBOARD_PORTS.0, KEYBOARD_PORTS.1, Arc::new(Mutex::new(KeyboardReset(events.clone()))))?;
         let events = events.clone();
         let report = move |panic| events.send(MachineEvent::GuestPanic(panic));
         let pvpanic = Arc::new(Mutex::new(Pvpanic::new(Box::new(report))));

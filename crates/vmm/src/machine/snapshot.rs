@@ -170,6 +170,9 @@ impl Machine {
         if expected != found {
             return Err(incomplete(format!("the VM has vCPUs {expected:?}, saved were {found:?}")));
         }
+        if vcpus.iter().any(|vcpu| vcpu.cpuid.is_empty()) {
+            return Err(incomplete("a vCPU has no CPUID table".into()));
+        }
         self.apply_devices(&devices)?;
         if !kvm.restore_controllers(&self.kvm.vm).map_err(MachineError::from)? {
             return Err(StateError::malformed("kvm", "not the interrupt controllers of a PC").into());

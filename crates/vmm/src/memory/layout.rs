@@ -3,7 +3,8 @@
 //! ```text
 //! 0x0000_0000  low memory: boot data, then free         (up to 0x000a_0000)
 //! 0x000d_f000  VM generation ID                         (one page)
-//! 0x000e_0000  RSDP and the other ACPI tables           (up to 0x0010_0000)
+//! 0x000e_0000  RSDP and the other ACPI tables           (up to 0x000f_f000)
+//! 0x000f_fff0  firmware entry: resets the machine
 //! 0x0010_0000  memory, kernel from here                 (up to 3 GiB)
 //! 0xc000_0000  PCI: memory windows of devices           (512 MiB)
 //! 0xe000_0000  PCI: configuration space (ECAM)          (1 MiB: one bus)
@@ -19,7 +20,9 @@ pub const RESERVED_START: u64 = 0xa_0000;
 pub const VM_GENERATION_ID: u64 = 0xd_f000;
 /// The ACPI root pointer; the other tables follow it.
 pub const ACPI_START: u64 = 0xe_0000;
-/// End of the ACPI tables and of the reserved megabyte.
+/// They end here: the last page of the megabyte has the entry of the firmware.
+pub const ACPI_END: u64 = 0xf_f000;
+/// End of the reserved megabyte.
 pub const HIGH_MEMORY_START: u64 = 0x10_0000;
 /// Memory below 4 GiB ends here: everything up to 4 GiB is for devices.
 pub const HOLE_START: u64 = 0xc000_0000;
