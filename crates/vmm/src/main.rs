@@ -15,6 +15,7 @@ use vmm::error_chain;
 use vmm::machine::Machine;
 use vmm::machine::events::event_queue;
 use vmm::monitor::Monitor;
+use vmm::sandbox::{self, Identity, identity::Circumstances};
 
 const HELP: &str = "\
 maru-vmm: one virtual machine
@@ -26,9 +27,14 @@ usage: maru-vmm --config FILE [options]
   --control PATH     listen for control clients at this socket
   --control-fd N     serve the control client on this descriptor
   --exit-with-parent end the VM when the client on --control-fd goes away
+  --uid N            the user to become when started as root; by default one that no other VM of this host has
+  --gid N            the group to become; by default the one with the user's number
   --unconfined       do not confine the monitor: for debugging only
   --version          print the version
   --help             print this
+
+Once everything is open, the monitor gives up its user (if that is root), all files and most system calls. Who started it
+removes the control socket after its end.
 
 Standard input and output are the guest's console. Exit status: 0 the guest powered off or the VM was stopped on
 request, 1 the VM could not be started, 2 wrong usage, 3 the guest reset the machine (with on-reset \"exit\"),
@@ -42,6 +48,8 @@ struct Options {
     control: Option<PathBuf>,
     control_fd: Option<i32>,
     exit_with_parent: bool,
+    uid: Option<u32>,
+    gid: Option<u32>,
     unconfined: bool,
 }
 
@@ -73,6 +81,8 @@ fn parse() -> Result<Option<Options>, lexopt::Error> {
             Long("control") => options.control = Some(parser.value()?.into()),
             Long("control-fd") => options.control_fd = Some(parser.value()?.parse()?),
             Long("exit-with-parent") => options.exit_with_parent = true,
+            Long("uid") => options.uid = Some(parser.value()?.parse()?),
+            Long("gid") => options.gid = Some(parser.value()?.parse()?),
             Long("unconfined") => options.unconfined = true,
             Long("version") => {
                 println!("maru-vmm {}", env!("CARGO_PKG_VERSION"));
@@ -103,6 +113,8 @@ fn run(options: &Options) -> Result<u8, Box<dyn std::error::Error>> {
     let parent = options.control_fd.map(inherited).transpose()?.map(Connection::from);
     if options.unconfined {
         eprintln!("maru-vmm: WARNING: running unconfined: a guest that breaks out of its VM gets everything that this user has");
+    } else {
+        sandbox::begin(Identity::choose(options.uid, options.gid, &Circumstances::here())?)?;
     }
     let (sender, queue) = event_queue()?;
     let machine = match (&options.restore, config) {
@@ -120,7 +132,7 @@ fn run(options: &Options) -> Result<u8, Box<dyn std::error::Error>> {
         }
         (None, None) => return Err("--config or --restore is needed".into()),
     };
-    let mut monitor = Monitor::new(machine, queue, listener, !options.unconfined)?;
+    let mut monitor = Monitor::new(machine, queue, listener, sandbox::is_confined())?;
     if let Some(parent) = parent {
         monitor.adopt(parent, options.exit_with_parent)?;
     }

@@ -34,6 +34,7 @@ use crate::memory::dirty::DirtyRegion;
 use crate::memory::{Memory, MemoryError};
 use crate::pci::virtio::Platform;
 use crate::pci::{ConfigPorts, PciRoot};
+use crate::sandbox::{ThreadKind, confine_thread};
 use crate::virtio::spawner::Spawner;
 use events::{EventSender, MachineEvent};
 pub use devices::{DeviceError, DeviceHandle, DeviceSlot};
@@ -120,7 +121,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Puts a machine together. All files and sockets of its configuration are opened here, and never later.
+    /// Puts a machine together. All files and sockets of its configuration are opened here, and never later: the calling thread is
+    /// confined as the control thread after that.
     pub fn new(config: VmConfig, events: EventSender) -> Result<Machine, MachineError> {
         let boot = BootFiles::open(&config.boot.kernel, config.boot.initrd.as_deref(), &config.boot.command_line)?;
         let kvm = KvmVm::new(&config.cpus)?;
@@ -178,6 +180,8 @@ impl Machine {
             machine.create_vcpu(index)?;
         }
         machine.create_devices()?;
+        // Nothing is opened by name from here on; kernels and saved states, which may come from strangers, are read after this.
+        confine_thread(ThreadKind::Control);
         Ok(machine)
     }
 
