@@ -284,7 +284,7 @@ impl Machine {
             0 => (self.kvm.topology.max as u16).min(MAX_DISK_QUEUES),
             queues => queues,
         };
-        let block = Block::new(BlockConfig {
+        let block_config = BlockConfig {
             queues,
             serial: config.serial.clone().unwrap_or_else(|| config.id.clone()),
             listener: Some(Arc::new(move |failure| {
@@ -292,7 +292,10 @@ impl Machine {
                 events.send(MachineEvent::DiskFailed { id: id.clone(), reason: failure.error.to_string(), pause });
             })),
             ..BlockConfig::new(disk, config.id.clone())
-        })?;
+        };
+        // It tries io_uring, which this thread may not do once it is confined.
+        let made = self.platform.spawner.run(move || Block::new(block_config));
+        let block = made.ok_or_else(|| host(&config.id)(std::io::Error::other("the thread that starts devices failed")))??;
         let block = Arc::new(Mutex::new(block));
         Ok((block.clone(), DeviceHandle::Block(block)))
     }

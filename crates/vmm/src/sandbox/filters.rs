@@ -167,7 +167,10 @@ fn starter(policy: Policy) -> Policy {
 }
 
 fn spawner(policy: Policy) -> Policy {
-    policy.allow(&[libc::SYS_io_uring_setup, libc::SYS_io_uring_register])
+    policy
+        .allow(&[libc::SYS_io_uring_setup, libc::SYS_io_uring_register])
+        // Rings are not for children.
+        .allow_values(libc::SYS_madvise, 2, &[libc::MADV_DONTFORK as u32])
 }
 
 /// The control socket, saving, devices and vCPUs added while the VM runs, and stopping vCPUs with signals.

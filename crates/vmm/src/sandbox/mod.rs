@@ -21,6 +21,7 @@
 
 pub mod filters;
 pub mod identity;
+pub mod inspect;
 mod ioctls;
 mod policy;
 mod refusals;
