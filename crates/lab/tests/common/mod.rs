@@ -59,8 +59,14 @@ impl<'h> Vm<'h> {
     /// Starts a test guest that acts by `words`, with more arguments of `maru vm run`.
     pub fn start(host: &'h Host, name: &str, words: &str, arguments: &[&str]) -> Vm<'h> {
         let mut all = guest_arguments(words);
+        all.extend(["--name".to_string(), name.to_string()]);
         all.extend(arguments.iter().map(|argument| argument.to_string()));
         Vm::run(host, name, all)
+    }
+
+    /// Starts a VM with these arguments of `maru vm run` and no others.
+    pub fn start_raw(host: &'h Host, name: &str, arguments: &[&str]) -> Vm<'h> {
+        Vm::run(host, name, arguments.iter().map(|argument| argument.to_string()).collect())
     }
 
     /// Restores a VM from a file.
@@ -72,7 +78,7 @@ impl<'h> Vm<'h> {
 
     fn run(host: &'h Host, name: &str, arguments: Vec<String>) -> Vm<'h> {
         let mut command: Vec<String> =
-            ["maru", "vm", "run", "--name", name, "--control", &socket(name)].map(String::from).to_vec();
+            ["maru", "vm", "run", "--control", &socket(name)].map(String::from).to_vec();
         command.extend(arguments);
         let process = host.spawn(Exec::new(command)).expect("the host answers");
         Vm { host, name: name.into(), process, output: String::new() }

@@ -78,7 +78,7 @@ fn base(policy: Policy) -> Policy {
         .allow(&REFUSED_BY_PATH)
         .allow_if(libc::SYS_mmap, &[Check::Without(2, libc::PROT_EXEC as u64)])
         .allow_if(libc::SYS_mprotect, &[Check::Without(2, libc::PROT_EXEC as u64)])
-        .allow_values(libc::SYS_madvise, 2, &[libc::MADV_DONTNEED as u32, libc::MADV_FREE as u32])
+        .allow_values(libc::SYS_madvise, 2, &[libc::MADV_DONTNEED as u32, libc::MADV_FREE as u32, libc::MADV_DONTFORK as u32])
         .allow_values(libc::SYS_madvise, 2, &MADV_GUARD)
         .allow_values(libc::SYS_prctl, 0, &[libc::PR_SET_NAME as u32, libc::PR_GET_NAME as u32, PR_SET_VMA])
         .allow_values(libc::SYS_fcntl, 1, &[libc::F_GETFD as u32, libc::F_DUPFD_CLOEXEC as u32, libc::F_GETFL as u32])

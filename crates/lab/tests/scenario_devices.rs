@@ -1,0 +1,151 @@
+//! What a guest does with each device of a VM.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Vm, make_taps, shell, vm_lab};
+use lab::agent::Exec;
+
+#[test]
+fn an_unpacked_kernel_boots_through_its_pvh_entry() {
+    let lab = vm_lab().start().unwrap();
+    let host = lab.host(0);
+    let dir = tempfile::tempdir().unwrap();
+    let elf = dir.path().join("vmlinux");
+    let packed = std::fs::read(lab::appliance::guest_image().unwrap().kernel).unwrap();
+    std::fs::write(&elf, unpack(&packed)).unwrap();
+    host.push(&elf, "/tmp/vmlinux").unwrap();
+    let command_line = "console=ttyS0 quiet panic=-1 maru.test=poweroff";
+    let arguments = ["--kernel", "/tmp/vmlinux", "--initrd", "/guest/initramfs", "--cmdline", command_line, "--cpus", "2", "--memory", "192M"];
+    let output = host.exec([&["maru", "vm", "run"], &arguments[..]].concat()).unwrap();
+    let text = output.text() + &output.error_text();
+    assert!(output.success(), "{text}");
+    assert_eq!(common::facts(&text).expect(&text)["cpus"], 2);
+}
+
+/// The ELF kernel inside a Debian bzImage: LZ4 in its legacy frame, by the `lz4` program where there is one, else by hand.
+fn unpack(bzimage: &[u8]) -> Vec<u8> {
+    let field = |at: usize| u32::from_le_bytes(bzimage[at..at + 4].try_into().unwrap()) as usize;
+    let code = (usize::from(bzimage[0x1f1]) + 1) * 512;
+    let start = code + field(0x248);
+    let payload = &bzimage[start..start + field(0x24c)];
+    assert_eq!(payload[..4], [0x02, 0x21, 0x4c, 0x18], "not LZ4: the kernel is packed in another way");
+    let mut out = Vec::new();
+    // The last four bytes are the unpacked size.
+    let mut rest = &payload[4..payload.len() - 4];
+    while !rest.is_empty() {
+        let size = u32::from_le_bytes(rest[..4].try_into().unwrap()) as usize;
+        unpack_block(&rest[4..4 + size], &mut out);
+        rest = &rest[4 + size..];
+    }
+    out
+}
+
+/// One LZ4 block (the format is a page long): literals, then a match further back, until the input ends.
+fn unpack_block(block: &[u8], out: &mut Vec<u8>) {
+    let mut at = 0;
+    let extend = |at: &mut usize, start: usize| {
+        let mut length = start;
+        while start == 15 {
+            let more = block[*at];
+            *at += 1;
+            length += usize::from(more);
+            if more != 255 {
+                break;
+            }
+        }
+        length
+    };
+    while at < block.len() {
+        let token = block[at];
+        at += 1;
+        let literals = extend(&mut at, usize::from(token >> 4));
+        out.extend_from_slice(&block[at..at + literals]);
+        at += literals;
+        if at == block.len() {
+            break;
+        }
+        let offset = usize::from(block[at]) | (usize::from(block[at + 1]) << 8);
+        at += 2;
+        let length = extend(&mut at, usize::from(token & 15)) + 4;
+        let from = out.len() - offset;
+        for index in from..from + length {
+            out.push(out[index]);
+        }
+    }
+}
+
+#[test]
+fn console_balloon_and_huge_pages_work() {
+    let lab = vm_lab().start().unwrap();
+    let host = lab.host(0);
+    shell(host, "echo 80 > /proc/sys/vm/nr_hugepages; grep HugePages_Total /proc/meminfo");
+    let command_line = "console=hvc0 quiet panic=-1 maru.test=idle";
+    let mut vm = Vm::start_raw(
+        host,
+        "vm",
+        &["--kernel", "/guest/vmlinuz", "--initrd", "/guest/initramfs", "--cmdline", command_line, "--console", "virtio", "--memory", "128M,hugepages", "--balloon"],
+    );
+    let facts = vm.wait_for_facts("the guest", |_| true);
+    let before = facts["mem_total_kib"].as_u64().unwrap();
+    vm.control(&["set-balloon", "32M"]);
+    vm.wait_for_facts("the balloon", |facts| facts["mem_total_kib"].as_u64().unwrap() + 30 * 1024 < before);
+    assert!(vm.status()["balloon"].as_u64().unwrap() >= 30 << 20, "{}", vm.status());
+    vm.control(&["set-balloon", "0"]);
+    vm.wait_for_facts("the memory back", |facts| facts["mem_total_kib"].as_u64().unwrap() + 1024 > before);
+    let free: u64 = shell(host, "awk '/HugePages_Free/ { print $2 }' /proc/meminfo").trim().parse().unwrap();
+    assert!(free < 80 - 30, "{free} huge pages are free: guest memory is not on them");
+}
+
+#[test]
+fn a_nic_on_a_tap_reaches_its_host_and_the_monitor_counts() {
+    let lab = vm_lab().start().unwrap();
+    let host = lab.host(0);
+    make_taps(host, &["t0"]);
+    shell(host, "ip addr add 10.9.0.1/24 dev t0");
+    let mut echo = host.spawn(Exec::new(["maru-guest", "echo", "--listen", "10.9.0.1:7"])).unwrap();
+    echo.wait_for("the echo server", Duration::from_secs(20), |text| text.contains("listening")).unwrap();
+    let words = "maru.test=load maru.ip=0,10.9.0.2/24 maru.echo=10.9.0.1:7 maru.mem=1 maru.seconds=6";
+    let mut vm = Vm::start(host, "vm", words, &["--memory", "128M", "--net", "tap=t0,id=n0"]);
+    vm.wait_for("traffic", |output| output.contains("maru-guest: ok"));
+    vm.control(&["set-link", "n0", "down"]);
+    vm.control(&["set-link", "n0", "up"]);
+    let counters = vm.status()["devices"].as_array().unwrap().iter().find(|d| d["id"] == "n0").unwrap()["counters"].clone();
+    assert!(counters["tx-packets"].as_u64().unwrap() > 0 && counters["rx-bytes"].as_u64().unwrap() > 0, "{counters}");
+    let (status, output) = vm.wait();
+    assert!(status == 0 && !output.contains("FAIL"), "{output}");
+}
+
+#[test]
+fn a_full_volume_pauses_the_vm_and_space_lets_it_go_on() {
+    let lab = vm_lab().start().unwrap();
+    let host = lab.host(0);
+    shell(host, "mkdir /small; mount -t tmpfs -o size=24M none /small; truncate -s 64M /small/disk; head -c 8M /dev/zero > /small/filler");
+    let words = "maru.test=load maru.disk=vda maru.disk_mib=64 maru.mem=1 maru.pace_us=100";
+    let mut vm = Vm::start(host, "vm", words, &["--memory", "128M", "--disk", "/small/disk,id=d0"]);
+    vm.wait_for("the load", |output| output.contains("maru-guest: ok"));
+    let paused = |vm: &Vm| vm.status()["state"] == "paused";
+    let deadline = std::time::Instant::now() + common::PATIENCE;
+    while !paused(&vm) {
+        assert!(std::time::Instant::now() < deadline, "the volume did not fill up: {}", vm.status());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    shell(host, "rm /small/filler; mount -o remount,size=96M /small");
+    let before = vm.output.matches("maru-guest: ok").count();
+    vm.control(&["resume"]);
+    vm.wait_for("the load to go on", |output| output.matches("maru-guest: ok").count() > before + 3);
+    assert!(!vm.output.contains("FAIL"), "{}", vm.output);
+}
+
+#[test]
+fn the_dirty_log_knows_what_the_guest_changed() {
+    let lab = vm_lab().start().unwrap();
+    let host = lab.host(0);
+    let words = "maru.test=load maru.mem=8 maru.pace_us=100";
+    let mut vm = Vm::start(host, "vm", words, &["--memory", "128M"]);
+    vm.wait_for("the load", |output| output.contains("maru-guest: ok"));
+    // 8 MiB are rewritten all the time.
+    let pages = common::dirty_pages(&vm);
+    assert!((1024..16_384).contains(&pages), "{pages} pages");
+}
