@@ -7,7 +7,6 @@
 use super::ThreadKind;
 use super::ioctls;
 use super::policy::{Check, Policy};
-use super::refusals::{REFUSED, REFUSED_BY_PATH};
 
 /// The flags with which the C library starts a thread, and only a thread.
 const THREAD: u64 = (libc::CLONE_VM
@@ -27,6 +26,22 @@ const MADV_GUARD: [u32; 2] = [102, 103];
 
 /// `FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE`.
 const PUNCH_HOLE: u32 = 3;
+
+/// The C library and Rust's make these by themselves on occasion, and go on without: `malloc` looks into `/proc` before it gives memory
+/// back, a panic looks for its source files, a disk that is locked has its holder looked for. They fail.
+const REFUSED: [libc::c_long; 11] = [
+    libc::SYS_open,
+    libc::SYS_openat,
+    libc::SYS_access,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_readlink,
+    libc::SYS_readlinkat,
+    libc::SYS_getcwd,
+    libc::SYS_unlink,
+];
 
 /// The list for a kind of threads.
 pub(super) fn policy(kind: ThreadKind) -> Policy {
@@ -74,11 +89,14 @@ fn base(policy: Policy) -> Policy {
             libc::SYS_exit,
             libc::SYS_exit_group,
         ])
-        .allow(&REFUSED)
-        .allow(&REFUSED_BY_PATH)
-        .allow_if(libc::SYS_mmap, &[Check::Without(2, libc::PROT_EXEC as u64)])
-        .allow_if(libc::SYS_mprotect, &[Check::Without(2, libc::PROT_EXEC as u64)])
-        .allow_values(libc::SYS_madvise, 2, &[libc::MADV_DONTNEED as u32, libc::MADV_FREE as u32, libc::MADV_DONTFORK as u32])
+        .refuse(&REFUSED, libc::EACCES)
+        // The attributes of an open descriptor may be asked for.
+        .refuse(&[libc::SYS_statx, libc::SYS_newfstatat], libc::EACCES)
+        .allow_if(libc::SYS_statx, &[Check::With(2, libc::AT_EMPTY_PATH as u32)])
+        .allow_if(libc::SYS_newfstatat, &[Check::With(3, libc::AT_EMPTY_PATH as u32)])
+        .allow_if(libc::SYS_mmap, &[Check::Without(2, libc::PROT_EXEC as u32)])
+        .allow_if(libc::SYS_mprotect, &[Check::Without(2, libc::PROT_EXEC as u32)])
+        .allow_values(libc::SYS_madvise, 2, &[libc::MADV_DONTNEED as u32, libc::MADV_FREE as u32])
         .allow_values(libc::SYS_madvise, 2, &MADV_GUARD)
         .allow_values(libc::SYS_prctl, 0, &[libc::PR_SET_NAME as u32, libc::PR_GET_NAME as u32, PR_SET_VMA])
         .allow_values(libc::SYS_fcntl, 1, &[libc::F_GETFD as u32, libc::F_DUPFD_CLOEXEC as u32, libc::F_GETFL as u32])
@@ -158,9 +176,9 @@ fn starter(policy: Policy) -> Policy {
             libc::SYS_geteuid,
             libc::SYS_capset,
             libc::SYS_landlock_restrict_self,
-            // Fails, so that the C library uses the other.
-            libc::SYS_clone3,
         ])
+        // It takes its flags from memory, where a filter cannot see them. The C library then uses the other.
+        .refuse(&[libc::SYS_clone3], libc::ENOSYS)
         .allow_if(libc::SYS_clone, &[Check::IsLong(0, THREAD)])
         .allow_if(libc::SYS_seccomp, &[Check::Is(0, libc::SECCOMP_SET_MODE_FILTER), Check::IsLong(1, 0)])
         .allow_values(libc::SYS_prctl, 0, &[libc::PR_SET_NO_NEW_PRIVS as u32, libc::PR_GET_SECCOMP as u32])
@@ -191,11 +209,7 @@ fn control(policy: Policy) -> Policy {
             libc::SYS_fdatasync,
             libc::SYS_memfd_create,
         ])
-        .allow_values(
-            libc::SYS_fcntl,
-            1,
-            &[libc::F_SETFD as u32, libc::F_OFD_SETLK as u32, libc::F_ADD_SEALS as u32],
-        )
+        .allow_values(libc::SYS_fcntl, 1, &[libc::F_SETFD as u32, libc::F_OFD_SETLK as u32, libc::F_ADD_SEALS as u32])
         .allow_values(libc::SYS_ioctl, 1, &ioctls::MACHINE)
         .allow_values(libc::SYS_ioctl, 1, &ioctls::TAP)
         .allow_values(libc::SYS_ioctl, 1, &ioctls::NEW_TAP)

@@ -12,7 +12,7 @@
 //! socket used; existing descriptors are not affected), and a list of the system calls that threads of its kind make
 //! ([`filters`]). All of it is per thread in Linux and is inherited: threads that are started later begin with what their parent
 //! has left, and take away more. A call that is not on the list ends the process with a message that names it ([`violation`]);
-//! file system calls that libraries make on occasion fail instead ([`refusals`]).
+//! file system calls that libraries make on occasion fail instead.
 //!
 //! One process has one memory: a thread that is taken over can in time make others do their part, so what the whole
 //! monitor can do is the sum of its filters. The filters of single threads make that a second break-in.
@@ -24,7 +24,6 @@ pub mod identity;
 pub mod inspect;
 mod ioctls;
 mod policy;
-mod refusals;
 #[cfg(test)]
 mod tests;
 mod violation;
@@ -96,9 +95,6 @@ pub enum SandboxError {
     /// Landlock, where the kernel has it.
     #[error("giving up access to files")]
     Landlock(#[from] RulesetError),
-    /// A list of system calls that cannot be compiled: a bug.
-    #[error("the list of system calls of {0:?} threads cannot be compiled")]
-    Compile(ThreadKind, #[source] seccompiler::BackendError),
     /// The kernel did not take the list.
     #[error("giving up system calls")]
     Filter(#[from] seccompiler::Error),
@@ -110,7 +106,6 @@ static CONFINEMENT: OnceLock<Confinement> = OnceLock::new();
 struct Confinement {
     identity: Option<Identity>,
     ruleset: RulesetCreated,
-    refusals: BpfProgram,
     /// By kind, each compiled when the first thread of the kind starts.
     filters: [OnceLock<BpfProgram>; ThreadKind::ALL.len()],
 }
@@ -126,7 +121,7 @@ pub fn begin(identity: Option<Identity>) -> Result<(), SandboxError> {
     limit(libc::RLIMIT_CORE, 0).map_err(step("switching core dumps off"))?;
     limit(libc::RLIMIT_NOFILE, MAX_FILES).map_err(step("limiting open files"))?;
     violation::install_handler().map_err(step("handling forbidden system calls"))?;
-    let confinement = Confinement { identity, ruleset: no_files()?, refusals: refusals::program(), filters: Default::default() };
+    let confinement = Confinement { identity, ruleset: no_files()?, filters: Default::default() };
     // A second call changes nothing.
     let _ = CONFINEMENT.set(confinement);
     Ok(())
@@ -163,18 +158,11 @@ impl Confinement {
         if kind == ThreadKind::Control && status.ruleset == RulesetStatus::NotEnforced {
             eprintln!("maru-vmm: this kernel has no Landlock: only the list of system calls keeps the monitor from files");
         }
-        seccompiler::apply_filter(&self.refusals)?;
-        Ok(seccompiler::apply_filter(self.filter(kind)?)?)
+        Ok(seccompiler::apply_filter(self.filter(kind))?)
     }
 
-    fn filter(&self, kind: ThreadKind) -> Result<&BpfProgram, SandboxError> {
-        let place = &self.filters[kind as usize];
-        if let Some(program) = place.get() {
-            return Ok(program);
-        }
-        let program = filters::policy(kind).compile().map_err(|error| SandboxError::Compile(kind, error))?;
-        // Two threads that start at once may both compile; the programs are the same.
-        Ok(place.get_or_init(|| program))
+    fn filter(&self, kind: ThreadKind) -> &BpfProgram {
+        self.filters[kind as usize].get_or_init(|| filters::policy(kind).compile())
     }
 }
 
