@@ -82,7 +82,11 @@ impl Console {
         String::from_utf8_lossy(&self.bytes).into_owned()
     }
 
+    fn tail(&self) -> String {
+        String::from_utf8_lossy(&self.bytes[self.bytes.len().saturating_sub(3000)..]).into_owned()
+    }
+
     fn missing(&self, what: &str, why: &str) -> io::Error {
-        io::Error::other(format!("no {what} from the guest: {why}; its console:\n{}", self.text()))
+        io::Error::other(format!("no {what} from the guest: {why}; the end of its console:\n{}", self.tail()))
     }
 }

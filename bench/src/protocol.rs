@@ -1,7 +1,7 @@
 //! What the programs of a benchmark tell each other.
 //!
-//! The guest speaks through its serial port: control characters where the moment counts (one byte is one exit to the
-//! monitor, and costs the same for all), and lines that start with [`LINE`] for everything else. `bench-host` takes an order
+//! The guest speaks through its serial port: control characters where the moment counts (one byte costs the
+//! same few exits on all monitors), and lines that start with [`LINE`] for everything else. `bench-host` takes an order
 //! as JSON in its first argument and prints JSON lines.
 
 use serde::{Deserialize, Serialize};
@@ -29,8 +29,8 @@ pub enum Order {
 pub struct BootOrder {
     /// The monitor's command line.
     pub argv: Vec<String>,
-    /// What the name of the mapping that holds the guest's memory contains.
-    pub guest_memory: String,
+    /// Size of the guest's memory: the mapping of this length is not the monitor's own.
+    pub memory_mib: u32,
     /// How long after [`AT_DEVICES`] the monitor's memory is looked at.
     pub settle_ms: u64,
     /// Whether to record and add up all exits of the VM. It slows the boot down.

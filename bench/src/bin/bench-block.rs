@@ -167,6 +167,7 @@ fn compare(lab: &Lab, options: &Options, caching: Caching, loads: &[Load]) -> an
         queues: options.cpus,
         tap: None,
         qemu_iothread: false,
+        qemu_shared_memory: false,
     };
     let with_iothread = Vm { qemu_iothread: true, ..vm.clone() };
     lab.host(0).agent()?.push_from(vm.maru_config().as_bytes(), &vm.maru_config_path(), 0o644)?;

@@ -1,6 +1,7 @@
 //! `make bench-boot`: how fast a stock guest boots, and what its monitor costs in memory, beside QEMU.
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bench::contender::{Caching, Contender, Vm};
@@ -18,6 +19,10 @@ bench-boot: boots the same kernel on our monitor and on QEMU, side by side in on
   --rounds N     rounds per number of vCPUs, after one that does not count (5)
   --cpus A,B     numbers of vCPUs to try (1,4)
   --explain      instead: one boot of each with every exit of the VM recorded: where the time goes
+  --shared-memory
+                 QEMU's guest memory in a shared memfd, as ours always is, not private as it is by default
+  --prepare CMD  a shell command for the virtual host before anything is measured
+  --limit S      start no round that would not end within so many seconds (210)
   -o json        print the results as JSON
 ";
 
@@ -31,6 +36,9 @@ struct Options {
     rounds: u32,
     cpus: Vec<u32>,
     explain: bool,
+    shared_memory: bool,
+    prepare: String,
+    limit: Duration,
     json: bool,
 }
 
@@ -45,7 +53,7 @@ fn main() -> ExitCode {
 }
 
 fn parse() -> anyhow::Result<Option<Options>> {
-    let mut options = Options { rounds: 5, cpus: vec![1, 4], explain: false, json: false };
+    let mut options = Options { rounds: 5, cpus: vec![1, 4], explain: false, shared_memory: false, prepare: String::new(), limit: Duration::from_secs(210), json: false };
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next()? {
         match argument {
@@ -55,6 +63,9 @@ fn parse() -> anyhow::Result<Option<Options>> {
                 options.cpus = list.split(',').map(str::parse).collect::<Result<_, _>>().context("--cpus")?;
             }
             Long("explain") => options.explain = true,
+            Long("prepare") => options.prepare = parser.value()?.string()?,
+            Long("shared-memory") => options.shared_memory = true,
+            Long("limit") => options.limit = Duration::from_secs(parser.value()?.parse()?),
             Short('o') | Long("output") => options.json = parser.value()?.parse_with(|text| match text {
                 "json" => Ok(true),
                 "text" => Ok(false),
@@ -79,18 +90,19 @@ fn run(options: &Options) -> anyhow::Result<()> {
         "/bin/maru-init modprobe tun && busybox tunctl -t tap0 >/dev/null && ip link set tap0 up \
          && dd if=/dev/zero of=/bench/disk.raw bs=1M count=64 2>/dev/null",
     )?;
+    stage::shell(&lab, &options.prepare)?;
     let mut report = Vec::new();
     for &cpus in &options.cpus {
         if options.explain {
             for contender in CONTENDERS {
-                let boot = boot(&lab, contender, cpus, true)?;
+                let boot = boot(&lab, options, contender, cpus)?;
                 explain(contender, cpus, &boot);
                 report.push(json!({ "cpus": cpus, "contender": contender.name(), "boot": boot }));
             }
         } else {
-            let boots = rounds(&lab, cpus, options.rounds)?;
+            let boots = rounds(&lab, options, cpus)?;
             if !options.json {
-                println!("\n{cpus} vCPU{}, {MEMORY_MIB} MiB, one disk, one network card; {} rounds\n", plural(cpus), options.rounds);
+                println!("\n{cpus} vCPU{}, {MEMORY_MIB} MiB, one disk, one network card; {} rounds\n", plural(cpus), boots[0].len());
                 println!("{}", comparison(&boots));
             }
             report.push(json!({ "cpus": cpus, "boots": boots.iter().map(|b| results_json(b)).collect::<Vec<_>>() }));
@@ -111,13 +123,21 @@ fn plural(count: u32) -> &'static str {
 }
 
 /// Boots of each contender, in the order of [`CONTENDERS`].
-fn rounds(lab: &Lab, cpus: u32, rounds: u32) -> anyhow::Result<Vec<Vec<Boot>>> {
+fn rounds(lab: &Lab, options: &Options, cpus: u32) -> anyhow::Result<Vec<Vec<Boot>>> {
     let mut boots = vec![Vec::new(); CONTENDERS.len()];
-    for round in 0..=rounds {
+    let limit = options.limit / options.cpus.len() as u32;
+    let start = Instant::now();
+    let mut longest = Duration::ZERO;
+    for round in 0..=options.rounds {
+        let round_start = Instant::now();
+        if round > 1 && start.elapsed() + longest > limit {
+            eprintln!("no time for more than {} rounds of {}: this machine is slow or busy", round - 1, options.rounds);
+            break;
+        }
         for turn in 0..CONTENDERS.len() {
             let number = (turn + round as usize) % CONTENDERS.len();
-            let boot = boot(lab, CONTENDERS[number], cpus, false)?;
-            let name = if round == 0 { "warm-up".to_owned() } else { format!("round {round} of {rounds}") };
+            let boot = boot(lab, options, CONTENDERS[number], cpus)?;
+            let name = if round == 0 { "warm-up".to_owned() } else { format!("round {round} of {}", options.rounds) };
             eprintln!(
                 "{cpus} vCPU{}, {name}: {:12} init {:7.1} ms, devices {:7.1} ms, own memory {:6} KiB",
                 plural(cpus), CONTENDERS[number].name(), boot.init_ms, boot.devices_ms, boot.memory.rss_kib,
@@ -126,12 +146,13 @@ fn rounds(lab: &Lab, cpus: u32, rounds: u32) -> anyhow::Result<Vec<Vec<Boot>>> {
                 boots[number].push(boot);
             }
         }
+        longest = longest.max(round_start.elapsed());
     }
     Ok(boots)
 }
 
-fn boot(lab: &Lab, contender: Contender, cpus: u32, explain: bool) -> anyhow::Result<Boot> {
-    let log = if explain { "bench.log initcall_debug log_buf_len=2M" } else { "" };
+fn boot(lab: &Lab, options: &Options, contender: Contender, cpus: u32) -> anyhow::Result<Boot> {
+    let log = if options.explain { "bench.log initcall_debug log_buf_len=2M" } else { "" };
     let vm = Vm {
         cpus,
         memory_mib: MEMORY_MIB,
@@ -141,13 +162,14 @@ fn boot(lab: &Lab, contender: Contender, cpus: u32, explain: bool) -> anyhow::Re
         queues: cpus,
         tap: Some("tap0".into()),
         qemu_iothread: false,
+        qemu_shared_memory: options.shared_memory,
     };
     lab.host(0).agent()?.push_from(vm.maru_config().as_bytes(), &vm.maru_config_path(), 0o644)?;
     let order = BootOrder {
         argv: vm.argv(contender),
-        guest_memory: contender.guest_memory().into(),
+        memory_mib: MEMORY_MIB,
         settle_ms: SETTLE_MS,
-        explain,
+        explain: options.explain,
     };
     let order = serde_json::to_string(&Order::Boot(order))?;
     let output = lab.host(0).exec(["/bin/bench-host".to_owned(), order])?;
@@ -221,28 +243,11 @@ fn explain(contender: Contender, cpus: u32, boot: &Boot) {
         println!("  {place:28} {count:7}");
     }
     println!("slowest parts of the guest's kernel, from its log");
-    for (ms, what) in slowest(&boot.console) {
-        println!("  {ms:9.1} ms  {what}");
+    for line in boot.console.lines().filter_map(|line| line.strip_prefix("bench: gap ")) {
+        println!("  {line}");
     }
     println!("largest mappings of the monitor, KiB resident");
     for (name, kib) in &boot.memory.largest {
         println!("  {kib:7}  {name}");
     }
-}
-
-/// The longest gaps between two lines of the kernel's log until init, with both lines.
-fn slowest(console: &str) -> Vec<(f64, String)> {
-    let lines: Vec<(f64, &str)> = console
-        .lines()
-        .filter_map(|line| {
-            let (time, text) = line.strip_prefix('<')?.split_once(">[")?.1.split_once("] ")?;
-            Some((time.trim().parse::<f64>().ok()? * 1e3, text))
-        })
-        .take_while(|(_, text)| !text.starts_with("Run /init"))
-        .collect();
-    let mut gaps: Vec<(f64, String)> =
-        lines.windows(2).map(|pair| (pair[1].0 - pair[0].0, format!("{}  ->  {}", pair[0].1, pair[1].1))).collect();
-    gaps.sort_by(|a, b| b.0.total_cmp(&a.0));
-    gaps.truncate(14);
-    gaps
 }

@@ -46,7 +46,7 @@ pub fn run(order: &BootOrder) -> anyhow::Result<()> {
     }
     let at_devices = console.wait_for(AT_DEVICES, deadline)?;
     thread::sleep(Duration::from_millis(order.settle_ms));
-    let memory = memory::own(monitor.0.id(), &order.guest_memory).context("reading the monitor's memory")?;
+    let memory = memory::own(monitor.0.id(), u64::from(order.memory_mib) << 20).context("reading the monitor's memory")?;
     let at_end = console.wait_for(AT_END, deadline)?;
     while console.more(deadline)? > 0 {}
     let status = monitor.0.wait()?;
