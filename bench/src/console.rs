@@ -65,7 +65,8 @@ impl Console {
     pub fn wait_for_line(&mut self, start: &str, from: usize, deadline: Instant) -> io::Result<String> {
         loop {
             let text = String::from_utf8_lossy(&self.bytes[from..]).into_owned();
-            let found = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).find_map(|line| Some(line.split_once(start)?.1));
+            let found =
+                text.split_inclusive('\n').filter(|line| line.ends_with('\n')).find_map(|line| Some(line.split_once(start)?.1));
             if let Some(rest) = found {
                 return Ok(rest.trim().to_owned());
             }

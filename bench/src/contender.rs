@@ -75,9 +75,10 @@ impl Vm {
     pub fn argv(&self, contender: Contender) -> Vec<String> {
         match contender {
             Contender::Maru => self.maru(),
-            Contender::QemuMicrovm => {
-                self.qemu(&["-M", "microvm,acpi=on,pcie=off,x-option-roms=off,pit=off,pic=off,rtc=on", "-bios", "qboot.rom"], "device")
-            }
+            Contender::QemuMicrovm => self.qemu(
+                &["-M", "microvm,acpi=on,pcie=off,x-option-roms=off,pit=off,pic=off,rtc=on", "-bios", "qboot.rom"],
+                "device",
+            ),
             Contender::QemuQ35 => self.qemu(&["-M", "q35,usb=off,smbus=off,sata=off,vmport=off,graphics=off"], "pci"),
         }
     }

@@ -103,6 +103,8 @@ pub struct BlockOrder {
     pub loads: Vec<Load>,
     /// Rounds.
     pub rounds: u32,
+    /// No round is started that would not end within this time, in milliseconds; the first always is.
+    pub limit_ms: u64,
     /// Whether the host writes its caches out between two measurements.
     pub sync: bool,
 }

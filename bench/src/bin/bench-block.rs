@@ -21,7 +21,8 @@ bench-block: the same loads on the same raw file through our monitor and through
 
   --rounds N     rounds per way to the file (5)
   --cpus N       vCPUs of each guest, and queues of its disk (1)
-  --run-ms N     how long each load counts (1000)
+  --run-ms N     how long each load counts (800)
+  --limit S      start no round that would not end within so many seconds (260)
   -o json        print the results as JSON
 ";
 
@@ -36,6 +37,7 @@ struct Options {
     rounds: u32,
     cpus: u32,
     run_ms: u64,
+    limit_s: u64,
     json: bool,
 }
 
@@ -50,18 +52,21 @@ fn main() -> ExitCode {
 }
 
 fn parse() -> anyhow::Result<Option<Options>> {
-    let mut options = Options { rounds: 5, cpus: 1, run_ms: 1000, json: false };
+    let mut options = Options { rounds: 5, cpus: 1, run_ms: 800, limit_s: 260, json: false };
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next()? {
         match argument {
             Long("rounds") => options.rounds = parser.value()?.parse()?,
             Long("cpus") => options.cpus = parser.value()?.parse()?,
             Long("run-ms") => options.run_ms = parser.value()?.parse()?,
-            Short('o') | Long("output") => options.json = parser.value()?.parse_with(|text| match text {
-                "json" => Ok(true),
-                "text" => Ok(false),
-                _ => Err("only json and text are known"),
-            })?,
+            Long("limit") => options.limit_s = parser.value()?.parse()?,
+            Short('o') | Long("output") => {
+                options.json = parser.value()?.parse_with(|text| match text {
+                    "json" => Ok(true),
+                    "text" => Ok(false),
+                    _ => Err("only json and text are known"),
+                })?
+            }
             Short('h') | Long("help") => {
                 print!("{HELP}");
                 return Ok(None);
@@ -84,7 +89,13 @@ fn run(options: &Options) -> anyhow::Result<()> {
         let loads = loads(options.run_ms);
         let results = compare(&lab, options, caching, &loads)?;
         if !options.json {
-            println!("\n{}, {} vCPU{}, {} rounds\n", describe(caching), options.cpus, if options.cpus == 1 { "" } else { "s" }, options.rounds);
+            println!(
+                "\n{}, {} vCPU{}, {} rounds\n",
+                describe(caching),
+                options.cpus,
+                if options.cpus == 1 { "" } else { "s" },
+                results[0][0].len()
+            );
             println!("{}", comparison(&loads, &results));
         }
         for (load, results) in loads.iter().zip(&results) {
@@ -173,7 +184,13 @@ fn compare(lab: &Lab, options: &Options, caching: Caching, loads: &[Load]) -> an
     lab.host(0).agent()?.push_from(vm.maru_config().as_bytes(), &vm.maru_config_path(), 0o644)?;
     let argvs = [vm.argv(Contender::Maru), vm.argv(Contender::QemuQ35), with_iothread.argv(Contender::QemuQ35)];
     let contenders = NAMES.iter().map(|name| (*name).to_owned()).zip(argvs).collect();
-    let order = BlockOrder { contenders, loads: loads.to_vec(), rounds: options.rounds, sync: caching == Caching::Buffered };
+    let order = BlockOrder {
+        contenders,
+        loads: loads.to_vec(),
+        rounds: options.rounds,
+        limit_ms: options.limit_s * 500,
+        sync: caching == Caching::Buffered,
+    };
     let order = serde_json::to_string(&Order::Block(order))?;
     let mut process = lab.host(0).spawn(Exec::new(["/bin/bench-host".to_owned(), order]))?;
 
@@ -192,7 +209,13 @@ fn compare(lab: &Lab, options: &Options, caching: Caching, loads: &[Load]) -> an
                 BlockEvent::Ready(name) => eprintln!("{name} is up"),
                 BlockEvent::Result { round, load, contender, result } => {
                     let name = &loads[load].name;
-                    eprintln!("round {} of {}: {name:34} {:13} {:>9.0} /s", round + 1, options.rounds, NAMES[contender], result.per_second());
+                    eprintln!(
+                        "round {} of {}: {name:34} {:13} {:>9.0} /s",
+                        round + 1,
+                        options.rounds,
+                        NAMES[contender],
+                        result.per_second()
+                    );
                     results[load][contender].push(result);
                 }
             }
@@ -202,10 +225,12 @@ fn compare(lab: &Lab, options: &Options, caching: Caching, loads: &[Load]) -> an
 }
 
 fn comparison(loads: &[Load], results: &Results) -> String {
-    let mut rows = vec![["load", "", NAMES[0], NAMES[1], "ratio", NAMES[2], "ratio", "median latency, us"].map(String::from).to_vec()];
+    let mut rows =
+        vec![["load", "", NAMES[0], NAMES[1], "ratio", NAMES[2], "ratio", "median latency, us"].map(String::from).to_vec()];
     for (load, results) in loads.iter().zip(results) {
         // Small requests are counted, large ones weighed.
-        let (unit, factor) = if load.block_bytes > 4096 { ("MiB/s", f64::from(load.block_bytes) / 1048576.0) } else { ("IO/s", 1.0) };
+        let (unit, factor) =
+            if load.block_bytes > 4096 { ("MiB/s", f64::from(load.block_bytes) / 1048576.0) } else { ("IO/s", 1.0) };
         let values: Vec<Vec<f64>> =
             results.iter().map(|results| results.iter().map(|result| result.per_second() * factor).collect()).collect();
         let mut row = vec![load.name.clone(), unit.to_owned()];

@@ -53,7 +53,15 @@ fn main() -> ExitCode {
 }
 
 fn parse() -> anyhow::Result<Option<Options>> {
-    let mut options = Options { rounds: 5, cpus: vec![1, 4], explain: false, shared_memory: false, prepare: String::new(), limit: Duration::from_secs(210), json: false };
+    let mut options = Options {
+        rounds: 5,
+        cpus: vec![1, 4],
+        explain: false,
+        shared_memory: false,
+        prepare: String::new(),
+        limit: Duration::from_secs(210),
+        json: false,
+    };
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next()? {
         match argument {
@@ -66,11 +74,13 @@ fn parse() -> anyhow::Result<Option<Options>> {
             Long("prepare") => options.prepare = parser.value()?.string()?,
             Long("shared-memory") => options.shared_memory = true,
             Long("limit") => options.limit = Duration::from_secs(parser.value()?.parse()?),
-            Short('o') | Long("output") => options.json = parser.value()?.parse_with(|text| match text {
-                "json" => Ok(true),
-                "text" => Ok(false),
-                _ => Err("only json and text are known"),
-            })?,
+            Short('o') | Long("output") => {
+                options.json = parser.value()?.parse_with(|text| match text {
+                    "json" => Ok(true),
+                    "text" => Ok(false),
+                    _ => Err("only json and text are known"),
+                })?
+            }
             Short('h') | Long("help") => {
                 print!("{HELP}");
                 return Ok(None);
@@ -102,7 +112,11 @@ fn run(options: &Options) -> anyhow::Result<()> {
         } else {
             let boots = rounds(&lab, options, cpus)?;
             if !options.json {
-                println!("\n{cpus} vCPU{}, {MEMORY_MIB} MiB, one disk, one network card; {} rounds\n", plural(cpus), boots[0].len());
+                println!(
+                    "\n{cpus} vCPU{}, {MEMORY_MIB} MiB, one disk, one network card; {} rounds\n",
+                    plural(cpus),
+                    boots[0].len()
+                );
                 println!("{}", comparison(&boots));
             }
             report.push(json!({ "cpus": cpus, "boots": boots.iter().map(|b| results_json(b)).collect::<Vec<_>>() }));
@@ -112,8 +126,13 @@ fn run(options: &Options) -> anyhow::Result<()> {
         let results = json!({ "qemu": stage::qemu_version()?, "memory_mib": MEMORY_MIB, "results": report });
         println!("{}", serde_json::to_string_pretty(&results)?);
     } else if !options.explain {
-        println!("times: median (lowest to highest) in ms from the start of the process; ratio: median of QEMU / ours, round by round");
-        println!("memory: the monitor's without the guest's, {SETTLE_MS} ms after the devices were there; {}", stage::qemu_version()?);
+        println!(
+            "times: median (lowest to highest) in ms from the start of the process; ratio: median of QEMU / ours, round by round"
+        );
+        println!(
+            "memory: the monitor's without the guest's, {SETTLE_MS} ms after the devices were there; {}",
+            stage::qemu_version()?
+        );
     }
     Ok(())
 }
@@ -140,7 +159,11 @@ fn rounds(lab: &Lab, options: &Options, cpus: u32) -> anyhow::Result<Vec<Vec<Boo
             let name = if round == 0 { "warm-up".to_owned() } else { format!("round {round} of {}", options.rounds) };
             eprintln!(
                 "{cpus} vCPU{}, {name}: {:12} init {:7.1} ms, devices {:7.1} ms, own memory {:6} KiB",
-                plural(cpus), CONTENDERS[number].name(), boot.init_ms, boot.devices_ms, boot.memory.rss_kib,
+                plural(cpus),
+                CONTENDERS[number].name(),
+                boot.init_ms,
+                boot.devices_ms,
+                boot.memory.rss_kib,
             );
             if round > 0 {
                 boots[number].push(boot);
@@ -165,12 +188,7 @@ fn boot(lab: &Lab, options: &Options, contender: Contender, cpus: u32) -> anyhow
         qemu_shared_memory: options.shared_memory,
     };
     lab.host(0).agent()?.push_from(vm.maru_config().as_bytes(), &vm.maru_config_path(), 0o644)?;
-    let order = BootOrder {
-        argv: vm.argv(contender),
-        memory_mib: MEMORY_MIB,
-        settle_ms: SETTLE_MS,
-        explain: options.explain,
-    };
+    let order = BootOrder { argv: vm.argv(contender), memory_mib: MEMORY_MIB, settle_ms: SETTLE_MS, explain: options.explain };
     let order = serde_json::to_string(&Order::Boot(order))?;
     let output = lab.host(0).exec(["/bin/bench-host".to_owned(), order])?;
     if !output.success() {

@@ -75,7 +75,8 @@ pub fn run(path: &str, load: &Load) -> io::Result<LoadResult> {
     drop(ring);
     drop(memory);
     latencies.sort_unstable();
-    let quantile = |part: f64| latencies.get(((latencies.len() as f64 * part) as usize).min(latencies.len().wrapping_sub(1))).copied();
+    let quantile =
+        |part: f64| latencies.get(((latencies.len() as f64 * part) as usize).min(latencies.len().wrapping_sub(1))).copied();
     Ok(LoadResult {
         requests,
         elapsed_ns: (end - warm).as_nanos() as u64,

@@ -57,7 +57,9 @@ fn main() {
 
 /// Loads the drivers and waits for disk and network card. Gives the kernel command line.
 fn prepare() -> io::Result<String> {
-    if let Some((place, error)) = pid1::mount_system().into_iter().find(|(place, _)| matches!(place.as_str(), "/proc" | "/sys" | "/dev")) {
+    if let Some((place, error)) =
+        pid1::mount_system().into_iter().find(|(place, _)| matches!(place.as_str(), "/proc" | "/sys" | "/dev"))
+    {
         return Err(io::Error::other(format!("{place}: {error}")));
     }
     let words = fs::read_to_string("/proc/cmdline")?;

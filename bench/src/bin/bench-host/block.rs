@@ -73,7 +73,13 @@ pub fn run(order: &BlockOrder) -> anyhow::Result<()> {
         guests.push(Guest::start(argv).with_context(|| name.clone())?);
         print(&BlockEvent::Ready(name.clone()))?;
     }
+    let start = Instant::now();
+    let mut longest = Duration::ZERO;
     for round in 0..order.rounds {
+        let round_start = Instant::now();
+        if round > 0 && start.elapsed() + longest > Duration::from_millis(order.limit_ms) {
+            break;
+        }
         for (number, load) in order.loads.iter().enumerate() {
             for turn in 0..guests.len() {
                 let contender = (turn + round as usize + number) % guests.len();
@@ -85,6 +91,7 @@ pub fn run(order: &BlockOrder) -> anyhow::Result<()> {
                 print(&BlockEvent::Result { round, load: number, contender, result })?;
             }
         }
+        longest = longest.max(round_start.elapsed());
     }
     guests.into_iter().zip(&order.contenders).try_for_each(|(guest, (name, _))| guest.end().with_context(|| name.clone()))
 }

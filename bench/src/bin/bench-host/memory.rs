@@ -20,7 +20,8 @@ fn of_smaps(smaps: &str, guest_bytes: u64) -> OwnMemory {
     let mut names: BTreeMap<String, u64> = BTreeMap::new();
     let (mut name, mut is_guest) = (String::new(), false);
     for line in smaps.lines() {
-        let Some((key, value)) = line.split_once(':').filter(|(key, _)| key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
+        let Some((key, value)) =
+            line.split_once(':').filter(|(key, _)| key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
         else {
             // `7f0000000000-7f0000001000 r--p 00000000 00:02 123    /lib/name`
             name = line.split_whitespace().nth(5).unwrap_or("[anonymous]").to_owned();

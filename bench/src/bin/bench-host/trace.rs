@@ -51,7 +51,8 @@ impl Trace {
     /// Adds up what was recorded. `started_us` is when the process was started, on the monotonic clock.
     pub fn phases(self, started_us: f64) -> io::Result<Phases> {
         let lost = (0..64).map_while(|cpu| fs::read_to_string(format!("{TRACEFS}/per_cpu/cpu{cpu}/stats")).ok());
-        let lost = lost.filter_map(|stats| stats.lines().find_map(|line| line.strip_prefix("overrun: ")?.parse::<u64>().ok())).sum();
+        let lost =
+            lost.filter_map(|stats| stats.lines().find_map(|line| line.strip_prefix("overrun: ")?.parse::<u64>().ok())).sum();
         let mut sum = Sum::default();
         for line in BufReader::new(File::open(format!("{TRACEFS}/trace"))?).lines() {
             sum.add(&line?);
@@ -94,7 +95,8 @@ impl Sum {
         let Some((thread, _)) = head.split_once(" [") else { return };
         let time_us = time * 1e6;
         let words: Vec<&str> = data.split_whitespace().collect();
-        let after = |name: &str| words.iter().position(|word| *word == name).and_then(|at| words.get(at + 1)).copied().unwrap_or("?");
+        let after =
+            |name: &str| words.iter().position(|word| *word == name).and_then(|at| words.get(at + 1)).copied().unwrap_or("?");
         let vcpu = self.vcpus.entry(thread.trim().to_owned()).or_default();
         match event {
             "kvm_entry" => {
