@@ -81,7 +81,7 @@ fn console_balloon_and_huge_pages_work() {
     let lab = vm_lab().start().unwrap();
     let host = lab.host(0);
     shell(host, "echo 80 > /proc/sys/vm/nr_hugepages; grep HugePages_Total /proc/meminfo");
-    let command_line = "console=hvc0 quiet panic=-1 maru.test=idle";
+    let command_line = "console=ttyS0 console=hvc0 quiet panic=-1 maru.test=idle";
     let mut vm = Vm::start_raw(
         host,
         "vm",
@@ -106,13 +106,17 @@ fn a_nic_on_a_tap_reaches_its_host_and_the_monitor_counts() {
     shell(host, "ip addr add 10.9.0.1/24 dev t0");
     let mut echo = host.spawn(Exec::new(["maru-guest", "echo", "--listen", "10.9.0.1:7"])).unwrap();
     echo.wait_for("the echo server", Duration::from_secs(20), |text| text.contains("listening")).unwrap();
-    let words = "maru.test=load maru.ip=0,10.9.0.2/24 maru.echo=10.9.0.1:7 maru.mem=1 maru.seconds=6";
+    let words = "maru.test=load maru.ip=0,10.9.0.2/24 maru.echo=10.9.0.1:7 maru.mem=1";
     let mut vm = Vm::start(host, "vm", words, &["--memory", "128M", "--net", "tap=t0,id=n0"]);
     vm.wait_for("traffic", |output| output.contains("maru-guest: ok"));
     vm.control(&["set-link", "n0", "down"]);
     vm.control(&["set-link", "n0", "up"]);
     let counters = vm.status()["devices"].as_array().unwrap().iter().find(|d| d["id"] == "n0").unwrap()["counters"].clone();
     assert!(counters["tx-packets"].as_u64().unwrap() > 0 && counters["rx-bytes"].as_u64().unwrap() > 0, "{counters}");
+    let before = vm.output.matches("maru-guest: ok").count();
+    vm.wait_for("traffic after the link came back", |output| output.matches("maru-guest: ok").count() > before + 3);
+    // Not the guest's own power-off: Linux 6.1 breaks its queues on the way down and may spin on one with traffic.
+    vm.control(&["stop"]);
     let (status, output) = vm.wait();
     assert!(status == 0 && !output.contains("FAIL"), "{output}");
 }
@@ -121,7 +125,7 @@ fn a_nic_on_a_tap_reaches_its_host_and_the_monitor_counts() {
 fn a_full_volume_pauses_the_vm_and_space_lets_it_go_on() {
     let lab = vm_lab().start().unwrap();
     let host = lab.host(0);
-    shell(host, "mkdir /small; mount -t tmpfs -o size=24M none /small; truncate -s 64M /small/disk; head -c 8M /dev/zero > /small/filler");
+    shell(host, "mkdir /small; mount -t tmpfs -o size=24M none /small; truncate -s 64M /small/disk; dd if=/dev/zero of=/small/filler bs=1M count=8 2>/dev/null");
     let words = "maru.test=load maru.disk=vda maru.disk_mib=64 maru.mem=1 maru.pace_us=100";
     let mut vm = Vm::start(host, "vm", words, &["--memory", "128M", "--disk", "/small/disk,id=d0"]);
     vm.wait_for("the load", |output| output.contains("maru-guest: ok"));
@@ -146,6 +150,7 @@ fn the_dirty_log_knows_what_the_guest_changed() {
     let mut vm = Vm::start(host, "vm", words, &["--memory", "128M"]);
     vm.wait_for("the load", |output| output.contains("maru-guest: ok"));
     // 8 MiB are rewritten all the time.
-    let pages = common::dirty_pages(&vm);
+    let text = vm.control(&["dirty-rate", "--for-ms", "3000"]);
+    let pages: u64 = text.split(' ').next().unwrap().parse().expect(&text);
     assert!((1024..16_384).contains(&pages), "{pages} pages");
 }

@@ -122,6 +122,12 @@ pub(super) enum Action {
         #[arg(value_enum)]
         link: Link,
     },
+    /// How fast the guest changes its memory: counts the pages of 4 KiB that changed in some time
+    DirtyRate {
+        /// How long to count, in milliseconds
+        #[arg(long, value_name = "MS", default_value_t = 1000)]
+        for_ms: u64,
+    },
     /// Look at the VM's console and type; Ctrl-] leaves it, the VM goes on
     Console,
     /// Print what happens to the VM, until it ends

@@ -12,6 +12,7 @@ mod tap;
 pub use args::ControlArgs;
 pub use error::ControlError;
 
+use std::time::Duration;
 use std::io::Write;
 
 use args::{Action, Link};
@@ -46,6 +47,7 @@ pub fn run(args: ControlArgs) -> Result<(), ControlError> {
         Action::SetMemory { more } => simple(client, Request::SetHotplugMemory { bytes: more.0.0 })?,
         Action::SetBalloon { size } => simple(client, Request::SetBalloon { bytes: size.0 })?,
         Action::SetLink { id, link } => simple(client, Request::SetLink { id, up: matches!(link, Link::Up) })?,
+        Action::DirtyRate { for_ms } => show_dirty_rate(client, Duration::from_millis(for_ms))?,
         Action::Console => console::attach(client)?,
         Action::Events { output } => events::follow(client, output)?,
     }
@@ -64,6 +66,17 @@ fn show_status(client: &mut Client, output: Output) -> Result<(), ControlError> 
 fn show_config(client: &mut Client) -> Result<(), ControlError> {
     let config: Value = client.call(&Request::Config, &[])?;
     print(&json(&config)?).map_err(ControlError::Output)
+}
+
+/// Prints the number of pages that changed.
+fn show_dirty_rate(client: &mut Client, time: Duration) -> Result<(), ControlError> {
+    client.call::<Value>(&Request::StartDirtyLog, &[])?;
+    // What changes on the way to the first look does not count.
+    client.call::<Value>(&Request::TakeDirtyLog, &[])?;
+    std::thread::sleep(time);
+    let changed = client.call::<Value>(&Request::TakeDirtyLog, &[]);
+    client.call::<Value>(&Request::StopDirtyLog, &[])?;
+    print_line(&format!("{} pages in {} ms", changed?["pages"], time.as_millis())).map_err(ControlError::Output)
 }
 
 /// A monitor that ends may be gone before its answer is read: that, too, is what was asked for.

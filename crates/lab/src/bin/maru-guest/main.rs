@@ -83,6 +83,7 @@ fn init() {
             println!("maru-guest: cannot load {module}: {error}");
         }
     }
+    move_to_virtio_console(&line);
     facts::wait_for_devices(&line);
     set_up_network(&line);
     facts::print();
@@ -147,6 +148,22 @@ fn idle() -> ! {
             facts::print();
             last = now;
         }
+    }
+}
+
+/// The driver of a virtio console is a module: what was opened before it was loaded is another console.
+fn move_to_virtio_console(line: &CommandLine) {
+    if line.all("console").last() != Some("hvc0") {
+        return;
+    }
+    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/hvc0") {
+        Ok(console) => {
+            for standard in 0..3 {
+                // SAFETY: both are open descriptors; the old one of each standard stream is replaced.
+                unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&console), standard) };
+            }
+        }
+        Err(error) => println!("maru-guest: FAIL /dev/hvc0: {error}"),
     }
 }
 

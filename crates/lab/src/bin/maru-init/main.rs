@@ -52,6 +52,8 @@ fn init() -> ExitCode {
         pid1::mount_system().into_iter().map(|(what, error)| format!("cannot mount {what}: {error}")).collect();
     let line = pid1::CommandLine::of_kernel();
     let signals = services::block_signals();
+    // Guest memory is shared memory, for which large pages are off unless asked for. A kernel without them has no such file.
+    let _ = std::fs::write("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "advise");
     for (module, error) in pid1::load_boot_modules() {
         problems.push(format!("cannot load module {module}: {error}"));
     }

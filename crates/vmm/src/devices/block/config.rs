@@ -20,7 +20,7 @@ pub(super) const SECTOR: u64 = 512;
 
 /// Data segments in one request; fewer in a small queue, since with header and status they have to fit in it even without
 /// indirect descriptors.
-const SEG_MAX: u32 = 126;
+const SEG_MAX: u32 = 254;
 /// Where the writeback byte is.
 const WRITEBACK: u64 = 32;
 const LENGTH: usize = 60;
