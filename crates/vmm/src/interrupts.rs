@@ -74,10 +74,16 @@ impl Interrupts {
 
     fn set(&self, gsi: u32, message: (u64, u32)) -> Result<(), InterruptError> {
         let mut routes = self.routes.lock().expect("routes lock");
-        if routes.messages.insert(gsi, Some(message)) == Some(Some(message)) {
+        let before = routes.messages.insert(gsi, Some(message)).flatten();
+        if before == Some(message) {
             return Ok(());
         }
-        self.apply(&routes)
+        let result = self.apply(&routes);
+        if result.is_err() {
+            // KVM takes all routes or none: a message that it refuses must not stand in the way of every other device's.
+            routes.messages.insert(gsi, before);
+        }
+        result
     }
 
     fn apply(&self, routes: &Routes) -> Result<(), InterruptError> {

@@ -204,11 +204,16 @@ impl Runner {
     fn enter(&mut self) -> Result<Entered, VcpuEvent> {
         match self.fd.run() {
             Ok(exit) => match exit {
+                // A string instruction arrives as one exit with many accesses to the same port.
                 VcpuExit::IoIn(port, data) => {
-                    self.buses.ports.read(u64::from(port), data);
+                    for access in data.chunks_mut(port_access_bytes()) {
+                        self.buses.ports.read(u64::from(port), access);
+                    }
                 }
                 VcpuExit::IoOut(port, data) => {
-                    self.buses.ports.write(u64::from(port), data);
+                    for access in data.chunks(port_access_bytes()) {
+                        self.buses.ports.write(u64::from(port), access);
+                    }
                 }
                 VcpuExit::MmioRead(address, data) => {
                     self.buses.memory.read(address, data);
@@ -262,6 +267,16 @@ enum Told {
 thread_local! {
     /// The run page of the vCPU that this thread runs; null elsewhere.
     static KVM_RUN: Cell<*mut kvm_run> = const { Cell::new(std::ptr::null_mut()) };
+}
+
+/// Bytes of each access to a port in the exit that this thread's vCPU just made; `kvm-ioctls` only tells their sum.
+fn port_access_bytes() -> usize {
+    let run = KVM_RUN.get();
+    assert!(!run.is_null(), "only a vCPU's thread makes exits");
+    // SAFETY: the pointer is this thread's own run page, mapped while it is set, and the exit is KVM_EXIT_IO, for which KVM
+    // fills this member of the union. A one-byte load through the raw pointer makes no reference that others could alias.
+    let size = unsafe { std::ptr::addr_of!((*run).__bindgen_anon_1.io.size).read_volatile() };
+    usize::from(size).max(1)
 }
 
 /// The signal that takes a vCPU out of the guest.

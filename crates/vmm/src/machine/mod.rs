@@ -339,6 +339,9 @@ impl Machine {
         for slot in &self.slots {
             slot.transport.lock().expect("device lock").reset();
         }
+        for slot in &self.slots {
+            slot.transport.lock().expect("device lock").map_registers();
+        }
         self.acpi.lock().expect("device lock").reset();
         self.platform_devices.reset();
         self.reset_memory_device();

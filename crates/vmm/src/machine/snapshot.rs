@@ -193,6 +193,10 @@ impl Machine {
             let (saved, here) = (devices.len(), self.slots.len());
             return Err(RestoreFailure::Incomplete(format!("{saved} devices were saved, the VM has {here}")));
         }
+        // The guest may have put one device where another one starts.
+        for slot in &self.slots {
+            slot.transport.lock().expect("device lock").unmap_registers();
+        }
         for device in devices {
             let incomplete = |what: &str| RestoreFailure::Incomplete(format!("device '{}' {what}", device.id));
             let place = self.slots.iter().find(|slot| slot.id == device.id);

@@ -201,6 +201,8 @@ impl Monitor {
     fn reset(&mut self) {
         match self.machine.reset() {
             Ok(()) => {
+                // A guest writes the reset register until it is gone: it is one reset, not one more for each write.
+                self.events.forget(|event| *event == MachineEvent::Reset);
                 self.machine.resume();
                 self.publish(EventKind::Reset);
             }

@@ -131,6 +131,7 @@ pub struct VirtioPci {
     device_features: u64,
     driver_features: u64,
     config: ConfigSpace,
+    config_at_power_on: [u8; 256],
     msix_capability: usize,
     access_capability: usize,
     msix: Msix,
@@ -185,6 +186,7 @@ impl VirtioPci {
                 device_type,
                 device_features: features,
                 driver_features: 0,
+                config_at_power_on: config.bytes,
                 config,
                 msix_capability,
                 access_capability,
@@ -318,11 +320,23 @@ impl VirtioPci {
         (self.driver_features, self.device_feature_select, self.driver_feature_select, self.queue_select) = (0, 0, 0, 0);
     }
 
-    /// The whole machine is reset: the device, and what the guest wrote to the configuration space, except where its registers are.
+    /// The whole machine is reset: the device, and all that the guest wrote to the configuration space. The registers are nowhere
+    /// until [`VirtioPci::map_registers`]: another device may still be where they belong.
     pub fn reset(&mut self) {
         self.reset_device();
         self.msix.reset();
-        self.config.set16(self.msix_capability + 2, self.queues.len() as u16);
+        self.unmap_bar();
+        self.config.bytes = self.config_at_power_on;
+    }
+
+    /// Puts the registers where the configuration space says, which a reset left undone.
+    pub fn map_registers(&mut self) {
+        self.map_bar();
+    }
+
+    /// Takes the registers away, so that another device can get to their place.
+    pub fn unmap_registers(&mut self) {
+        self.unmap_bar();
     }
 
     /// Stops the device until [`VirtioPci::resume`]. Returns whether it was active.
@@ -334,8 +348,10 @@ impl VirtioPci {
 
     /// Goes on with what [`VirtioPci::pause`] stopped.
     pub fn resume(&mut self) {
+        // A driver that set DRIVER_OK without agreed features has started nothing, and starts nothing by a pause either.
+        let started = (VIRTIO_CONFIG_S_DRIVER_OK | VIRTIO_CONFIG_S_FEATURES_OK) as u8;
         let status = self.status();
-        if status & VIRTIO_CONFIG_S_DRIVER_OK as u8 != 0 && status & VIRTIO_CONFIG_S_NEEDS_RESET as u8 == 0 && !self.active {
+        if status & started == started && status & VIRTIO_CONFIG_S_NEEDS_RESET as u8 == 0 && !self.active {
             self.activate();
         }
     }

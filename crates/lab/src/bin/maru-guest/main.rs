@@ -10,7 +10,9 @@
 //! | `maru.test=shell` | a shell on the console |
 //! | `maru.test=load` | write, verify, talk and watch the clocks until told otherwise, see below |
 //! | `maru.test=disk-verify` | check what an earlier `load` left on the disks, then power off |
+//! | `maru.test=hostile` | write garbage into everything that the monitor shows, and prove that it survives: see [`hostile`] |
 //! | `maru.modules=A,B` | more modules to load |
+//! | `maru.no_modules` | load none but those: devices stay without drivers |
 //! | `maru.ip=WHICH,ADDRESS/PREFIX` | address of a NIC, by number or MAC; repeatable |
 //! | `maru.gateway=ADDRESS` | default route |
 //! | `maru.disk=vda` | a disk to use; repeatable |
@@ -28,6 +30,7 @@
 mod button;
 mod echo;
 mod facts;
+mod hostile;
 mod kvm_check;
 mod load;
 
@@ -74,10 +77,12 @@ fn init() {
     for (what, error) in unmounted {
         println!("maru-guest: cannot mount {what}: {error}");
     }
-    for (module, error) in pid1::load_boot_modules() {
-        println!("maru-guest: cannot load {module}: {error}");
-    }
     let line = CommandLine::of_kernel();
+    if line.get("maru.no_modules").is_none() {
+        for (module, error) in pid1::load_boot_modules() {
+            println!("maru-guest: cannot load {module}: {error}");
+        }
+    }
     for module in line.get("maru.modules").unwrap_or_default().split(',').filter(|name| !name.is_empty()) {
         if let Err(error) = pid1::load_module(module, "") {
             println!("maru-guest: cannot load {module}: {error}");
@@ -96,6 +101,7 @@ fn init() {
         "shell" => shell(),
         "load" => load::run(&line),
         "disk-verify" => load::verify_disks(&line),
+        "hostile" => hostile::run(&line),
         other => println!("maru-guest: FAIL there is no maru.test={other}"),
     }
 }

@@ -1,0 +1,97 @@
+//! Guests that do whatever they can think of to their monitor. A monitor may end such a VM and say why; it never panics, hangs, or lets
+//! the guest reach anything outside it.
+//!
+//! `MARU_HOSTILE_SECONDS` (3) is how long each guest rages, `MARU_HOSTILE_SEED` where the seeds start (1).
+
+mod common;
+
+use common::{Vm, make_taps, shell, vm_lab};
+use lab::host::Host;
+
+/// The guest gets memory to let the devices loose on, and the devices without drivers.
+const WORDS: &str = "maru.test=hostile maru.no_modules memmap=17M$128M iomem=relaxed nokaslr";
+/// Files of the host that are none of the guests' business: nobody may change them.
+const CANARIES: &str = "/guest/vmlinuz /guest/initramfs /bin/maru-vmm /tmp/read-only";
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+}
+
+/// Everything there is, so that there is something to attack.
+const EVERYTHING: [&str; 13] = [
+    "--cpus", "2", "--memory", "256M,hotplug=128M", "--disk", "/tmp/victim,serial=hostile-rw", "--disk",
+    "/tmp/read-only,ro,serial=hostile-ro", "--net", "tap=t0", "--balloon", "--vsock", "cid=3,path=/tmp/vsock",
+];
+
+/// A hostile guest at work.
+fn rage<'h>(host: &'h Host, name: &str, seed: u64, words: &str, arguments: &[&str]) -> Vm<'h> {
+    let words = format!("{WORDS} maru.seed={seed} maru.seconds={} {words}", number("MARU_HOSTILE_SECONDS", 3));
+    shell(host, "rm -f /tmp/vsock*; truncate -s 4M /tmp/victim");
+    Vm::start(host, name, &words, &[&EVERYTHING[..], arguments].concat())
+}
+
+/// The guest found nothing, switched itself off, and the monitor agrees.
+fn assert_unharmed(mut vm: Vm) {
+    // However long it rages, it has to say something now and then.
+    while !["hostile done", "FAIL"].iter().any(|last| vm.output.contains(last)) {
+        let seen = vm.output.len();
+        vm.wait_for("a sign of life", |output| output.len() > seen);
+    }
+    let (status, output) = vm.wait();
+    for bad in ["panicked", "a bug in the monitor", "forbidden system call", "FAIL", "Kernel panic"] {
+        assert!(!output.contains(bad), "{bad}:\n{output}");
+    }
+    assert!(output.contains("maru-guest: hostile done"), "{output}");
+    assert_eq!(status, 0, "{output}");
+    println!("{}", output.lines().filter(|line| line.contains("hostile")).collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
+fn a_hostile_guest_harms_neither_its_monitor_nor_anyone_else() {
+    let lab = vm_lab().start().unwrap();
+    let host = lab.host(0);
+    make_taps(host, &["t0"]);
+    shell(host, "ip addr add 10.9.0.1/24 dev t0; dd if=/dev/urandom of=/tmp/read-only bs=1M count=4 2>/dev/null; truncate -s 16M /tmp/disk");
+    let checksums = || shell(host, &format!("md5sum {CANARIES}"));
+    let before = checksums();
+    // The network has something to say to the guest, too.
+    let _noise = host.spawn(lab::agent::Exec::new(["sh", "-c", "while sleep 0.05; do arping -c 1 -w 1 -I t0 10.9.0.2; done"])).unwrap();
+    let load = "maru.test=load maru.disk=vda maru.disk_mib=16 maru.mem=4 maru.pace_us=20000";
+    let mut bystander = Vm::start(host, "bystander", load, &["--memory", "128M", "--disk", "/tmp/disk"]);
+    bystander.wait_for("the bystander's load", |output| output.contains("maru-guest: ok"));
+    let seed = number("MARU_HOSTILE_SEED", 1);
+
+    // Asked, paused and resumed all the time. In the end it has given back all devices that can be.
+    let ends = ["--on-reset", "exit"];
+    let mut vm = rage(host, "asked", seed, "maru.then=eject", &ends);
+    vm.wait_for("the rage", |output| output.contains("hostile begins"));
+    let rounds = (0..).take_while(|_| ["status", "pause", "resume"].iter().all(|command| vm.try_control(&[command]).success()));
+    println!("paused and resumed {} times", rounds.count());
+    assert_unharmed(vm);
+
+    // Reset by the guest with all of its devices at work and none in its place.
+    let mut vm = rage(host, "reset", seed + 1, "maru.then=reset", &[]);
+    vm.wait_for("the return", |output| output.contains("hostile is back after its reset"));
+    assert_unharmed(vm);
+
+    // Saved in the midst of it, and restored. Without ports: in an emulated host, a restored guest's programs lose their right to
+    // them, because QEMU takes a task state segment that KVM marks as busy, as processors do, for none.
+    let mut vm = rage(host, "saved", seed + 2, "maru.no_ports", &ends);
+    vm.wait_for("the rage", |output| output.contains("hostile begins"));
+    vm.control(&["save", "/tmp/saved"]);
+    vm.control(&["stop"]);
+    assert_eq!(vm.wait().0, 0);
+    shell(host, "rm -f /tmp/vsock*");
+    assert_unharmed(Vm::restore(host, "restored", "/tmp/saved", &[]));
+
+    // With a virtio console, which is then what the host hears.
+    let vm = rage(host, "console", seed + 3, "", &[&ends[..], &["--console", "virtio"]].concat());
+    assert_unharmed(vm);
+
+    let seen = bystander.output.len();
+    bystander.wait_for("more of the bystander's load", |output| output[seen..].matches("maru-guest: ok").count() > 2);
+    assert!(!bystander.output.contains("FAIL"), "{}", bystander.output);
+    assert_eq!(checksums(), before);
+    let log = std::fs::read_to_string(host.serial_log()).unwrap();
+    assert!(!["Oops", "BUG:", "general protection", "Call Trace"].iter().any(|bad| log.contains(bad)), "{log}");
+}
