@@ -181,12 +181,7 @@ fn seccomp() -> Answer {
     let action = libc::SECCOMP_RET_KILL_PROCESS;
     // SAFETY: SECCOMP_GET_ACTION_AVAIL reads one u32 through the pointer and changes nothing.
     answer(unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::c_long::from(libc::SECCOMP_GET_ACTION_AVAIL),
-            0 as libc::c_long,
-            &raw const action,
-        )
+        libc::syscall(libc::SYS_seccomp, libc::c_long::from(libc::SECCOMP_GET_ACTION_AVAIL), 0 as libc::c_long, &raw const action)
     })
 }
 

@@ -54,8 +54,7 @@ impl Root {
         let Ok(entries) = fs::read_dir(self.at(path)) else {
             return Vec::new();
         };
-        let mut names: Vec<String> =
-            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         names
     }

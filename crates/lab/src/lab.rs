@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::appliance::GuestImageError;
 use crate::appliance::{
     FetchError, HOST_BOOT_MODULES, HOST_MODULES, Initramfs, InitramfsError, Kernel, busybox, kernel, program,
 };
@@ -28,6 +29,9 @@ pub enum LabError {
     /// The appliance could not be made.
     #[error(transparent)]
     Appliance(#[from] InitramfsError),
+    /// The test guest could not be made.
+    #[error(transparent)]
+    Guest(#[from] GuestImageError),
     /// A program of ours is missing.
     #[error("cannot find the program {0}: build it with `cargo build --release`, or name its directory in MARU_BIN_DIR")]
     Program(String),

@@ -15,8 +15,18 @@ fn a_stock_kernel_sees_what_it_was_given_and_powers_off() {
         "vm",
         "maru.test=poweroff maru.disk=vda maru.disk=vdb",
         &[
-            "--cpus", "4", "--memory", "192M", "--disk", "/tmp/d0,serial=first", "--disk", "/tmp/d1,ro", "--net",
-            "tap=t0,mac=52:54:00:00:00:01", "--net", "tap=t1,mac=52:54:00:00:00:02",
+            "--cpus",
+            "4",
+            "--memory",
+            "192M",
+            "--disk",
+            "/tmp/d0,serial=first",
+            "--disk",
+            "/tmp/d1,ro",
+            "--net",
+            "tap=t0,mac=52:54:00:00:00:01",
+            "--net",
+            "tap=t1,mac=52:54:00:00:00:02",
         ],
     );
     let (status, output) = vm.wait();
@@ -39,7 +49,8 @@ fn every_way_to_end_has_its_exit_status() {
 
     let (status, output) = Vm::start(host, "exit", "maru.test=reboot", &[&small[..], &["--on-reset", "exit"]].concat()).wait();
     assert_eq!(status, 3, "{output}");
-    let (status, output) = Vm::start(host, "keyboard", "maru.test=reboot reboot=k", &[&small[..], &["--on-reset", "exit"]].concat()).wait();
+    let (status, output) =
+        Vm::start(host, "keyboard", "maru.test=reboot reboot=k", &[&small[..], &["--on-reset", "exit"]].concat()).wait();
     assert_eq!(status, 3, "{output}");
     // With reboot=t the kernel resets by a triple fault.
     let (status, output) = Vm::start(host, "triple", "maru.test=reboot reboot=t", &small).wait();
@@ -94,7 +105,15 @@ fn every_thread_of_the_monitor_is_confined() {
     make_taps(host, &["t0"]);
     shell(host, "truncate -s 16M /tmp/disk");
     let arguments = [
-        "--memory", "128M,hotplug=128M", "--disk", "/tmp/disk", "--net", "tap=t0", "--balloon", "--vsock", "cid=3,path=/tmp/vsock",
+        "--memory",
+        "128M,hotplug=128M",
+        "--disk",
+        "/tmp/disk",
+        "--net",
+        "tap=t0",
+        "--balloon",
+        "--vsock",
+        "cid=3,path=/tmp/vsock",
     ];
     let mut vm = Vm::start(host, "vm", "maru.test=idle", &arguments);
     vm.wait_for("the guest", |output| output.contains("maru-guest: facts"));

@@ -19,8 +19,19 @@ fn number(name: &str, default: u64) -> u64 {
 
 /// Everything there is, so that there is something to attack.
 const EVERYTHING: [&str; 13] = [
-    "--cpus", "2", "--memory", "256M,hotplug=128M", "--disk", "/tmp/victim,serial=hostile-rw", "--disk",
-    "/tmp/read-only,ro,serial=hostile-ro", "--net", "tap=t0", "--balloon", "--vsock", "cid=3,path=/tmp/vsock",
+    "--cpus",
+    "2",
+    "--memory",
+    "256M,hotplug=128M",
+    "--disk",
+    "/tmp/victim,serial=hostile-rw",
+    "--disk",
+    "/tmp/read-only,ro,serial=hostile-ro",
+    "--net",
+    "tap=t0",
+    "--balloon",
+    "--vsock",
+    "cid=3,path=/tmp/vsock",
 ];
 
 /// A hostile guest at work.
@@ -51,11 +62,15 @@ fn a_hostile_guest_harms_neither_its_monitor_nor_anyone_else() {
     let lab = vm_lab().start().unwrap();
     let host = lab.host(0);
     make_taps(host, &["t0"]);
-    shell(host, "ip addr add 10.9.0.1/24 dev t0; dd if=/dev/urandom of=/tmp/read-only bs=1M count=4 2>/dev/null; truncate -s 16M /tmp/disk");
+    shell(
+        host,
+        "ip addr add 10.9.0.1/24 dev t0; dd if=/dev/urandom of=/tmp/read-only bs=1M count=4 2>/dev/null; truncate -s 16M /tmp/disk",
+    );
     let checksums = || shell(host, &format!("md5sum {CANARIES}"));
     let before = checksums();
     // The network has something to say to the guest, too.
-    let _noise = host.spawn(lab::agent::Exec::new(["sh", "-c", "while sleep 0.05; do arping -c 1 -w 1 -I t0 10.9.0.2; done"])).unwrap();
+    let _noise =
+        host.spawn(lab::agent::Exec::new(["sh", "-c", "while sleep 0.05; do arping -c 1 -w 1 -I t0 10.9.0.2; done"])).unwrap();
     let load = "maru.test=load maru.disk=vda maru.disk_mib=16 maru.mem=4 maru.pace_us=20000";
     let mut bystander = Vm::start(host, "bystander", load, &["--memory", "128M", "--disk", "/tmp/disk"]);
     bystander.wait_for("the bystander's load", |output| output.contains("maru-guest: ok"));

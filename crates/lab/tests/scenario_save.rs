@@ -57,8 +57,19 @@ fn a_busy_vm_is_saved_and_restored_on_the_other_host_a_hundred_times_without_a_l
         echo[0].0, echo[1].0
     );
     let arguments = [
-        "--cpus", "4", "--memory", "160M", "--balloon", "--disk", "/dev/vda,direct,id=d0", "--disk", "/dev/vdb,direct,id=d1", "--net",
-        "tap=t0,mac=52:54:00:00:00:0a,id=n0", "--net", "tap=t1,mac=52:54:00:00:00:0b,id=n1",
+        "--cpus",
+        "4",
+        "--memory",
+        "160M",
+        "--balloon",
+        "--disk",
+        "/dev/vda,direct,id=d0",
+        "--disk",
+        "/dev/vdb,direct,id=d1",
+        "--net",
+        "tap=t0,mac=52:54:00:00:00:0a,id=n0",
+        "--net",
+        "tap=t1,mac=52:54:00:00:00:0b,id=n1",
     ];
     let mut vm = Vm::start(lab.host(0), "vm0", &words, &arguments);
     vm.wait_for("the load", |output| progress(output, "net").is_some_and(|bytes| bytes > 0));
@@ -75,7 +86,10 @@ fn a_busy_vm_is_saved_and_restored_on_the_other_host_a_hundred_times_without_a_l
         let (status, output) = vm.wait();
         assert_eq!(status, 0, "{output}");
         times.push(("stopped", Instant::now()));
-        shell(here, "dd if=/tmp/vm.saved of=/dev/vdc bs=1M oflag=direct conv=sync 2>/dev/null; stat -c %s /tmp/vm.saved > /tmp/size");
+        shell(
+            here,
+            "dd if=/tmp/vm.saved of=/dev/vdc bs=1M oflag=direct conv=sync 2>/dev/null; stat -c %s /tmp/vm.saved > /tmp/size",
+        );
         let mib = shell(here, "cat /tmp/size").trim().parse::<u64>().unwrap().div_ceil(1 << 20);
         shell(there, &format!("dd if=/dev/vdc of=/tmp/vm.saved bs=1M count={mib} iflag=direct 2>/dev/null"));
         times.push(("copied", Instant::now()));

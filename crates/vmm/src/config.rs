@@ -134,11 +134,8 @@ impl std::str::FromStr for MacAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<MacAddress, String> {
-        let parts: Vec<u8> = text
-            .split(':')
-            .filter(|part| part.len() == 2)
-            .filter_map(|part| u8::from_str_radix(part, 16).ok())
-            .collect();
+        let parts: Vec<u8> =
+            text.split(':').filter(|part| part.len() == 2).filter_map(|part| u8::from_str_radix(part, 16).ok()).collect();
         let bytes: [u8; 6] = parts
             .try_into()
             .ok()

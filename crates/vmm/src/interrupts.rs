@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_irqchip,
-    kvm_irq_routing_msi,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
+    kvm_irq_routing_irqchip, kvm_irq_routing_msi,
 };
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -105,9 +105,7 @@ impl Interrupts {
         });
         let entries: Vec<kvm_irq_routing_entry> = pins.chain(messages).collect();
         let table = KvmIrqRouting::from_entries(&entries).map_err(|_| InterruptError::Exhausted)?;
-        self.vm
-            .set_gsi_routing(&table)
-            .map_err(|source| InterruptError::Kvm { what: "setting the interrupt routes", source })
+        self.vm.set_gsi_routing(&table).map_err(|source| InterruptError::Kvm { what: "setting the interrupt routes", source })
     }
 }
 

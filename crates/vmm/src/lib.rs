@@ -1,8 +1,8 @@
 //! One virtual machine.
 
-pub mod bus;
 pub mod acpi;
 pub mod boot;
+pub mod bus;
 pub mod config;
 pub mod control;
 pub mod cpu;

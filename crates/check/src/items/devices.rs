@@ -43,9 +43,9 @@ fn iommu(root: &Root, groups: usize) -> Item {
         let units = if units.is_empty() { String::new() } else { format!(" ({})", units.join(", ")) };
         return item(id, title, Status::Ok, format!("{groups} groups{units}"));
     }
-    item(id, title, Status::Info, "no groups").cost("no device can be passed through to a VM").fix(
-        "turn on VT-d or AMD-Vi in the firmware setup (BIOS); on Intel also intel_iommu=on on the kernel command line",
-    )
+    item(id, title, Status::Info, "no groups")
+        .cost("no device can be passed through to a VM")
+        .fix("turn on VT-d or AMD-Vi in the firmware setup (BIOS); on Intel also intel_iommu=on on the kernel command line")
 }
 
 fn interrupt_remapping(root: &Root) -> Item {
@@ -77,12 +77,7 @@ fn sriov(root: &Root) -> Item {
 }
 
 /// A device file that some VMs may use.
-fn node(
-    root: &Root,
-    (id, title, path): (&'static str, &'static str, &'static str),
-    cost: &str,
-    modprobe: &str,
-) -> Item {
+fn node(root: &Root, (id, title, path): (&'static str, &'static str, &'static str), cost: &str, modprobe: &str) -> Item {
     if !root.exists(path) {
         return item(id, title, Status::Info, format!("no {path}")).cost(cost).fix(modprobe);
     }

@@ -60,9 +60,7 @@ fn io_uring(root: &Root, answer: Answer) -> Item {
     let disabled = root.number("/proc/sys/kernel/io_uring_disabled").unwrap_or(0);
     let (found, fix) = match (number, disabled) {
         (libc::ENOSYS, _) => ("not in this kernel".into(), "a kernel with CONFIG_IO_URING"),
-        (_, 1..) => {
-            (format!("switched off (kernel.io_uring_disabled={disabled})"), "`sysctl kernel.io_uring_disabled=0`")
-        }
+        (_, 1..) => (format!("switched off (kernel.io_uring_disabled={disabled})"), "`sysctl kernel.io_uring_disabled=0`"),
         (libc::ENOMEM, _) => (error(number), "raise the limit on locked memory (`ulimit -l`)"),
         _ => (error(number), "a container or seccomp profile forbids it: run outside, or allow io_uring_setup"),
     };
@@ -71,8 +69,7 @@ fn io_uring(root: &Root, answer: Answer) -> Item {
 
 fn userfaultfd(root: &Root, answers: &Answers) -> Item {
     let (id, title) = ("kernel.userfaultfd", "userfaultfd");
-    let cost =
-        "a move cannot switch to post-copy: a guest that writes faster than the network carries is slowed instead";
+    let cost = "a move cannot switch to post-copy: a guest that writes faster than the network carries is slowed instead";
     match (answers.userfaultfd, answers.userfaultfd_user_mode) {
         (Ok(_), _) => item(id, title, Status::Ok, "yes"),
         (Err(libc::ENOSYS), _) => {
@@ -109,9 +106,7 @@ fn landlock(answer: Answer) -> Item {
         Err(number) => number,
     };
     let (found, fix) = match number {
-        libc::EOPNOTSUPP => {
-            ("in the kernel, but not switched on".into(), "add landlock to lsm= on the kernel command line")
-        }
+        libc::EOPNOTSUPP => ("in the kernel, but not switched on".into(), "add landlock to lsm= on the kernel command line"),
         libc::ENOSYS => ("not in this kernel".into(), "Linux 5.13 or newer with CONFIG_SECURITY_LANDLOCK"),
         other => (error(other), "allow landlock_create_ruleset in the container's seccomp profile"),
     };

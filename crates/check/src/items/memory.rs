@@ -70,17 +70,10 @@ fn huge(root: &Root, id: &'static str, title: &'static str, size_kib: u64) -> It
         } else {
             "hugepagesz=1G hugepages=N on the kernel command line".to_owned()
         };
-        return item(id, title, Status::Info, "none configured")
-            .cost("only VMs that ask for huge pages miss them")
-            .fix(fix);
+        return item(id, title, Status::Info, "none configured").cost("only VMs that ask for huge pages miss them").fix(fix);
     }
     let free = root.number(&format!("{folder}/free_hugepages")).unwrap_or(0);
-    item(
-        id,
-        title,
-        Status::Ok,
-        format!("{configured} configured, {free} free ({})", gib(free.saturating_mul(size_kib))),
-    )
+    item(id, title, Status::Ok, format!("{configured} configured, {free} free ({})", gib(free.saturating_mul(size_kib))))
 }
 
 /// The chosen word of a sysfs choice such as `always [madvise] never`.

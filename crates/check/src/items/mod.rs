@@ -38,10 +38,7 @@ impl Cpu {
         let words = |name: &str| field(name).split_whitespace().map(str::to_owned).collect();
         Self {
             model: field("model name"),
-            count: text
-                .lines()
-                .filter(|line| line.split(':').next().is_some_and(|key| key.trim() == "processor"))
-                .count(),
+            count: text.lines().filter(|line| line.split(':').next().is_some_and(|key| key.trim() == "processor")).count(),
             vendor: field("vendor_id"),
             flags: words("flags"),
             vmx_flags: words("vmx flags"),

@@ -24,20 +24,15 @@ fn x2apic(cpu: &Cpu) -> Item {
     }
     // Eight bits of APIC id, of which 255 addresses everyone.
     let status = if cpu.count >= 255 { Status::Warn } else { Status::Info };
-    item(id, title, status, "no").cost("interrupts cost more, and of more than 255 CPUs the rest lie idle").fix(
-        if cpu.is_guest() {
-            "have the outer hypervisor offer it"
-        } else {
-            "turn on x2APIC in the firmware setup (BIOS)"
-        },
-    )
+    item(id, title, status, "no")
+        .cost("interrupts cost more, and of more than 255 CPUs the rest lie idle")
+        .fix(if cpu.is_guest() { "have the outer hypervisor offer it" } else { "turn on x2APIC in the firmware setup (BIOS)" })
 }
 
 fn tsc(root: &Root, cpu: &Cpu) -> Item {
     let (id, title) = ("cpu.tsc", "Time source");
-    let clocksource = root
-        .text("/sys/devices/system/clocksource/clocksource0/current_clocksource")
-        .unwrap_or_else(|| "unknown".into());
+    let clocksource =
+        root.text("/sys/devices/system/clocksource/clocksource0/current_clocksource").unwrap_or_else(|| "unknown".into());
     let invariant = cpu.has("constant_tsc") && cpu.has("nonstop_tsc");
     let found = format!("{clocksource}, TSC {}", if invariant { "invariant" } else { "not invariant" });
     // A host that is a VM (or emulated) reads the time of its own host.
@@ -50,9 +45,7 @@ fn tsc(root: &Root, cpu: &Cpu) -> Item {
     } else {
         "a processor with an invariant TSC, or pass it on from the outer hypervisor"
     };
-    item(id, title, Status::Warn, found)
-        .cost("guests read the time slowly, and their clocks may drift after a move")
-        .fix(fix)
+    item(id, title, Status::Warn, found).cost("guests read the time slowly, and their clocks may drift after a move").fix(fix)
 }
 
 fn mitigations(root: &Root) -> Item {

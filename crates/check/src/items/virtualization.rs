@@ -94,11 +94,8 @@ impl Machine<'_> {
         if self.cpu.has("vmx") {
             return item(id, title, Status::Ok, "Intel VT-x");
         }
-        let found = if self.cpu.is_guest() {
-            "no svm or vmx CPU flag; this machine is itself a VM"
-        } else {
-            "no svm or vmx CPU flag"
-        };
+        let found =
+            if self.cpu.is_guest() { "no svm or vmx CPU flag; this machine is itself a VM" } else { "no svm or vmx CPU flag" };
         item(id, title, Status::Missing, found).cost(NO_VM).fix(self.switch_on())
     }
 
@@ -155,11 +152,7 @@ impl Machine<'_> {
     }
 
     fn load_module(&self) -> String {
-        format!(
-            "`modprobe {}`; if that fails, `dmesg | grep -i kvm` says why (most often: {})",
-            self.module(),
-            self.switch_on()
-        )
+        format!("`modprobe {}`; if that fails, `dmesg | grep -i kvm` says why (most often: {})", self.module(), self.switch_on())
     }
 
     fn trial(&self) -> Item {
@@ -209,9 +202,7 @@ impl Machine<'_> {
             KvmDevice::Absent if self.cpu.is_guest() => {
                 ("it is itself a VM, without nested virtualization, and has no /dev/kvm".into(), None)
             }
-            KvmDevice::Absent => {
-                ("there is no /dev/kvm and the processor shows no AMD-V or VT-x".into(), Some(self.switch_on()))
-            }
+            KvmDevice::Absent => ("there is no /dev/kvm and the processor shows no AMD-V or VT-x".into(), Some(self.switch_on())),
             KvmDevice::Unusable(why) => (format!("/dev/kvm cannot be used: {why}"), Some(self.load_module())),
             KvmDevice::Open { .. } if !self.cpu.virtualizes() => (trial.reason.clone(), Some(self.switch_on())),
             KvmDevice::Open { .. } => (trial.reason.clone(), Some(self.way_out())),
@@ -244,8 +235,7 @@ fn api(version: i32, capabilities: &BTreeMap<&'static str, i32>) -> Item {
             .cost("Maru speaks version 12, which every kernel since 2007 has")
             .fix("a mainline kernel's KVM");
     }
-    let lacking: Vec<&str> =
-        NEEDED.into_iter().filter(|name| capabilities.get(name).copied().unwrap_or(0) <= 0).collect();
+    let lacking: Vec<&str> = NEEDED.into_iter().filter(|name| capabilities.get(name).copied().unwrap_or(0) <= 0).collect();
     if lacking.is_empty() {
         return item(id, title, Status::Ok, format!("API {version}, all {} needed capabilities", NEEDED.len()));
     }

@@ -52,14 +52,8 @@ const KERNEL_CODE: u16 = 0x08;
 const KERNEL_DATA: u16 = 0x10;
 const TASK: u16 = 0x30;
 /// Null, ring 0 code and data, ring 3 32-bit code (unused, but `sysret` counts from it), data and 64-bit code.
-const GDT_ENTRIES: [u64; 6] = [
-    0,
-    0x00af_9b00_0000_ffff,
-    0x00cf_9300_0000_ffff,
-    0x00cf_fb00_0000_ffff,
-    0x00cf_f300_0000_ffff,
-    0x00af_fb00_0000_ffff,
-];
+const GDT_ENTRIES: [u64; 6] =
+    [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_fb00_0000_ffff, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
 
 unsafe extern "C" {
     static maru_trial_start: u8;
@@ -68,11 +62,7 @@ unsafe extern "C" {
 }
 
 // One image: the order matters, handlers.s closes it.
-core::arch::global_asm!(
-    include_str!("guest/server.s"),
-    include_str!("guest/proofs.s"),
-    include_str!("guest/handlers.s"),
-);
+core::arch::global_asm!(include_str!("guest/server.s"), include_str!("guest/proofs.s"), include_str!("guest/handlers.s"),);
 
 /// Offsets that the guest image starts with, in this order.
 #[derive(Clone, Copy)]
@@ -179,27 +169,12 @@ pub(super) fn registers() -> kvm_regs {
 
 /// Puts the processor into 64-bit ring 0 with the tables of [`load`].
 pub(super) fn long_mode(sregs: &mut kvm_sregs) {
-    let code = kvm_segment {
-        selector: KERNEL_CODE,
-        limit: 0xffff_ffff,
-        type_: 0xb,
-        present: 1,
-        s: 1,
-        l: 1,
-        g: 1,
-        ..Default::default()
-    };
+    let code =
+        kvm_segment { selector: KERNEL_CODE, limit: 0xffff_ffff, type_: 0xb, present: 1, s: 1, l: 1, g: 1, ..Default::default() };
     let data = kvm_segment { selector: KERNEL_DATA, type_: 0x3, l: 0, db: 1, ..code };
     sregs.cs = code;
     (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
-    sregs.tr = kvm_segment {
-        base: HIGH_BASE + TSS,
-        limit: 0x67,
-        selector: TASK,
-        type_: 0xb,
-        present: 1,
-        ..Default::default()
-    };
+    sregs.tr = kvm_segment { base: HIGH_BASE + TSS, limit: 0x67, selector: TASK, type_: 0xb, present: 1, ..Default::default() };
     (sregs.gdt.base, sregs.gdt.limit) = (HIGH_BASE + GDT, 0x3f);
     (sregs.idt.base, sregs.idt.limit) = (HIGH_BASE + IDT, 0xfff);
     sregs.cr0 = 0x8005_0033; // PG AM WP NE ET MP PE, as Linux has it

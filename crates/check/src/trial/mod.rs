@@ -157,8 +157,8 @@ fn try_device(device: &Path) -> KvmTrial {
         return KvmTrial::unavailable(format!("{}: {error}", device.display()));
     }
     let began = std::time::Instant::now();
-    let mut trial = child::run(TIME_LIMIT, || plan::carry_out(device))
-        .unwrap_or_else(|error| KvmTrial::unavailable(error.to_string()));
+    let mut trial =
+        child::run(TIME_LIMIT, || plan::carry_out(device)).unwrap_or_else(|error| KvmTrial::unavailable(error.to_string()));
     trial.took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     trial
 }

@@ -172,10 +172,7 @@ impl Session {
     /// Makes the VM and brings its guest to the point where it asks for its first command.
     pub(super) fn new(kvm: &Kvm) -> Result<Self, SetupError> {
         let failed = |call: &'static str| {
-            move |error: kvm_ioctls::Error| SetupError::Kvm {
-                call,
-                source: io::Error::from_raw_os_error(error.errno()),
-            }
+            move |error: kvm_ioctls::Error| SetupError::Kvm { call, source: io::Error::from_raw_os_error(error.errno()) }
         };
         let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
         // Below the BIOS, outside our memory; Intel processors without unrestricted guest need it.
@@ -216,12 +213,7 @@ impl Session {
     }
 
     /// Has the guest run one command. The result and the time from entering the guest to its asking for the next command.
-    pub(super) fn command(
-        &mut self,
-        command: Command,
-        argument: u64,
-        limit: Duration,
-    ) -> Result<(u64, Duration), StepError> {
+    pub(super) fn command(&mut self, command: Command, argument: u64, limit: Duration) -> Result<(u64, Duration), StepError> {
         self.memory.write_obj(command as u64, GuestAddress(layout::MB_COMMAND))?;
         self.memory.write_obj(argument, GuestAddress(layout::MB_ARGUMENT))?;
         let began = Instant::now();

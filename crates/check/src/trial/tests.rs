@@ -4,8 +4,7 @@ use super::*;
 
 fn trial(steps: &[(&str, Option<&str>)], slowdown: Option<f64>) -> KvmTrial {
     let mut trial = KvmTrial::unavailable("");
-    trial.steps =
-        steps.iter().map(|(title, error)| KvmStep { title: (*title).into(), error: error.map(Into::into) }).collect();
+    trial.steps = steps.iter().map(|(title, error)| KvmStep { title: (*title).into(), error: error.map(Into::into) }).collect();
     trial.loop_slowdown = slowdown;
     trial.judge();
     trial

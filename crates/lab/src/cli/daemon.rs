@@ -12,6 +12,7 @@ use super::CliError;
 use super::protocol::{Answer, CableStatus, Change, DaemonSpec, HostStatus, PowerAction, Request, SOCKET, StartEvent, Status};
 use crate::agent::frame::{Decoder, Frame, Kind, Stream};
 use crate::agent::{Event, Exec, ExitStatus, Input, Process, TerminalSize};
+use crate::appliance::guest_image;
 use crate::cable::{Conditions, Direction};
 use crate::host::{Host, HostError};
 use crate::{CABLES, Lab, Progress};
@@ -61,6 +62,11 @@ fn start(spec: &DaemonSpec) -> Result<Lab, crate::LabError> {
     }
     for (file, path) in &spec.programs {
         lab = lab.binary(file, path);
+    }
+    if spec.guest {
+        tell(&StartEvent::Doing("making the test guest, unless it is there".into()));
+        let image = guest_image()?;
+        lab = lab.file(image.kernel, "/guest/vmlinuz").file(image.initramfs, "/guest/initramfs");
     }
     lab.start_with(&mut |progress| match progress {
         Progress::Kernel => tell(&StartEvent::Doing("fetching the kernel, unless it is there".into())),

@@ -196,6 +196,9 @@ pub struct Up {
     /// A disk that all hosts share; repeatable
     #[arg(long, value_parser = units::mebibytes)]
     shared_disk: Vec<u64>,
+    /// Put the kernel and initramfs of a small test guest into the hosts, as /guest/vmlinuz and /guest/initramfs
+    #[arg(long)]
+    guest: bool,
     /// A program to put into the hosts besides Maru's own, as LOCAL:PATH; repeatable
     #[arg(long, value_parser = units::pair)]
     binary: Vec<(String, String)>,

@@ -26,6 +26,8 @@ pub struct DaemonSpec {
     pub disks_mib: Vec<u64>,
     pub shared_disks_mib: Vec<u64>,
     pub programs: Vec<(String, String)>,
+    /// Whether the hosts get the test guest's image.
+    pub guest: bool,
 }
 
 /// What the starting daemon tells `maru lab up`, one line each.

@@ -77,8 +77,7 @@ impl<'h> Vm<'h> {
     }
 
     fn run(host: &'h Host, name: &str, arguments: Vec<String>) -> Vm<'h> {
-        let mut command: Vec<String> =
-            ["maru", "vm", "run", "--control", &socket(name)].map(String::from).to_vec();
+        let mut command: Vec<String> = ["maru", "vm", "run", "--control", &socket(name)].map(String::from).to_vec();
         command.extend(arguments);
         let process = host.spawn(Exec::new(command)).expect("the host answers");
         Vm { host, name: name.into(), process, output: String::new() }

@@ -89,7 +89,12 @@ pub struct AcpiState {
 
 impl AcpiController {
     /// A controller for `max_cpus` vCPUs, `present` of them there. `interrupt` pulses the event device's interrupt.
-    pub fn new(max_cpus: u32, present: u32, interrupt: EventFd, request: impl Fn(AcpiRequest) + Send + 'static) -> AcpiController {
+    pub fn new(
+        max_cpus: u32,
+        present: u32,
+        interrupt: EventFd,
+        request: impl Fn(AcpiRequest) + Send + 'static,
+    ) -> AcpiController {
         let cpus = (0..max_cpus).map(|index| if index < present { CPU_PRESENT } else { 0 }).collect();
         AcpiController { interrupt, request: Box::new(request), state: AcpiState { cpus, ..Default::default() } }
     }

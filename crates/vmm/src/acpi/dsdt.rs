@@ -3,8 +3,8 @@
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     Acquire, Add, AddressSpace, AddressSpaceCacheable, And, Arg, BufferData, Device, EISAName, Equal, Field, FieldAccessType,
-    FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, LessThan, Local, Memory32Fixed, Method, MethodCall, Mutex, Name,
-    Notify, OpRegion, OpRegionSpace, Package, Path, Release, ResourceTemplate, Return, Scope, Store, While, ZERO,
+    FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, LessThan, Local, Memory32Fixed, Method, MethodCall, Mutex,
+    Name, Notify, OpRegion, OpRegionSpace, Package, Path, Release, ResourceTemplate, Return, Scope, Store, While, ZERO,
 };
 
 use super::controller::{EVENT_CPU, EVENT_GENERATION, EVENT_PCI, EVENT_POWER_BUTTON, SIZE, SLEEP_TYPE_S5};
@@ -113,8 +113,7 @@ fn root_bridge(config: &AcpiConfig) -> Encoded {
         name("_CRS", &resources),
     ];
     // PSCN tells the system about each slot that changed. Notification 1: look for a new device; 3: eject was asked for.
-    let mut scan =
-        vec![encode(&Store::new(&Local(0), &path("PADD"))), encode(&Store::new(&Local(1), &path("PDEL")))];
+    let mut scan = vec![encode(&Store::new(&Local(0), &path("PADD"))), encode(&Store::new(&Local(1), &path("PDEL")))];
     for slot in 1..SLOTS {
         let slot_device = slot_name(slot);
         let eject = encode(&Store::new(&path("PEJC"), &(1u32 << slot)));
@@ -161,8 +160,7 @@ fn cpus(config: &AcpiConfig) -> Encoded {
         .map(|index| encode(&If::new(&Equal::new(&Arg(0), &(index as u8)), vec![&notify(&cpu_name(index), 1)])))
         .collect();
     // CSCN finds the vCPUs that are new, and tells the system.
-    let new_cpu =
-        [encode(&Store::new(&path("CFLG"), &2u8)), encode(&MethodCall::new("CTFY".into(), vec![&Local(0)]))];
+    let new_cpu = [encode(&Store::new(&path("CFLG"), &2u8)), encode(&MethodCall::new("CTFY".into(), vec![&Local(0)]))];
     let each = [
         encode(&Store::new(&path("CSEL"), &Local(0))),
         when_bit(&path("CFLG"), 2, &new_cpu),
@@ -178,13 +176,8 @@ fn cpus(config: &AcpiConfig) -> Encoded {
             unlock(),
         ],
     );
-    let mut children = vec![
-        name("_HID", &"ACPI0010"),
-        name("_CID", &EISAName::new("PNP0A05")),
-        status,
-        method("CTFY", 1, &tell),
-        scan,
-    ];
+    let mut children =
+        vec![name("_HID", &"ACPI0010"), name("_CID", &EISAName::new("PNP0A05")), status, method("CTFY", 1, &tell), scan];
     for index in 0..max {
         // The same entry as in the MADT (ACPI 6.5 §6.2.11): type, length, uid, APIC id, flags.
         let entry = vec![0, 8, index as u8, config.topology.apic_id(index) as u8, 1, 0, 0, 0];

@@ -124,8 +124,7 @@ fn fadt(dsdt: u64) -> impl Aml {
 fn madt(config: &AcpiConfig) -> MADT {
     let mut madt = MADT::new(OEM_ID, OEM_TABLE, OEM_REVISION, LocalInterruptController::Address(LOCAL_APIC as u32));
     for index in 0..config.topology.max {
-        let status =
-            if index < config.present_cpus { EnabledStatus::Enabled } else { EnabledStatus::DisabledOnlineCapable };
+        let status = if index < config.present_cpus { EnabledStatus::Enabled } else { EnabledStatus::DisabledOnlineCapable };
         // Ids up to 254 fit this form; the topology has no larger ones.
         madt.add_structure(ProcessorLocalApic::new(index as u8, config.topology.apic_id(index) as u8, status));
     }

@@ -10,9 +10,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use linux_loader::loader::bootparam::{boot_params, setup_header};
 use linux_loader::loader::elf::PvhBootCapability;
+use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -255,7 +255,13 @@ impl BootFiles {
     }
 
     /// Puts the initrd as high as it may be; returns its address and size.
-    fn load_initrd(&self, guest: &GuestMemory, memory: &Memory, kernel_end: u64, limit: u64) -> Result<Option<(u64, u64)>, BootError> {
+    fn load_initrd(
+        &self,
+        guest: &GuestMemory,
+        memory: &Memory,
+        kernel_end: u64,
+        limit: u64,
+    ) -> Result<Option<(u64, u64)>, BootError> {
         let Some((file, path)) = &self.initrd else { return Ok(None) };
         let error = |source| BootError::File { role: "initrd", path: path.clone(), source };
         let size = file.metadata().map_err(error)?.len();

@@ -145,10 +145,7 @@ mod tests {
     #[test]
     fn two_hundred_fifty_four_vcpus_need_no_more_than_kvm_gives() {
         assert!(Topology::new(&config(254, 0, 1, 1), 1024, 4096).is_ok());
-        assert_eq!(
-            Topology::new(&config(5, 0, 1, 1), 4, 255),
-            Err(CpuConfigError::TooMany { wanted: 5, limit: 4 })
-        );
+        assert_eq!(Topology::new(&config(5, 0, 1, 1), 4, 255), Err(CpuConfigError::TooMany { wanted: 5, limit: 4 }));
         assert!(matches!(Topology::new(&config(300, 0, 1, 1), 1024, 4096), Err(CpuConfigError::TooMany { .. })));
     }
 

@@ -74,7 +74,9 @@ pub enum VcpuStateError {
         source: kvm_ioctls::Error,
     },
     /// This host's CPU or kernel lacks a register that the guest used.
-    #[error("vCPU {apic_id}: this host does not take model-specific register {index:#x}; the CPU or kernel differs too much from the saving host's")]
+    #[error(
+        "vCPU {apic_id}: this host does not take model-specific register {index:#x}; the CPU or kernel differs too much from the saving host's"
+    )]
     Msr {
         /// The register.
         index: u32,
@@ -207,9 +209,11 @@ pub fn write_msrs(fd: &VcpuFd, apic_id: u32, values: &[Msr]) -> Result<(), VcpuS
         let entries: Vec<kvm_msr_entry> =
             rest.iter().map(|m| kvm_msr_entry { index: m.index, data: m.value, ..Default::default() }).collect();
         let msrs = Msrs::from_entries(&entries).map_err(|_| VcpuStateError::Short { what: "register list", apic_id })?;
-        let written = fd
-            .set_msrs(&msrs)
-            .map_err(|source| VcpuStateError::Kvm { what: "setting the model-specific registers", apic_id, source })?;
+        let written = fd.set_msrs(&msrs).map_err(|source| VcpuStateError::Kvm {
+            what: "setting the model-specific registers",
+            apic_id,
+            source,
+        })?;
         if let Some(refused) = rest.get(written)
             && refused.value != 0
         {

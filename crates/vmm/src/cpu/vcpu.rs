@@ -72,10 +72,8 @@ impl Vcpu {
         let (commands, queue) = mpsc::channel();
         let pending = Arc::new(AtomicBool::new(false));
         let runner = Runner { fd, buses, queue, pending: pending.clone() };
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{index}"))
-            .stack_size(256 * 1024)
-            .spawn(move || runner.main(report))?;
+        let thread =
+            std::thread::Builder::new().name(format!("vcpu{index}")).stack_size(256 * 1024).spawn(move || runner.main(report))?;
         Ok(Vcpu { apic_id, commands, pending, thread: Some(thread) })
     }
 

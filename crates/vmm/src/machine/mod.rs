@@ -29,15 +29,15 @@ use crate::cpu::vcpu::{Buses, Vcpu};
 use crate::devices::console::host::{ConsoleInput, ConsoleOutput};
 use crate::devices::vmgenid::VmGenerationIdError;
 use crate::interrupts::{InterruptError, Interrupts};
-use crate::memory::layout::{ACPI_IRQ, ACPI_PORT, ECAM_SIZE, ECAM_START, PCI_WINDOW_64_SIZE};
 use crate::memory::dirty::DirtyRegion;
+use crate::memory::layout::{ACPI_IRQ, ACPI_PORT, ECAM_SIZE, ECAM_START, PCI_WINDOW_64_SIZE};
 use crate::memory::{Memory, MemoryError};
 use crate::pci::virtio::Platform;
 use crate::pci::{ConfigPorts, PciRoot};
 use crate::sandbox::{ThreadKind, confine_thread};
 use crate::virtio::spawner::Spawner;
-use events::{EventSender, MachineEvent};
 pub use devices::{DeviceError, DeviceHandle, DeviceSlot};
+use events::{EventSender, MachineEvent};
 pub use kvm::KvmError;
 use kvm::{KvmState, KvmVm, call};
 use platform::PlatformDevices;
@@ -224,7 +224,8 @@ impl Machine {
             self.config.cpus.count = index + 1;
             // KVM finds a vCPU by its APIC id in a map that it makes anew when an APIC's state is set, but not when a vCPU is made:
             // without this, the guest's wake-up call would reach nobody.
-            self.on_vcpu(index, |fd, _| fd.get_lapic().and_then(|lapic| fd.set_lapic(&lapic)))?.map_err(call("setting a local APIC"))?;
+            self.on_vcpu(index, |fd, _| fd.get_lapic().and_then(|lapic| fd.set_lapic(&lapic)))?
+                .map_err(call("setting a local APIC"))?;
             if self.state == RunState::Running {
                 self.vcpus[index as usize].run();
             }

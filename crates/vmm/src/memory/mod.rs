@@ -189,8 +189,8 @@ fn memfd(size: u64, huge: bool) -> Result<Arc<File>, MemoryError> {
 }
 
 fn check_host_memory(config: &MemoryConfig) -> Result<(), MemoryError> {
-    let meminfo = std::fs::read_to_string("/proc/meminfo")
-        .map_err(|source| MemoryError::Host { what: "reading /proc/meminfo", source })?;
+    let meminfo =
+        std::fs::read_to_string("/proc/meminfo").map_err(|source| MemoryError::Host { what: "reading /proc/meminfo", source })?;
     let field = |name: &str| {
         let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
         line.split_whitespace().next()?.parse::<u64>().ok()

@@ -74,7 +74,8 @@ impl Msix {
     pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
         for (i, byte) in data.iter_mut().enumerate() {
             let first = (offset as usize + i) * 8;
-            *byte = (0..8).filter(|bit| self.messages.get(first + bit).is_some_and(Message::is_pending)).map(|bit| 1 << bit).sum();
+            *byte =
+                (0..8).filter(|bit| self.messages.get(first + bit).is_some_and(Message::is_pending)).map(|bit| 1 << bit).sum();
         }
     }
 

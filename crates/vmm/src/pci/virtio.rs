@@ -644,7 +644,8 @@ fn config_space(device_type: DeviceType, vectors: u16, bar: u32) -> (ConfigSpace
         DeviceType::Vsock => [0x02, 0x80, 0x00],
     };
     let number = 0x1040 + device_type as u16;
-    let mut config = ConfigSpace::new(&Identity { vendor: 0x1af4, device: number, class, revision: 1, subsystem: (0x1af4, number) });
+    let mut config =
+        ConfigSpace::new(&Identity { vendor: 0x1af4, device: number, class, revision: 1, subsystem: (0x1af4, number) });
     config.set_memory_bar(bar, BAR_SIZE);
     config.set16(COMMAND, COMMAND_MEMORY);
 

@@ -218,8 +218,10 @@ impl<D: VirtioDevice> Harness<D> {
     pub fn new(device: D) -> Harness<D> {
         let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap());
         let sizes = device.queue_max_sizes();
-        let queues =
-            sizes.iter().enumerate().map(|(n, size)| DriverQueue::new(&memory, 0x10_0000 + n as u64 * 0x1_0000, (*size).min(256)));
+        let queues = sizes
+            .iter()
+            .enumerate()
+            .map(|(n, size)| DriverQueue::new(&memory, 0x10_0000 + n as u64 * 0x1_0000, (*size).min(256)));
         Harness { queues: queues.collect(), interrupt: Arc::default(), device, features: AtomicU64::new(0), memory }
     }
 

@@ -12,8 +12,8 @@ mod tap;
 pub use args::ControlArgs;
 pub use error::ControlError;
 
-use std::time::Duration;
 use std::io::Write;
+use std::time::Duration;
 
 use args::{Action, Link};
 use serde_json::Value;

@@ -118,8 +118,12 @@ impl ConsoleOutput {
             StartAt::ScrollBack => self.scroll_back().0,
             StartAt::Now => self.total_bytes(),
         };
-        let state =
-            Arc::new(AttachmentState { lost: AtomicU64::new(0), written: AtomicU64::new(position), open: AtomicBool::new(true), stop: AtomicBool::new(false) });
+        let state = Arc::new(AttachmentState {
+            lost: AtomicU64::new(0),
+            written: AtomicU64::new(position),
+            open: AtomicBool::new(true),
+            stop: AtomicBool::new(false),
+        });
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let mut writer =
             Writer { output: self.clone(), file: File::from(fd), position, state: state.clone(), stop: stop.try_clone()? };

@@ -173,7 +173,8 @@ unsafe impl Send for IoVectors {}
 impl IoVectors {
     fn fill<'s>(&mut self, segments: impl Iterator<Item = &'s Segment>) {
         self.0.clear();
-        self.0.extend(segments.map(|segment| libc::iovec { iov_base: segment.host as *mut libc::c_void, iov_len: segment.length }));
+        self.0
+            .extend(segments.map(|segment| libc::iovec { iov_base: segment.host as *mut libc::c_void, iov_len: segment.length }));
     }
 
     /// Writes the segments to `fd` as one frame. `memory` is where the segments were collected.

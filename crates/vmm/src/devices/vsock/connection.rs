@@ -245,7 +245,9 @@ impl Connection {
     pub fn guest_shut_down(&mut self, flags: u32) -> Fate {
         match self.phase {
             Phase::Open => {}
-            Phase::Closing if flags & (SHUTDOWN_RECEIVE | SHUTDOWN_SEND) == SHUTDOWN_RECEIVE | SHUTDOWN_SEND => return Fate::Reset,
+            Phase::Closing if flags & (SHUTDOWN_RECEIVE | SHUTDOWN_SEND) == SHUTDOWN_RECEIVE | SHUTDOWN_SEND => {
+                return Fate::Reset;
+            }
             Phase::Closing => return Fate::Lives,
             _ => return Fate::Reset,
         }

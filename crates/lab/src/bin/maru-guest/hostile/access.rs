@@ -93,7 +93,14 @@ impl Physical {
         // SAFETY: a new mapping at a place of the kernel's choice.
         let base = unsafe {
             let protection = libc::PROT_READ | libc::PROT_WRITE;
-            libc::mmap(std::ptr::null_mut(), length as usize, protection, libc::MAP_SHARED, file.as_raw_fd(), start as libc::off_t)
+            libc::mmap(
+                std::ptr::null_mut(),
+                length as usize,
+                protection,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                start as libc::off_t,
+            )
         };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());

@@ -42,7 +42,8 @@ impl Arena {
     /// Maps what `memmap=17M$START` reserved.
     pub fn reserved(line: &CommandLine) -> Result<Arena, String> {
         let word = line.get("memmap").and_then(|word| word.split_once('$')).ok_or("memmap=17M$START is missing")?;
-        let mebibytes = |text: &str| text.strip_suffix('M').and_then(|number| number.parse::<u64>().ok()).map(|number| number << 20);
+        let mebibytes =
+            |text: &str| text.strip_suffix('M').and_then(|number| number.parse::<u64>().ok()).map(|number| number << 20);
         let (Some(length), Some(start)) = (mebibytes(word.0), mebibytes(word.1)) else {
             return Err("memmap= is not of the form 17M$STARTM".into());
         };

@@ -156,7 +156,9 @@ pub fn garble_config(devices: &[Device], ways: &Ways, arena: &Arena, random: &mu
     // All out of the way first: a device does not get to a place that another still has.
     for device in devices {
         device.write_config(COMMAND, 2, 0).map_err(|error| error.to_string())?;
-        device.write_config(BAR0, 4, 0xd000_0000 + u32::from(device.slot) * BAR_BYTES as u32).map_err(|error| error.to_string())?;
+        device
+            .write_config(BAR0, 4, 0xd000_0000 + u32::from(device.slot) * BAR_BYTES as u32)
+            .map_err(|error| error.to_string())?;
         device.write_config(COMMAND, 2, 6).map_err(|error| error.to_string())?;
     }
     devices.iter().try_for_each(|device| device.restore_config().map_err(|error| error.to_string()))

@@ -262,7 +262,9 @@ fn disturb(device: &Device, arena: &Arena, random: &mut Random) {
             let offset = random.below(64);
             device.registers.write(device.specific + offset, random.pick(&[1, 2, 4]), random.odd());
         }
-        21 => device.registers.write(device.notification(random.next() as u16 & 0x3ff), random.pick(&[1, 2, 4, 8]), random.next()),
+        21 => {
+            device.registers.write(device.notification(random.next() as u16 & 0x3ff), random.pick(&[1, 2, 4, 8]), random.next())
+        }
         22 => device.set_msix(random.pick(&[0, MSIX_ENABLE, MSIX_MASK, MSIX_ENABLE | MSIX_MASK])),
         _ => std::thread::sleep(std::time::Duration::from_micros(random.below(2000))),
     }

@@ -11,7 +11,8 @@ fn command(harness: &mut Harness<Net>, queue: usize, class: u8, number: u8, argu
     memory.write_slice(argument, GuestAddress(BUFFERS + 0x100)).unwrap();
     memory.write_obj(0xaau8, GuestAddress(BUFFERS + 0x200)).unwrap();
     let buffer = |at, length, device_writes| Buffer { address: BUFFERS + at, length, device_writes };
-    let used = harness.exchange(queue, &[buffer(0, 2, false), buffer(0x100, argument.len() as u32, false), buffer(0x200, 1, true)]);
+    let used =
+        harness.exchange(queue, &[buffer(0, 2, false), buffer(0x100, argument.len() as u32, false), buffer(0x200, 1, true)]);
     assert_eq!(used.length, 1);
     memory.read_obj(GuestAddress(BUFFERS + 0x200)).unwrap()
 }

@@ -37,7 +37,8 @@ fn frames_wait_in_the_ring_while_the_host_is_full_and_none_is_lost() {
 fn frames_that_make_no_sense_are_dropped_and_counted() {
     let mut bench = Bench::active(MODERN);
     let buffer = |address, length, device_writes| Buffer { address, length, device_writes };
-    let bad = [buffer(BUFFERS, 5, false), buffer(BUFFERS, 100, true), buffer(1 << 40, 100, false), buffer(BUFFERS, 1 << 20, false)];
+    let bad =
+        [buffer(BUFFERS, 5, false), buffer(BUFFERS, 100, true), buffer(1 << 40, 100, false), buffer(BUFFERS, 1 << 20, false)];
     for chain in bad {
         bench.harness.exchange(1, &[chain]);
     }

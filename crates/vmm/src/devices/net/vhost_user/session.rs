@@ -161,7 +161,10 @@ impl Session {
         for region in memory.iter() {
             let start = region.start_addr();
             let Some(file) = region.file_offset() else {
-                return Err(ProtocolError::Local(format!("the guest's memory at {:#x} cannot be shared: it has no file", start.0)));
+                return Err(ProtocolError::Local(format!(
+                    "the guest's memory at {:#x} cannot be shared: it has no file",
+                    start.0
+                )));
             };
             let host = region.as_ptr() as u64;
             body.extend_from_slice(VhostUserMemoryRegion::new(start.raw_value(), region.len(), host, file.start()).as_slice());
@@ -178,7 +181,8 @@ impl Session {
                 .map_err(|error| ProtocolError::Local(format!("queue {} is not in guest memory: {error}", queue.index)))
         };
         let used = queue.queue.used_ring();
-        let flags = if plan.log.is_some() { VhostUserVringAddrFlags::VHOST_VRING_F_LOG } else { VhostUserVringAddrFlags::empty() };
+        let flags =
+            if plan.log.is_some() { VhostUserVringAddrFlags::VHOST_VRING_F_LOG } else { VhostUserVringAddrFlags::empty() };
         let body = VhostUserVringAddr::new(
             u32::from(queue.index),
             flags,

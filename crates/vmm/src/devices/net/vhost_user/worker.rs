@@ -206,7 +206,9 @@ impl BackendWorker {
             let log = lock(&self.exchange.log).clone();
             let running = self.state.running;
             let result = if running {
-                self.with_session(sources, |worker, session| session.change_log(&worker.plan(log.as_deref(), worker.state.enabled)))
+                self.with_session(sources, |worker, session| {
+                    session.change_log(&worker.plan(log.as_deref(), worker.state.enabled))
+                })
             } else {
                 Ok(())
             };

@@ -57,7 +57,8 @@ fn connections_to_nobody_are_reset() {
 #[test]
 fn commands_that_make_no_sense_close_the_socket() {
     let bench = Bench::active();
-    for command in ["CONNECT\n", "CONNECT x\n", "connect 5\n", "CONNECT 5 6\n", "CONNECT 4294967296\n", "\u{ff}\n", &"C".repeat(40)]
+    for command in
+        ["CONNECT\n", "CONNECT x\n", "connect 5\n", "CONNECT 5 6\n", "CONNECT 4294967296\n", "\u{ff}\n", &"C".repeat(40)]
     {
         let mut stream = UnixStream::connect(bench.path()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();

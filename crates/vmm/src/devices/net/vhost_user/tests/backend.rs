@@ -172,7 +172,8 @@ impl Port {
         }
         let mut reply = None;
         let ring = (body.len() >= 8).then(|| word(body, 0)).filter(|_| (8..=18).contains(&code)).map(|index| {
-            let fresh = || Ring { queue: Queue::new(256).unwrap(), base: 0, kick: None, call: None, enabled: false, logged: false };
+            let fresh =
+                || Ring { queue: Queue::new(256).unwrap(), base: 0, kick: None, call: None, enabled: false, logged: false };
             self.rings.entry(index).or_insert_with(fresh)
         });
         match (code, ring) {
