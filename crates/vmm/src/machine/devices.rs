@@ -253,7 +253,7 @@ impl Machine {
         if self.config.balloon {
             let device = Balloon::new(BalloonConfig {
                 page_size: self.memory.page_size(),
-                protected: vec![RESERVED_START..HIGH_MEMORY_START],
+                protected: std::iter::once(RESERVED_START..HIGH_MEMORY_START).collect(),
                 deflate_on_oom: true,
                 reporting: true,
             })

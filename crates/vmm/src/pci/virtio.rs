@@ -41,6 +41,9 @@ const VENDOR_CAPABILITY: u8 = 0x09;
 const ISR_QUEUE: u8 = 1;
 const ISR_CONFIG: u8 = 2;
 
+/// Takes what went wrong with a device: its id, and the reason.
+pub type Report = Arc<dyn Fn(&str, String) + Send + Sync>;
+
 /// What all devices of a VM share.
 #[derive(Clone)]
 pub struct Platform {
@@ -55,7 +58,7 @@ pub struct Platform {
     /// Starts and stops devices.
     pub spawner: Arc<Spawner>,
     /// Takes what went wrong with a device: its id, and the reason.
-    pub report: Arc<dyn Fn(&str, String) + Send + Sync>,
+    pub report: Report,
 }
 
 /// Why a device cannot be put on the bus.
@@ -78,7 +81,7 @@ struct Shared {
     config_vector: AtomicU16,
     queue_vectors: Vec<AtomicU16>,
     vectors: Vec<EventFd>,
-    report: Arc<dyn Fn(&str, String) + Send + Sync>,
+    report: Report,
 }
 
 impl Shared {
