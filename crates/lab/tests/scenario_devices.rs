@@ -58,12 +58,14 @@ fn unpack_block(block: &[u8], out: &mut Vec<u8>) {
     let mut at = 0;
     let extend = |at: &mut usize, start: usize| {
         let mut length = start;
-        while start == 15 {
-            let more = block[*at];
-            *at += 1;
-            length += usize::from(more);
-            if more != 255 {
-                break;
+        if start == 15 {
+            loop {
+                let more = block[*at];
+                *at += 1;
+                length += usize::from(more);
+                if more != 255 {
+                    break;
+                }
             }
         }
         length
