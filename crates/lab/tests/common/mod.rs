@@ -84,15 +84,23 @@ impl<'h> Vm<'h> {
     }
 
     /// Takes in what it printed until `found` accepts all of it.
-    pub fn wait_for(&mut self, what: &str, mut found: impl FnMut(&str) -> bool) {
+    pub fn wait_for(&mut self, what: &str, found: impl FnMut(&str) -> bool) {
+        if let Some(status) = self.wait_for_or_end(what, found) {
+            panic!("the VM ended ({status:?}) before {what}:\n{}", self.output);
+        }
+    }
+
+    /// The same, for a VM that may end before: then it returns how.
+    pub fn wait_for_or_end(&mut self, what: &str, mut found: impl FnMut(&str) -> bool) -> Option<ExitStatus> {
         let deadline = Instant::now() + PATIENCE;
         while !found(&self.output) {
             match self.process.next_event(Some(deadline)).expect("the host answers") {
                 Some(Event::Stdout(bytes) | Event::Stderr(bytes)) => self.output += &String::from_utf8_lossy(&bytes),
-                Some(Event::Exit(status)) => panic!("the VM ended ({status:?}) before {what}:\n{}", self.output),
+                Some(Event::Exit(status)) => return Some(status),
                 None => panic!("timed out waiting for {what}:\n{}", self.output),
             }
         }
+        None
     }
 
     /// Waits for its end.
