@@ -1,0 +1,12 @@
+//! VHDX and VHD virtual disks: what their files mean.
+//!
+//! This crate moves no data of the virtual disk. It answers where a range of it lives ([`Mapping`]), keeps the tables, and says what has
+//! to be written in which order; one engine (io_uring under a VM, plain files in tools, memory in tests) does the rest.
+
+#![forbid(unsafe_code)]
+
+mod mapping;
+mod storage;
+
+pub use mapping::{Commit, Extent, MapError, Mapping, Place, Step, Ticket};
+pub use storage::Storage;
