@@ -42,6 +42,16 @@ fn a_stock_kernel_sees_what_it_was_given_and_powers_off() {
 }
 
 #[test]
+fn sixty_four_mib_are_enough_for_a_stock_kernel() {
+    let lab = vm_lab().start().unwrap();
+    let (status, output) = Vm::start(lab.host(0), "small", "maru.test=poweroff", &["--memory", "64M"]).wait();
+    assert_eq!(status, 0, "{output}");
+    assert!(common::facts(&output).expect(&output)["mem_total_kib"].as_u64().unwrap() < 64 * 1024);
+    let refused = lab.host(0).exec(["maru", "vm", "run", "--kernel", "/guest/vmlinuz", "--memory", "62M"]).unwrap();
+    assert!(refused.error_text().contains("at least 64 MiB"), "{}", refused.error_text());
+}
+
+#[test]
 fn every_way_to_end_has_its_exit_status() {
     let lab = vm_lab().start().unwrap();
     let host = lab.host(0);

@@ -188,3 +188,41 @@ fn the_dirty_log_knows_what_the_guest_changed() {
     let pages: u64 = text.split(' ').next().unwrap().parse().expect(&text);
     assert!((1024..16_384).contains(&pages), "{pages} pages");
 }
+
+#[test]
+fn the_socket_device_carries_a_stream_and_the_entropy_device_is_in_use() {
+    let lab = vm_lab().start().unwrap();
+    let host = lab.host(0);
+    shell(host, "mkdir -m 777 /run/vsock");
+    let mut echo = host.spawn(Exec::new(["maru-guest", "unix-echo", "/run/vsock/socket_5000"])).unwrap();
+    echo.wait_for("the echo server", Duration::from_secs(20), |text| text.contains("listening")).unwrap();
+    let words = "maru.test=poweroff maru.vsock=5000";
+    let vm = Vm::start(host, "vm", words, &["--memory", "128M", "--vsock", "cid=3,path=/run/vsock/socket"]);
+    let (status, output) = vm.wait();
+    assert!(status == 0 && output.contains("maru-guest: vsock ok 1048576"), "{output}");
+    let facts = common::facts(&output).unwrap();
+    assert!(facts["rng"].as_str().unwrap().starts_with("virtio_rng"), "{facts}");
+}
+
+#[test]
+fn a_crashing_guest_is_noticed() {
+    let lab = vm_lab().start().unwrap();
+    let host = lab.host(0);
+    // Without panic=-1 the guest stays where it crashed.
+    let command_line = "console=ttyS0 quiet maru.test=panic";
+    let arguments = ["--kernel", "/guest/vmlinuz", "--initrd", "/guest/initramfs", "--cmdline", command_line, "--memory", "128M"];
+    let vm = Vm::start_raw(host, "vm", &arguments);
+    let deadline = std::time::Instant::now() + common::PATIENCE;
+    // The socket is there as soon as the monitor has started, long before the guest can crash.
+    let mut events = loop {
+        let mut process = host.spawn(Exec::new(["maru", "vm", "control", "--socket", "/run/vm.control", "events"])).unwrap();
+        match process.wait_for("the crash", common::PATIENCE, |text| text.contains("panicked")) {
+            Ok(text) => break text,
+            Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+        }
+    };
+    events.truncate(200);
+    assert!(events.contains("the guest's system panicked"), "{events}");
+    vm.control(&["stop"]);
+    assert_eq!(vm.wait().0, 0);
+}

@@ -65,6 +65,7 @@ pub const GUEST_MODULES: &[&str] = &[
     "virtio_mem",
     "virtio_scsi",
     "vmw_vsock_virtio_transport",
+    "pvpanic_mmio",
     "af_packet",
     "button",
     "evdev",

@@ -97,10 +97,25 @@ impl<'h> Vm<'h> {
             match self.process.next_event(Some(deadline)).expect("the host answers") {
                 Some(Event::Stdout(bytes) | Event::Stderr(bytes)) => self.output += &String::from_utf8_lossy(&bytes),
                 Some(Event::Exit(status)) => return Some(status),
-                None => panic!("timed out waiting for {what}:\n{}", self.output),
+                None => panic!("timed out waiting for {what}:\n{}\n{}", self.output, self.circumstances()),
             }
         }
         None
+    }
+
+    /// What can be seen from outside of a VM that says nothing: its state, what its threads do, what KVM counts.
+    fn circumstances(&self) -> String {
+        let status = self.try_control(&["status", "-o", "json"]);
+        let look = "mount -t debugfs none /sys/kernel/debug 2>/dev/null
+            look() {
+                for task in /proc/$(pidof maru-vmm | cut -d' ' -f1)/task/*; do
+                    echo $(cat $task/comm) $(cut -d')' -f2 < $task/stat | cut -d' ' -f2,13,14) $(head -n 4 $task/stack)
+                done
+                cd /sys/kernel/debug/kvm && for file in exits halt_exits irq_injections irq_window_exits; do echo $file $(cat $file); done
+            }
+            look; sleep 2; look; dmesg | tail -n 5";
+        let seen = self.host.exec(["sh", "-c", look]).map(|output| output.text() + &output.error_text());
+        format!("{}{}{}", status.text(), status.error_text(), seen.unwrap_or_else(|error| error.to_string()))
     }
 
     /// Waits for its end.
@@ -111,7 +126,7 @@ impl<'h> Vm<'h> {
                 Some(Event::Stdout(bytes) | Event::Stderr(bytes)) => self.output += &String::from_utf8_lossy(&bytes),
                 Some(Event::Exit(ExitStatus::Code(code))) => return (code, self.output),
                 Some(Event::Exit(status)) => panic!("the VM ended strangely: {status:?}\n{}", self.output),
-                None => panic!("timed out waiting for the VM to end:\n{}", self.output),
+                None => panic!("timed out waiting for the VM to end:\n{}\n{}", self.output, self.circumstances()),
             }
         }
     }

@@ -4,9 +4,11 @@
 //! an ELF kernel (Xen `docs/misc/pvh.pandoc`). Everything is loaded anew on each reset of the VM, from files that stay open.
 
 mod registers;
+mod unpack;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Cursor};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -185,15 +187,28 @@ impl BootFiles {
     fn load_bzimage(&self, guest: &GuestMemory, memory: &Memory, header: &setup_header) -> Result<Entry, BootError> {
         // The kernel unpacks itself to its preferred address (16 MiB) or where it is loaded, whichever is higher.
         let unpacked_end = header.pref_address.max(HIGH_MEMORY_START).saturating_add(u64::from(header.init_size));
-        self.check_fits("kernel", &self.kernel_path, unpacked_end, memory)?;
         let mut file = self.reopen()?;
-        let loaded = BzImage::load(guest, Some(GuestAddress(HIGH_MEMORY_START)), &mut file, None)
-            .map_err(|e| self.not_a_kernel(e.to_string()))?;
+        let (entry, kernel) = if unpacked_end <= low_memory(memory) {
+            let loaded = BzImage::load(guest, Some(GuestAddress(HIGH_MEMORY_START)), &mut file, None)
+                .map_err(|e| self.not_a_kernel(e.to_string()))?;
+            (loaded.kernel_load.0 + 0x200, HIGH_MEMORY_START..unpacked_end)
+        } else {
+            // Unpacking in place takes room that a small VM lacks: unpack it here. What is lost is the random place in memory, for
+            // which such a VM has no room either.
+            let elf = unpack::kernel(&self.kernel, header);
+            let load = |elf| Elf::load(guest, None, &mut Cursor::new(elf), Some(GuestAddress(HIGH_MEMORY_START))).ok();
+            match elf.and_then(load) {
+                // Linux's entry is its lowest address.
+                Some(loaded) => (loaded.kernel_load.0, loaded.kernel_load.0..loaded.kernel_end),
+                None => return Err(self.too_large("kernel", &self.kernel_path, unpacked_end, memory)),
+            }
+        };
         let limit = u64::from(header.initrd_addr_max).saturating_add(1);
-        let initrd = self.load_initrd(guest, memory, unpacked_end, limit)?;
+        let initrd = self.load_initrd(guest, memory, kernel, limit)?;
         self.write_command_line(guest, header.cmdline_size as usize)?;
 
-        let mut params = boot_params { hdr: loaded.setup_header.unwrap_or(*header), ..Default::default() };
+        let mut params = boot_params { hdr: *header, ..Default::default() };
+        params.hdr.code32_start = HIGH_MEMORY_START as u32;
         params.hdr.type_of_loader = 0xff;
         params.hdr.cmd_line_ptr = COMMAND_LINE as u32;
         if let Some((address, size)) = initrd {
@@ -207,7 +222,7 @@ impl BootFiles {
             (entry.addr, entry.size, entry.r#type) = (start, size, kind);
         }
         guest.write_obj(params, GuestAddress(ZERO_PAGE))?;
-        Ok(Entry::Linux64 { rip: loaded.kernel_load.0 + 0x200 })
+        Ok(Entry::Linux64 { rip: entry })
     }
 
     fn load_elf(&self, guest: &GuestMemory, memory: &Memory) -> Result<Entry, BootError> {
@@ -217,7 +232,7 @@ impl BootFiles {
         let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
             return Err(self.not_a_kernel("it has no PVH entry (CONFIG_PVH)"));
         };
-        let initrd = self.load_initrd(guest, memory, loaded.kernel_end, u64::MAX)?;
+        let initrd = self.load_initrd(guest, memory, HIGH_MEMORY_START..loaded.kernel_end, u64::MAX)?;
         self.write_command_line(guest, COMMAND_LINE_MAX)?;
         let map = memory_map(memory);
         let mut info = hvm_start_info {
@@ -246,20 +261,16 @@ impl BootFiles {
         self.kernel.try_clone().map_err(|source| BootError::File { role: "kernel", path: self.kernel_path.clone(), source })
     }
 
-    fn check_fits(&self, role: &'static str, path: &Path, end: u64, memory: &Memory) -> Result<(), BootError> {
-        let low = low_memory(memory);
-        if end <= low {
-            return Ok(());
-        }
-        Err(BootError::TooLarge { role, path: path.into(), needed: end.div_ceil(1 << 20), memory: low >> 20 })
+    fn too_large(&self, role: &'static str, path: &Path, end: u64, memory: &Memory) -> BootError {
+        BootError::TooLarge { role, path: path.into(), needed: end.div_ceil(1 << 20), memory: low_memory(memory) >> 20 }
     }
 
-    /// Puts the initrd as high as it may be; returns its address and size.
+    /// Puts the initrd as high as it may be, or below the kernel if there is no room above it; returns its address and size.
     fn load_initrd(
         &self,
         guest: &GuestMemory,
         memory: &Memory,
-        kernel_end: u64,
+        kernel: Range<u64>,
         limit: u64,
     ) -> Result<Option<(u64, u64)>, BootError> {
         let Some((file, path)) = &self.initrd else { return Ok(None) };
@@ -268,12 +279,12 @@ impl BootFiles {
         if size == 0 {
             return Err(error(io::Error::other("the file is empty")));
         }
-        let needed = kernel_end.saturating_add(size).saturating_add(PAGE);
-        self.check_fits("initrd", path, needed.max(kernel_end), memory)?;
-        let address = (low_memory(memory).min(limit).saturating_sub(size)) & !(PAGE - 1);
-        if address < kernel_end {
-            return Err(BootError::TooLarge { role: "initrd", path: path.clone(), needed: needed >> 20, memory: limit >> 20 });
-        }
+        let below = |end: u64| end.checked_sub(size).map(|start| start & !(PAGE - 1));
+        let above_kernel = below(low_memory(memory).min(limit)).filter(|address| *address >= kernel.end);
+        let below_kernel = || below(kernel.start.min(limit)).filter(|address| *address >= HIGH_MEMORY_START);
+        let Some(address) = above_kernel.or_else(below_kernel) else {
+            return Err(self.too_large("initrd", path, kernel.end.saturating_add(size).saturating_add(PAGE), memory));
+        };
         let mut file = file.try_clone().map_err(error)?;
         io::Seek::rewind(&mut file).map_err(error)?;
         guest.read_exact_volatile_from(GuestAddress(address), &mut file, size as usize)?;

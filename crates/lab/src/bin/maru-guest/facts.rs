@@ -43,6 +43,7 @@ pub fn gather() -> Value {
         "mem_total_kib": total,
         "disks": disks,
         "nics": nics,
+        "rng": text("/sys/class/misc/hw_random/rng_current"),
         "kernel": text("/proc/sys/kernel/osrelease"),
     })
 }

@@ -20,6 +20,7 @@
 //! | `maru.seed=1` | which sequence of blocks |
 //! | `maru.flushed=N` | `disk-verify`: every block up to number N must be there |
 //! | `maru.echo=ADDRESS:PORT` | a peer that sends everything back; repeatable |
+//! | `maru.vsock=PORT` | exchange 1 MiB with the host's port over the socket device |
 //! | `maru.mem=8` | MiB of memory to rewrite |
 //! | `maru.pace_us=1000` | pause between operations |
 //! | `maru.seconds=N` | end `load` after so long and power off |
@@ -33,6 +34,7 @@ mod facts;
 mod hostile;
 mod kvm_check;
 mod load;
+mod vsock;
 
 use std::io;
 use std::process::{Command, ExitCode};
@@ -55,12 +57,13 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words.as_slice() {
         ["echo", "--listen", address] => echo::serve(address),
+        ["unix-echo", path] => vsock::serve(std::path::Path::new(path)),
         ["kvm-check"] => kvm_check::run().map(|exit| println!("a virtual machine ran and ended with {exit}")),
         ["facts"] => {
             facts::print();
             Ok(())
         }
-        _ => Err(io::Error::other("usage: maru-guest echo --listen ADDRESS:PORT | kvm-check | facts")),
+        _ => Err(io::Error::other("usage: maru-guest echo --listen ADDRESS:PORT | unix-echo PATH | kvm-check | facts")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -93,6 +96,9 @@ fn init() {
     set_up_network(&line);
     facts::print();
     button::watch();
+    if let Some(port) = line.get("maru.vsock").and_then(|port| port.parse().ok()) {
+        vsock::check(port);
+    }
     match line.get("maru.test").unwrap_or("poweroff") {
         "poweroff" => {}
         "reboot" => println!("maru-guest: cannot restart: {}", pid1::power(PowerAction::Reboot)),

@@ -278,7 +278,7 @@ fn growing_tells_the_driver_and_opens_the_new_space() {
 fn the_configuration_space_ends_where_it_ends() {
     let machine = Machine::new(Options::default());
     assert_eq!(u64::from_le_bytes(machine.config(0)), 2048);
-    assert_eq!(u32::from_le_bytes(machine.config(12)), 126);
+    assert_eq!(u32::from_le_bytes(machine.config(12)), 254);
     assert_eq!(u32::from_le_bytes(machine.config(20)), 512);
     assert_eq!(machine.config::<1>(24), [3]);
     assert_eq!(machine.config::<8>(57), [0; 8]);
