@@ -114,7 +114,7 @@ fn console_balloon_and_huge_pages_work() {
     );
     vm.wait_for_facts("the guest", |_| true);
     // The guest may take pages back when it is short of memory, so its total does not shrink; what the balloon holds is what counts.
-    let balloon_reaches = |vm: &Vm, what: &str, fits: fn(u64) -> bool| {
+    let balloon_reaches = |vm: &mut Vm, what: &str, fits: fn(u64) -> bool| {
         let deadline = std::time::Instant::now() + common::PATIENCE;
         while !fits(vm.status()["balloon"].as_u64().unwrap()) {
             assert!(std::time::Instant::now() < deadline, "the balloon did not {what}: {}", vm.status());
@@ -122,9 +122,9 @@ fn console_balloon_and_huge_pages_work() {
         }
     };
     vm.control(&["set-balloon", "32M"]);
-    balloon_reaches(&vm, "fill", |bytes| bytes >= 32 << 20);
+    balloon_reaches(&mut vm, "fill", |bytes| bytes >= 32 << 20);
     vm.control(&["set-balloon", "0"]);
-    balloon_reaches(&vm, "empty", |bytes| bytes == 0);
+    balloon_reaches(&mut vm, "empty", |bytes| bytes == 0);
     let free: u64 = shell(host, "awk '/HugePages_Free/ { print $2 }' /proc/meminfo").trim().parse().unwrap();
     assert!(free < 80 - 30, "{free} huge pages are free: guest memory is not on them");
 }
@@ -163,9 +163,9 @@ fn a_full_volume_pauses_the_vm_and_space_lets_it_go_on() {
     let words = "maru.test=load maru.disk=vda maru.disk_mib=64 maru.mem=1 maru.pace_us=100";
     let mut vm = Vm::start(host, "vm", words, &["--memory", "128M", "--disk", "/small/disk,id=d0"]);
     vm.wait_for("the load", |output| output.contains("maru-guest: ok"));
-    let paused = |vm: &Vm| vm.status()["state"] == "paused";
+    let paused = |vm: &mut Vm| vm.status()["state"] == "paused";
     let deadline = std::time::Instant::now() + common::PATIENCE;
-    while !paused(&vm) {
+    while !paused(&mut vm) {
         assert!(std::time::Instant::now() < deadline, "the volume did not fill up: {}", vm.status());
         std::thread::sleep(Duration::from_millis(200));
     }
@@ -211,7 +211,7 @@ fn a_crashing_guest_is_noticed() {
     // Without panic=-1 the guest stays where it crashed.
     let command_line = "console=ttyS0 quiet maru.test=panic";
     let arguments = ["--kernel", "/guest/vmlinuz", "--initrd", "/guest/initramfs", "--cmdline", command_line, "--memory", "128M"];
-    let vm = Vm::start_raw(host, "vm", &arguments);
+    let mut vm = Vm::start_raw(host, "vm", &arguments);
     let deadline = std::time::Instant::now() + common::PATIENCE;
     // The socket is there as soon as the monitor has started, long before the guest can crash.
     let mut events = loop {

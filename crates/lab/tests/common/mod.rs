@@ -140,14 +140,28 @@ impl<'h> Vm<'h> {
     }
 
     /// The same; fails the test if it fails. Returns what it printed.
-    pub fn control(&self, arguments: &[&str]) -> String {
+    pub fn control(&mut self, arguments: &[&str]) -> String {
         let output = self.try_control(arguments);
-        assert!(output.success(), "maru vm control {arguments:?}\n{}{}", output.text(), output.error_text());
+        if !output.success() {
+            let failure = format!("maru vm control {arguments:?}\n{}{}", output.text(), output.error_text());
+            // A monitor that has ended has said why, and with which status.
+            let deadline = Instant::now() + Duration::from_secs(5);
+            let mut end = None;
+            while end.is_none() {
+                match self.process.next_event(Some(deadline)).expect("the host answers") {
+                    Some(Event::Stdout(bytes) | Event::Stderr(bytes)) => self.output += &String::from_utf8_lossy(&bytes),
+                    Some(Event::Exit(status)) => end = Some(status),
+                    None => break,
+                }
+            }
+            let kept = self.output.len().saturating_sub(4000);
+            panic!("{failure}\nthe VM's end: {end:?}\n{}\n{}", &self.output[kept..], self.circumstances());
+        }
         output.text()
     }
 
     /// Its status.
-    pub fn status(&self) -> Value {
+    pub fn status(&mut self) -> Value {
         serde_json::from_str(&self.control(&["status", "-o", "json"])).expect("JSON")
     }
 

@@ -18,6 +18,8 @@ use crate::state::{Reader, Section, StateError, Writer, load_memory_chunk, save_
 use crate::virtio::RestoreError;
 
 const VERSION: u32 = 1;
+/// Serial port, clock, panic notifier, VM generation.
+const PLATFORM_DEVICES: usize = 4;
 
 /// A virtio device's section.
 #[derive(Clone, PartialEq, Message)]
@@ -135,34 +137,26 @@ impl Machine {
 
     fn apply(&mut self, sections: Vec<Section>) -> Result<(), RestoreFailure> {
         let mut kvm = None;
+        let mut acpi = None;
         let mut vcpus: Vec<VcpuState> = Vec::new();
         let mut devices: Vec<DeviceSection> = Vec::new();
-        let mut fixed = 0;
+        let mut platform = Vec::new();
         for section in sections {
             match section.kind.as_str() {
                 "kvm" => kvm = Some(section.decode::<KvmState>(VERSION)?),
                 "vcpu" => vcpus.push(section.decode(VERSION)?),
                 "device" => devices.push(section.decode(VERSION)?),
-                "acpi" => {
-                    fixed += 1;
-                    let state: AcpiState = section.decode(VERSION)?;
-                    if !self.acpi.lock().expect("device lock").restore(state) {
-                        return Err(StateError::malformed("acpi", "another number of vCPUs").into());
-                    }
-                }
-                kind => {
-                    fixed += 1;
+                "acpi" => acpi = Some(section.decode::<AcpiState>(VERSION)?),
+                _ => {
                     section.check_version(VERSION)?;
-                    let restored = self.platform_devices.restore(kind, &section.payload);
-                    let unknown = || StateError::malformed(kind, "this release does not know this kind of section");
-                    let restored = restored.ok_or_else(unknown)?;
-                    restored.map_err(|source| RestoreFailure::Device { id: kind.into(), source })?;
+                    platform.push(section);
                 }
             }
         }
         let incomplete = |what: String| RestoreFailure::Incomplete(what);
         let kvm = kvm.ok_or_else(|| incomplete("the interrupt controllers are missing".into()))?;
-        if fixed != 5 {
+        let acpi = acpi.ok_or_else(|| incomplete("the power management is missing".into()))?;
+        if platform.len() != PLATFORM_DEVICES {
             return Err(incomplete("a platform device is missing".into()));
         }
         let expected: Vec<u32> = self.vcpus.iter().map(|vcpu| vcpu.apic_id).collect();
@@ -173,7 +167,7 @@ impl Machine {
         if vcpus.iter().any(|vcpu| vcpu.cpuid.is_empty()) {
             return Err(incomplete("a vCPU has no CPUID table".into()));
         }
-        self.apply_devices(&devices)?;
+        // Interrupt controllers first: what a device raises while it is restored must not be overwritten.
         if !kvm.restore_controllers(&self.kvm.vm).map_err(MachineError::from)? {
             return Err(StateError::malformed("kvm", "not the interrupt controllers of a PC").into());
         }
@@ -185,7 +179,16 @@ impl Machine {
         })?;
         results.into_iter().collect::<Result<(), VcpuStateError>>().map_err(MachineError::from)?;
         kvm.restore_clock(&self.kvm.vm).map_err(MachineError::from)?;
-        Ok(())
+        if !self.acpi.lock().expect("device lock").restore(acpi) {
+            return Err(StateError::malformed("acpi", "another number of vCPUs").into());
+        }
+        for section in platform {
+            let kind = section.kind.as_str();
+            let restored = self.platform_devices.restore(kind, &section.payload);
+            let unknown = || StateError::malformed(kind, "this release does not know this kind of section");
+            restored.ok_or_else(unknown)?.map_err(|source| RestoreFailure::Device { id: kind.into(), source })?;
+        }
+        self.apply_devices(&devices)
     }
 
     fn apply_devices(&mut self, devices: &[DeviceSection]) -> Result<(), RestoreFailure> {
