@@ -2,6 +2,7 @@
 
 mod basics;
 mod crash;
+mod qemu;
 
 use std::sync::Arc;
 
