@@ -26,6 +26,7 @@ mod disk;
 mod engine;
 mod error;
 mod geometry;
+pub mod limits;
 mod lock;
 
 pub use disk::{Access, Cache, Disk, Locking, OpenOptions, SectorSize};
