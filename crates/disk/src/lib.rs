@@ -22,6 +22,7 @@
 //! request fails with an [`IoError`], small and comparable, because a device decides on it.
 
 mod buffer;
+pub mod dirty;
 mod disk;
 mod engine;
 mod error;
