@@ -22,6 +22,14 @@ struct Current {
     snapshot: Snapshot,
 }
 
+/// What opening a file yields.
+pub(super) struct Opened {
+    pub file: MapFile,
+    pub maps: Vec<(String, DirtyMap)>,
+    /// How many bytes of the disk were marked in each map because the journal had them.
+    pub widened_bytes: u64,
+}
+
 impl MapFile {
     pub fn create(storage: Box<dyn Storage>, path: PathBuf, identity: Identity) -> Result<MapFile, PersistError> {
         let io = |action| {
@@ -48,12 +56,7 @@ impl MapFile {
         Ok(MapFile { path, journal, state: Mutex::new(Current { identity, snapshot }) })
     }
 
-    /// Also returns the maps, and how many bytes of the disk were marked in each because the journal had them.
-    pub fn open(
-        storage: Box<dyn Storage>,
-        path: PathBuf,
-        identity: Identity,
-    ) -> Result<(MapFile, Vec<(String, DirtyMap)>, u64), OpenError> {
+    pub fn open(storage: Box<dyn Storage>, path: PathBuf, identity: Identity) -> Result<Opened, OpenError> {
         let io = |action| {
             let path = path.clone();
             move |source| OpenError::Io { path, action, source }
@@ -83,7 +86,7 @@ impl MapFile {
         }
         let journal = Journal::new(storage, identity.size, header.generation, noted.words);
         let state = Mutex::new(Current { identity, snapshot: header.snapshot });
-        Ok((MapFile { path, journal, state }, maps, widened))
+        Ok(Opened { file: MapFile { path, journal, state }, maps, widened_bytes: widened })
     }
 
     /// Makes `parts` the newest generation. The caller holds the journal's lock, and had it forget what is stable.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::error::{MapError, OpenError, PersistError};
-use super::file::MapFile;
+use super::file::{MapFile, Opened};
 use super::snapshot::Part;
 use super::{DirtyMap, Granularity, Identity, MAX_MAPS, MAX_NAME, Storage};
 
@@ -81,7 +81,7 @@ impl Tracker {
         path: impl Into<PathBuf>,
         identity: Identity,
     ) -> Result<(Tracker, Recovery), OpenError> {
-        let (file, maps, bytes) = MapFile::open(storage, path.into(), identity)?;
+        let Opened { file, maps, widened_bytes: bytes } = MapFile::open(storage, path.into(), identity)?;
         let recovery = if bytes == 0 { Recovery::Exact } else { Recovery::Widened { bytes } };
         Ok((Tracker::build(identity.size, maps, Some(file)), recovery))
     }

@@ -46,7 +46,7 @@ fn a_clean_stop_keeps_the_maps_exact() {
     drop(tracker);
     let (tracker, recovery) = Tracker::open(storage.after_power_loss().boxed(), "maps", identity(SIZE)).unwrap();
     assert_eq!(recovery, Recovery::Exact);
-    assert_eq!(tracker.take("nightly", 0..SIZE).unwrap().iter().collect::<Vec<_>>(), [9 * MIB..9 * MIB + 65536]);
+    assert!(tracker.take("nightly", 0..SIZE).unwrap().iter().eq(std::iter::once(9 * MIB..9 * MIB + 65536)));
     assert_eq!(tracker.names(), [("nightly".to_owned(), Granularity::DEFAULT), ("mirror".to_owned(), granularity(MIB))]);
 }
 

@@ -106,7 +106,7 @@ fn maps_of_different_regions_merge_outwards() {
     let fine = DirtyMap::new(64 * MIB, granularity(4096));
     fine.mark(3 * MIB - 1, 2);
     coarse.merge(&fine);
-    assert_eq!(coarse.iter().collect::<Vec<_>>(), [2 * MIB..4 * MIB]);
+    assert!(coarse.iter().eq(std::iter::once(2 * MIB..4 * MIB)));
     fine.merge(&coarse);
     assert_eq!(fine.dirty_bytes(), 2 * MIB);
 }

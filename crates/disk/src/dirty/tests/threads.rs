@@ -113,5 +113,5 @@ fn both_marks_of_a_write_take_less_than_200_ns() {
         assert!(each < Duration::from_nanos(200), "{each:?}");
     };
     run("in order", &mut |n| n * 4096);
-    run("scattered over 64 GiB", &mut |n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (64 << 30) & !4095);
+    run("scattered over 64 GiB", &mut |n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (64 << 30)) & !4095);
 }
