@@ -27,6 +27,7 @@ mod disk;
 mod engine;
 mod error;
 mod geometry;
+pub mod import;
 pub mod limits;
 mod lock;
 
