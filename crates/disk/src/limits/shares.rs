@@ -29,6 +29,9 @@ const LONGEST_WAIT: Duration = Duration::from_millis(10);
 /// And not sooner than this, so that a guess which was a little early does not become a busy loop.
 const SHORTEST_WAIT: Duration = Duration::from_micros(20);
 
+/// How long a disk that has enough may draw on it before the others are looked at.
+const LONGEST_UNFILLED: Duration = Duration::from_millis(1);
+
 impl Shares {
     pub fn new(per_second: Option<u64>, now: Instant) -> Shares {
         Shares { per_second, members: Vec::new(), weights: 0, spare: 0, filled: now }
@@ -74,8 +77,10 @@ impl Shares {
 
     /// Puts work at the end of the disk's line and returns its place.
     pub fn ask(&mut self, index: usize, work: u64, now: Instant) -> u128 {
-        // First what accrued until now, within the room there was: the new work is no room for the past.
-        if self.members[index].as_ref().is_some_and(|member| member.allowed <= member.asked) {
+        // First what accrued until now, within the room there was: new work is no room for the past. Not for every request, because
+        // it looks at all disks; what is left out for a moment is little.
+        let behind = self.members[index].as_ref().is_some_and(|member| member.allowed <= member.asked);
+        if behind || now.saturating_duration_since(self.filled) >= LONGEST_UNFILLED {
             self.refill(now);
         }
         let Some(member) = &mut self.members[index] else { return 0 };

@@ -110,6 +110,18 @@ fn weights_members_and_limits_change_while_disks_work() {
     assert!(measure(&disks, 10).iter().all(|&count| count > 50_000));
 }
 
+#[test]
+fn a_disk_that_wakes_up_does_not_get_what_it_could_not_have_saved() {
+    let start = Instant::now();
+    let (_, disks) = group_of(1000, &[600, 1], start);
+    let before = Client { active: Duration::ZERO..SECOND, ..Client::greedy(&disks[1], 4096) };
+    let wakes = Client { active: 3 * SECOND..4 * SECOND, service: Duration::ZERO, ..Client::greedy(&disks[0], 40 << 10) };
+    let logs = run(start, &[before, wakes], 4 * SECOND, operations);
+    // Its own slack and the spare, 10 each, then one request more; the two idle seconds before are gone.
+    let first = logs[1].between(3 * SECOND, 3 * SECOND + Duration::from_micros(1));
+    assert!(first <= 25, "{first}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -132,7 +144,8 @@ proptest! {
         all.sort();
         let one_each: u64 = disks.iter().map(|disk| operations(disk.1)).sum();
         let excess = worst_excess(all, rate);
-        prop_assert!(excess <= rate / 50 + one_each + 2, "{excess} too many");
+        // The slack of the disks and the spare, and what may be given out late.
+        prop_assert!(excess <= rate / 50 + rate / 500 + one_each + 2, "{excess} too many");
 
         let sum: u64 = weights.iter().map(|&weight| u64::from(weight)).sum();
         for (client, log) in clients.iter().zip(&logs) {
