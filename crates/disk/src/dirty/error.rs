@@ -35,7 +35,7 @@ pub enum OpenError {
     /// The disk was written without the maps.
     #[error("dirty maps {path}: the disk was written without them; create them anew and copy the whole disk once", path = .0.display())]
     Stale(PathBuf),
-    /// The disk has another size now.
+    /// The disk is smaller now.
     #[error("dirty maps {path}: they are for {maps} bytes, the disk has {disk}; create them anew and copy the whole disk once",
         path = path.display())]
     Size {

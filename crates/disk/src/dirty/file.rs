@@ -26,8 +26,10 @@ struct Current {
 pub(super) struct Opened {
     pub file: MapFile,
     pub maps: Vec<(String, DirtyMap)>,
-    /// How many bytes of the disk were marked in each map because the journal had them.
+    /// How many bytes of the disk were marked in each map because the journal had them, or because they are new.
     pub widened_bytes: u64,
+    /// The disk is larger than the file says: a checkpoint has to come first.
+    pub grown: bool,
 }
 
 impl MapFile {
@@ -65,28 +67,35 @@ impl MapFile {
         if header.identity.disk != identity.disk {
             return Err(OpenError::OtherDisk(path));
         }
-        if header.identity.size != identity.size {
+        let size_before = header.identity.size;
+        if size_before > identity.size {
             return Err(OpenError::Size { path, maps: header.identity.size, disk: identity.size });
         }
         if ![header.identity.data_write, header.next_data_write].contains(&identity.data_write) {
             return Err(OpenError::Stale(path));
         }
-        if header.coarse_shift != coarse_shift(identity.size) || header.generation == u64::MAX {
+        if header.coarse_shift != coarse_shift(size_before) || header.generation == u64::MAX {
             return Err(OpenError::Damaged { path, problem: "the header's numbers are impossible" });
         }
         let noted = Noted::read(&*storage, header.generation).map_err(io("reading the journal"))?;
-        let maps = snapshot::read(&*storage, header.snapshot, identity.size).map_err(|error| match error {
+        let maps = snapshot::read(&*storage, header.snapshot, size_before).map_err(|error| match error {
             ReadError::Damaged(problem) => OpenError::Damaged { path: path.clone(), problem },
             ReadError::Io(source) => io("reading the snapshot")(source),
         })?;
         let mut widened = 0;
-        for range in noted.ranges(identity.size) {
+        for range in noted.ranges(size_before) {
             widened += range.end - range.start;
             maps.iter().for_each(|(_, map)| map.mark(range.start, range.end - range.start));
         }
-        let journal = Journal::new(storage, identity.size, header.generation, noted.words);
+        let grown_bytes = identity.size - size_before;
+        let (maps, written) = match grown_bytes {
+            0 => (maps, noted.words),
+            // The old journal's regions are not those of the new size; a checkpoint follows before anything is noted.
+            _ => (grown(maps, size_before, identity.size), Noted::nothing().words),
+        };
+        let journal = Journal::new(storage, identity.size, header.generation, written);
         let state = Mutex::new(Current { identity, snapshot: header.snapshot });
-        Ok(Opened { file: MapFile { path, journal, state }, maps, widened_bytes: widened })
+        Ok(Opened { file: MapFile { path, journal, state }, maps, widened_bytes: widened + grown_bytes, grown: grown_bytes > 0 })
     }
 
     /// Makes `parts` the newest generation. The caller holds the journal's lock, and had it forget what is stable.
@@ -122,6 +131,17 @@ impl MapFile {
         current.identity.data_write = next_data_write;
         Ok(())
     }
+}
+
+/// The same maps for a disk that has grown. What was added may hold anything, so it is marked.
+fn grown(maps: Vec<(String, DirtyMap)>, before: u64, size: u64) -> Vec<(String, DirtyMap)> {
+    let grow = |(name, map): (String, DirtyMap)| {
+        let larger = DirtyMap::new(size, map.granularity());
+        larger.merge(&map);
+        larger.mark(before, size - before);
+        (name, larger)
+    };
+    maps.into_iter().map(grow).collect()
 }
 
 /// Writes a snapshot where the current one is not: before it if there is room, otherwise after it.

@@ -27,8 +27,8 @@
 //!
 //! # Which file belongs to which disk
 //! The file carries the disk's [`Identity`]: who it is, its size, and a mark that changes whenever somebody writes it without the map
-//! (VHDX: the DataWriteGuid). If one differs, [`OpenError`] says so; the caller then starts new maps, and what depends on them begins with
-//! a full copy. The same goes for a file that is damaged: no guess is made about what it said.
+//! (VHDX: the DataWriteGuid). If one differs, other than a size that has grown, [`OpenError`] says so; the caller then starts new maps, and
+//! what depends on them begins with a full copy. The same goes for a file that is damaged: no guess is made about what it said.
 //!
 //! # The file
 //! ```text

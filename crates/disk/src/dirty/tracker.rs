@@ -56,9 +56,9 @@ struct Named {
 pub enum Recovery {
     /// Nothing was written after the last checkpoint; the maps are exact.
     Exact,
-    /// The last user did not stop cleanly. This many bytes were marked because they may have been written.
+    /// The last user did not stop cleanly, or the disk has grown.
     Widened {
-        /// In coarse regions.
+        /// So many bytes were marked because they may have been written.
         bytes: u64,
     },
 }
@@ -75,15 +75,21 @@ impl Tracker {
         Ok(Tracker::build(identity.size, Vec::new(), Some(file)))
     }
 
-    /// Opens the maps of a disk that is as `identity` says now.
+    /// Opens the maps of a disk that is as `identity` says now. A disk may have grown; the new part is marked then. To grow one in use, pause
+    /// its queues, make a checkpoint, grow the disk and open the maps again.
     pub fn open(
         storage: Box<dyn Storage>,
         path: impl Into<PathBuf>,
         identity: Identity,
     ) -> Result<(Tracker, Recovery), OpenError> {
-        let Opened { file, maps, widened_bytes: bytes } = MapFile::open(storage, path.into(), identity)?;
+        let Opened { file, maps, widened_bytes: bytes, grown } = MapFile::open(storage, path.into(), identity)?;
         let recovery = if bytes == 0 { Recovery::Exact } else { Recovery::Widened { bytes } };
-        Ok((Tracker::build(identity.size, maps, Some(file)), recovery))
+        let tracker = Tracker::build(identity.size, maps, Some(file));
+        if grown {
+            let io = |PersistError { path, action, source }| OpenError::Io { path, action, source };
+            tracker.checkpoint().map_err(io)?;
+        }
+        Ok((tracker, recovery))
     }
 
     fn build(size: u64, maps: Vec<(String, DirtyMap)>, file: Option<MapFile>) -> Tracker {

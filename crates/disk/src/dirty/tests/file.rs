@@ -59,8 +59,8 @@ fn maps_of_another_disk_or_state_are_recognised() {
     assert!(matches!(stale, OpenError::Stale(_)), "{stale}");
     let other = open(Identity { disk: [1; 16], ..identity(SIZE) }).unwrap_err();
     assert!(matches!(other, OpenError::OtherDisk(_)), "{other}");
-    let size = open(identity(2 * SIZE)).unwrap_err();
-    assert!(size.to_string().contains("for 5368709120 bytes, the disk has 10737418240"), "{size}");
+    let size = open(identity(SIZE / 2)).unwrap_err();
+    assert!(size.to_string().contains("for 5368709120 bytes, the disk has 2684354560"), "{size}");
 }
 
 #[test]
@@ -170,4 +170,24 @@ fn a_file_on_a_real_file_system_works_the_same() {
     let (tracker, recovery) = Tracker::open(Box::new(open()), &path, identity(SIZE)).unwrap();
     assert_eq!(recovery, Recovery::Widened { bytes: 16 * MIB });
     assert_eq!(tracker.count("nightly").unwrap(), 256);
+}
+
+#[test]
+fn a_disk_that_grew_keeps_its_marks_and_its_new_part_is_marked() {
+    // From 16 MiB regions in the journal to 2 GiB ones.
+    let larger = (40 << 40) + 512;
+    let storage = sample();
+    let noted = (4 << 30)..(4 << 30) + 16 * MIB;
+    let expected = [0..2 << 30, 3 << 30..(3 << 30) + 65536, noted, SIZE..larger];
+    for recovered in [Recovery::Widened { bytes: 16 * MIB + larger - SIZE }, Recovery::Exact] {
+        let (tracker, recovery) = Tracker::open(storage.boxed(), "maps", identity(larger)).unwrap();
+        assert_eq!(recovery, recovered);
+        assert_eq!(tracker.take("nightly", 0..larger).unwrap().iter().collect::<Vec<_>>(), expected);
+    }
+    let (tracker, _) = Tracker::open(storage.boxed(), "maps", identity(larger)).unwrap();
+    tracker.take("nightly", 0..larger).unwrap().confirm();
+    tracker.checkpoint().unwrap();
+    tracker.marker().write_begins(30 << 40, 512).unwrap();
+    let (tracker, _) = Tracker::open(storage.after_power_loss().boxed(), "maps", identity(larger)).unwrap();
+    assert!(tracker.take("nightly", 0..larger).unwrap().is_dirty(&(30 << 40..(30 << 40) + 1)));
 }
