@@ -47,7 +47,7 @@ fn step(tracker: &Tracker, marker: &mut Marker, model: &mut Model, random: &mut 
         }
         _ => {
             let offset = random.below(SIZE);
-            let length = random.below(3 * REGION).min(SIZE - offset);
+            let length = 1 + random.below(3 * REGION).min(SIZE - offset - 1);
             if marker.write_begins(offset, length).is_ok() {
                 let regions = offset / REGION..(offset + length).div_ceil(REGION);
                 model.maps.values_mut().for_each(|set| set.extend(regions.clone()));
