@@ -5,8 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+mod guid;
 mod mapping;
 mod storage;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod vhdx;
 
+pub use guid::Guid;
 pub use mapping::{Commit, Extent, MapError, Mapping, Place, Step, Ticket};
 pub use storage::Storage;

@@ -38,6 +38,15 @@ pub trait Storage: Send + Sync {
     /// If there is no room, or the file cannot change its size.
     fn set_size(&self, size: u64) -> io::Result<()>;
 
+    /// Takes space for a range, without changing what is in it.
+    ///
+    /// # Errors
+    /// If there is no room.
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        let _ = (offset, length);
+        Ok(())
+    }
+
     /// Makes a range inside the file read as zeros, giving its space back where the file system can.
     ///
     /// # Errors
@@ -72,6 +81,14 @@ impl Storage for File {
 
     fn set_size(&self, size: u64) -> io::Result<()> {
         self.set_len(size)
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(self, rustix::fs::FallocateFlags::KEEP_SIZE, offset, length) {
+            // A file system without this takes space when it is written.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+            other => Ok(other?),
+        }
     }
 
     fn punch(&self, offset: u64, length: u64) -> io::Result<()> {

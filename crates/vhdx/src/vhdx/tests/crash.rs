@@ -1,0 +1,166 @@
+//! The power goes at any moment: what was promised is there, and nothing is there that was never written.
+
+use std::sync::Arc;
+
+use super::{MIB, created, differencing, open, small, try_open};
+use crate::testing::{Executor, Failure, Memory, Random};
+use crate::vhdx::{Access, CreateOptions, Image};
+use crate::{Guid, Storage};
+
+const UNIT: u64 = 4096;
+const SIZE: u64 = 12 * MIB;
+
+/// For each unit of the disk, the bytes that it may be filled with after a crash; the last is the newest.
+#[derive(Clone)]
+struct Model(Vec<Vec<u8>>);
+
+impl Model {
+    fn put(&mut self, offset: u64, length: u64, value: u8) {
+        for unit in offset / UNIT..(offset + length) / UNIT {
+            self.0[unit as usize].push(value);
+        }
+    }
+
+    fn settle(&mut self) {
+        for values in &mut self.0 {
+            let last = values.len() - 1;
+            values.drain(..last);
+        }
+    }
+
+    /// Each sector is all of one allowed value.
+    fn check(&self, disk: &Executor, context: &str) {
+        let mut bytes = vec![0; MIB as usize];
+        for start in (0..SIZE).step_by(MIB as usize) {
+            disk.read(start, &mut bytes).unwrap_or_else(|error| panic!("{context}: reading: {error}"));
+            for (index, sector) in bytes.chunks(512).enumerate() {
+                let at = start + index as u64 * 512;
+                let allowed = &self.0[(at / UNIT) as usize];
+                let is_alike = sector.iter().all(|byte| *byte == sector[0]);
+                assert!(is_alike && allowed.contains(&sector[0]), "{context}: {:#x} at {at}, allowed {allowed:x?}", sector[0]);
+            }
+        }
+    }
+}
+
+/// What one run does: the same for the same seed, up to the moment of the cut.
+fn work(disk: &Executor, image: &Image, model: &mut Model, random: &mut Random, operations: u64) -> Result<(), Failure> {
+    for _ in 0..operations {
+        let value = 1 + random.below(150) as u8;
+        match random.below(12) {
+            0..=4 => {
+                let length = UNIT * (1 + random.below(8));
+                let offset = random.below((SIZE - length) / UNIT) * UNIT;
+                model.put(offset, length, value);
+                disk.write(offset, &vec![value; length as usize])?;
+            }
+            5 => {
+                let offset = random.below(SIZE / MIB - 1) * MIB;
+                model.put(offset, MIB, value);
+                disk.write(offset, &vec![value; MIB as usize])?;
+            }
+            6 | 7 => {
+                let offset = random.below(SIZE / MIB - 1) * MIB;
+                model.put(offset, 2 * MIB, 0);
+                disk.zero(offset, 2 * MIB)?;
+            }
+            8 => {
+                let offset = random.below((SIZE - MIB) / UNIT) * UNIT;
+                model.put(offset, UNIT * 5, 0);
+                disk.zero(offset, UNIT * 5)?;
+            }
+            9 if random.below(8) == 0 => {
+                image.close()?;
+                model.settle();
+            }
+            _ => {
+                let mut settled = model.clone();
+                settled.settle();
+                let mut is_durable = false;
+                let result = disk.flush(|| is_durable = true);
+                if is_durable {
+                    *model = settled;
+                }
+                result?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn parent() -> Arc<Executor> {
+    let (_, parent) = open(&created(&small(SIZE)), Access::ReadWrite);
+    parent.write(0, &vec![0xaa; SIZE as usize]).unwrap();
+    Arc::new(parent)
+}
+
+/// Runs the work of a seed on a copy of `start`, cuts the power at `cut`, and checks what is left, read only and after a replay.
+/// Answers whether the cut was reached.
+fn run(start: &Memory, parent: Option<&Arc<Executor>>, seed: u64, cut: u64) -> bool {
+    let context = format!("seed {seed} cut {cut}");
+    let file = Arc::new(Memory::with(start.content()));
+    file.cut_at(cut);
+    let mut model = Model(vec![vec![if parent.is_some() { 0xaa } else { 0 }]; (SIZE / UNIT) as usize]);
+    let mut random = Random::new(seed);
+    let (image, mut disk) = open(&file, Access::ReadWrite);
+    disk.parent = parent.cloned();
+    let is_cut = work(&disk, &image, &mut model, &mut random, 40).is_err();
+    let mut random = Random::new(seed ^ cut << 32);
+    for _ in 0..2 {
+        let after = Arc::new(Memory::with(file.crash(&mut random)));
+        let before = after.done();
+        let mut disks = Vec::new();
+        for access in [Access::ReadOnly, Access::ReadWrite, Access::ReadOnly] {
+            let storage: Arc<dyn Storage> = Arc::<Memory>::clone(&after);
+            let image = try_open(Arc::clone(&storage), access).unwrap_or_else(|error| panic!("{context}: {access:?}: {error}"));
+            let disk = Executor { mapping: image, file: storage, parent: parent.cloned() };
+            model.check(&disk, &format!("{context} {access:?}"));
+            if disks.is_empty() {
+                assert_eq!(after.done(), before, "{context}: reading wrote");
+            }
+            disks.push(disk);
+        }
+    }
+    is_cut
+}
+
+/// Cuts the work of each seed at every `step`-th change or flush; the seeds start at different ones.
+fn run_all(options: &CreateOptions, parent: Option<&Arc<Executor>>, seeds: std::ops::Range<u64>, step: u64) {
+    let start = created(options);
+    for seed in seeds {
+        let mut cut = seed % step;
+        while run(&start, parent, seed, cut) {
+            cut += step;
+        }
+    }
+}
+
+#[test]
+fn a_dynamic_image_survives_a_cut_at_any_step() {
+    run_all(&small(SIZE), None, 0..24, 5);
+}
+
+#[test]
+fn a_differencing_image_survives_a_cut_at_any_step() {
+    let parent = parent();
+    run_all(&differencing(SIZE, Guid::random().unwrap()), Some(&parent), 100..124, 5);
+}
+
+#[test]
+fn a_creation_that_was_cut_leaves_no_image_or_a_whole_one() {
+    for cut in 0.. {
+        let file = Memory::new();
+        file.cut_at(cut);
+        let is_done = super::create(&file, &small(SIZE)).is_ok();
+        for seed in 0..8 {
+            let after: Arc<dyn Storage> = Arc::new(Memory::with(file.crash(&mut Random::new(seed))));
+            match try_open(after, Access::ReadWrite) {
+                Ok(_) | Err(super::OpenError::NotVhdx) => {}
+                Err(error) => panic!("cut {cut} seed {seed}: {error}"),
+            }
+        }
+        if is_done {
+            return;
+        }
+    }
+}
