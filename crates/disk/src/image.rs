@@ -53,7 +53,9 @@ impl Image {
 
     /// Size and sectors, as the image has them.
     pub fn facts(&self, own: &Layer, options: OpenOptions) -> Result<Facts, OpenError> {
-        let Some(tables) = self.tables() else { return Ok(Facts { sector: SectorSize::Bytes512, physical_sector: 512, length: 0 }) };
+        let Some(tables) = self.tables() else {
+            return Ok(Facts { sector: SectorSize::Bytes512, physical_sector: 512, length: 0 });
+        };
         let sector = if tables.logical_sector_size() > 512 { SectorSize::Bytes4096 } else { SectorSize::Bytes512 };
         if let Some(asked) = options.sector_size.filter(|asked| *asked != sector) {
             return Err(OpenError::SectorSize { path: own.path.clone(), asked: asked.bytes(), required: sector.bytes() });

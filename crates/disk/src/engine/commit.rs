@@ -57,7 +57,8 @@ impl Engine {
                 return;
             }
             let mut over = std::mem::take(&mut image.over);
-            let has_begun = image.commits.look(&image.wake, &mut image.waiting, |tag, goal, result| over.push((tag, goal, result)));
+            let has_begun =
+                image.commits.look(&image.wake, &mut image.waiting, |tag, goal, result| over.push((tag, goal, result)));
             if has_begun {
                 self.begin_commit();
             }

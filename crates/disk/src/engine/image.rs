@@ -156,6 +156,7 @@ impl Engine {
         if result.is_err() {
             // Refused at once: it was never under way.
             self.end(tag, result);
+            self.in_flight -= 1;
         }
         result
     }

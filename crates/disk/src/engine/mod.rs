@@ -24,8 +24,8 @@ use crate::disk::{Access, Disk};
 use crate::error::{EngineError, IoError};
 use crate::geometry::Alignment;
 use crate::layer::Layer;
-use ring::{Reaped, Ring};
 use image::ImageSide;
+use ring::{Reaped, Ring};
 use slot::{Fallback, Owner, Phase, Route, Slot};
 
 /// The largest depth of an engine.
@@ -263,6 +263,7 @@ impl Engine {
     pub fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.ended.pop_front() {
+                self.in_flight -= 1;
                 return Some(event);
             }
             let reaped = self.ring.pop()?;
@@ -278,6 +279,7 @@ impl Engine {
                 return Some(Event::Ready { token });
             }
             if let Some(event) = self.completed(reaped) {
+                self.in_flight -= 1;
                 return Some(event);
             }
         }

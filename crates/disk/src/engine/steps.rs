@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicBool;
 use io_uring::{opcode, squeue, types};
 
 use super::*;
-use crate::layer::Kind;
 use crate::geometry;
+use crate::layer::Kind;
 
 /// How often a request is tried again when the kernel says `EAGAIN` or `EINTR` in a row.
 const MAX_RETRIES: u8 = 100;
@@ -100,10 +100,9 @@ impl Engine {
         if self.image.is_some() { self.image_slot_ended(number, result) } else { Some(self.end(number as u16, result)) }
     }
 
-    /// Makes a request's slot free.
+    /// Makes a request's slot free. It stays in flight until the event was handed out.
     pub(super) fn end(&mut self, tag: u16, result: Result<(), IoError>) -> Event {
         self.slots[usize::from(tag)].clear();
-        self.in_flight -= 1;
         Event::Done { tag, result }
     }
 
