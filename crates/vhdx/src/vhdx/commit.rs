@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Acquire;
+use std::sync::{MutexGuard, PoisonError};
 
 use super::image::{Flying, Image, PageKey, State};
 use super::layout::PAGE;
@@ -36,6 +36,7 @@ impl Image {
     /// The first flush makes stable what the last commit wrote in place, and with that the whole ring is free but for its last entry,
     /// which the new one does not touch.
     pub(super) fn prepare(&self, state: &mut State, more: Vec<Page>) -> Result<Commit, MapError> {
+        state.refuse_if_broken()?;
         let mut pages = more;
         for (key, _) in state.pages.iter().filter(|(_, page)| page.dirty) {
             pages.push(self.snapshot(*key)?);
@@ -109,6 +110,29 @@ impl Image {
         self.idle.notify_all();
     }
 
+    /// The lock, at a moment without a commit under way.
+    pub(super) fn lock_idle(&self) -> MutexGuard<'_, State> {
+        self.idle.wait_while(self.lock(), |state| state.flying.is_some()).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Commits what is dirty, and then `pages`, on this thread and under the lock. If that fails, what is in the file is not known to be
+    /// what is in memory, and no change is made any more.
+    pub(super) fn commit_pages(&self, state: &mut State, pages: Vec<Page>) -> Result<(), MapError> {
+        if state.dirty > 0 {
+            self.commit_now(state, Vec::new())?;
+        }
+        let result = self.commit_now(state, pages);
+        state.is_broken |= result.is_err();
+        result
+    }
+
+    pub(super) fn commit_now(&self, state: &mut State, pages: Vec<Page>) -> Result<(), MapError> {
+        let mut commit = self.prepare(state, pages)?;
+        let result = self.run(&mut commit);
+        self.settle(state, &commit, result.is_ok());
+        result.map_err(|source| MapError::Io { action: "writing the image", source })
+    }
+
     /// Does the steps of a commit on this thread.
     pub(super) fn run(&self, commit: &mut Commit) -> io::Result<()> {
         while let Some(step) = commit.steps.pop_front() {
@@ -137,8 +161,7 @@ impl Image {
                 self.end_commit(commit, result.as_ref().map(|_| ()).map_err(io::Error::kind));
                 return result.map_err(|source| MapError::Io { action: "writing the image", source });
             }
-            let state = self.lock();
-            drop(self.idle.wait_while(state, |state| state.flying.is_some()).unwrap_or_else(PoisonError::into_inner));
+            drop(self.lock_idle());
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::entry::{Entry, State as BlockState};
 use super::epochs::Epochs;
-use super::geometry::Geometry;
+use super::geometry::{Geometry, Owner};
 use super::header::Headers;
 use super::layout::PAGE;
 use super::locator::Parent;
@@ -64,6 +64,8 @@ pub(super) struct State {
     pub(super) dirty: usize,
     pub(super) flying: Option<Flying>,
     pub(super) last_id: u64,
+    /// The identity that was promised for the next change of data.
+    pub(super) next_data_write_guid: Option<Guid>,
     /// File and memory may differ in what cannot be written again.
     pub(super) is_broken: bool,
 }
@@ -94,6 +96,14 @@ pub(super) struct Flying {
 }
 
 impl State {
+    pub(super) fn refuse_if_broken(&self) -> Result<(), MapError> {
+        if self.is_broken {
+            let action = "changing the image: an earlier failure left its tables unsure; open it again";
+            return Err(MapError::Io { action, source: std::io::ErrorKind::Other.into() });
+        }
+        Ok(())
+    }
+
     /// Refuses a change that would touch more pages than one commit can carry.
     pub(super) fn make_room(&self, keys: &[PageKey], capacity: usize) -> Result<(), MapError> {
         let new = keys.iter().filter(|key| !self.pages.contains_key(key)).count();
@@ -136,6 +146,12 @@ pub struct Info {
     pub file_size: u64,
 }
 
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Image").field("disk_id", &self.disk_id).field("access", &self.access).finish_non_exhaustive()
+    }
+}
+
 impl Image {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -167,11 +183,50 @@ impl Image {
     /// # Errors
     /// See [`MapError`].
     pub fn allocated_blocks(&self) -> Result<u64, MapError> {
+        let epoch = self.tickets.enter();
         let mut count = 0;
-        for block in 0..self.geometry.blocks(self.size.load(Acquire)) {
-            count += u64::from(self.entry(block)?.is_present());
+        let entries = self.geometry.entries(self.size.load(Acquire));
+        let result = self.visit_entries(0, entries, &mut |index, entry| {
+            count += u64::from(entry.is_present() && self.geometry.owner(index) != Owner::Bitmap);
+        });
+        self.tickets.leave(epoch);
+        result.map(|()| count)
+    }
+
+    /// Calls `visit` for the entries from `first` to before `end`, without keeping pages that are not in memory; holes are passed over.
+    pub(super) fn visit_entries(&self, first: u64, end: u64, visit: &mut dyn FnMut(u64, Entry)) -> Result<(), MapError> {
+        let offset = self.bat_offset.load(Acquire);
+        let mut data = offset;
+        let mut number = first / WORDS;
+        while number * WORDS < end {
+            let at = offset + number * PAGE as u64;
+            let loaded;
+            let page = match self.bat.get(number) {
+                Some(page) => page,
+                None => {
+                    if data < at + PAGE as u64 {
+                        let next = self.storage.next_data(at.max(data));
+                        data = next
+                            .map_err(|source| MapError::Io { action: "reading the image's tables", source })?
+                            .unwrap_or(u64::MAX);
+                    }
+                    if data >= at + PAGE as u64 {
+                        number += 1;
+                        continue;
+                    }
+                    data = at;
+                    let mut bytes = [0; PAGE];
+                    self.read(at, &mut bytes)?;
+                    loaded = Page::decode(&bytes);
+                    &*loaded
+                }
+            };
+            for index in (number * WORDS).max(first)..((number + 1) * WORDS).min(end) {
+                visit(index, Entry(page.get(index % WORDS)));
+            }
+            number += 1;
         }
-        Ok(count)
+        Ok(())
     }
 
     fn rules(&self) -> Rules {

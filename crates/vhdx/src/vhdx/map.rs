@@ -6,6 +6,7 @@ use super::entry::{Entry, State as BlockState};
 use super::image::{Image, PageKey, State};
 use super::layout::{MAX_FILE, UNIT};
 use super::open::Access;
+use super::session::Changes;
 use super::space::Run;
 use super::table::WORDS;
 use crate::mapping::Change;
@@ -97,7 +98,7 @@ impl Image {
             return Err(MapError::ReadOnly);
         }
         if !self.started.load(Acquire) {
-            self.start_session(&mut self.lock())?;
+            self.start_session(&mut self.lock(), Changes::Data)?;
         }
         Ok(())
     }
@@ -201,12 +202,18 @@ impl Image {
     #[cold]
     fn take_block(&self, block: u64) -> Result<Entry, MapError> {
         let mut state = self.lock();
+        let size = self.size.load(Acquire);
+        if block >= self.geometry.blocks(size) {
+            // The disk was made smaller meanwhile.
+            let offset = block * self.geometry.block_size;
+            return Err(MapError::Range { offset, end: offset + self.geometry.block_size, size });
+        }
         let index = self.geometry.payload_index(block);
         let old = self.entry_at(index)?;
         if old.is_present() {
             return Ok(old);
         }
-        self.start_session(&mut state)?;
+        self.start_session(&mut state, Changes::Data)?;
         let mut keys = vec![PageKey::Bat(index / WORDS)];
         if !self.geometry.has_parent || Self::block_state(old) != BlockState::NotPresent {
             state.make_room(&keys, self.log_capacity)?;
@@ -266,7 +273,7 @@ impl Image {
         if Self::block_state(old) == BlockState::Zero {
             return Ok(());
         }
-        self.start_session(&mut state)?;
+        self.start_session(&mut state, Changes::Data)?;
         state.make_room(&[PageKey::Bat(index / WORDS)], self.log_capacity)?;
         self.set_entry(&mut state, index, Entry::ZERO)?;
         if old.is_present() {

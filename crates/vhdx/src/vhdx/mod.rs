@@ -23,6 +23,7 @@
 //! this code panic, loop, or take memory without a bound.
 
 mod bits;
+mod check;
 mod commit;
 mod create;
 mod entry;
@@ -38,17 +39,22 @@ mod map;
 mod metadata;
 mod open;
 mod overlay;
+mod parent;
+mod patch;
 mod regions;
+mod resize;
 mod scan;
 mod session;
 mod space;
 mod table;
 
+pub use check::{Problem, Remedy, Report, check, repair};
 pub use create::{CreateOptions, Kind, create};
 pub use error::{ChangeError, CreateError, OpenError};
 pub use image::{Image, Info};
 pub use locator::Parent;
 pub use open::{Access, OpenOptions};
+pub use resize::BeyondEnd;
 
 #[cfg(test)]
 mod tests;

@@ -152,6 +152,7 @@ impl Image {
                 dirty: 0,
                 flying: None,
                 last_id: 0,
+                next_data_write_guid: None,
                 is_broken: false,
             }),
         })

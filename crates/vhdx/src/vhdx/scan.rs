@@ -45,6 +45,9 @@ impl Rules {
         if !self.geometry.has_parent && (state == State::Partial || (is_bitmap && state == State::Full)) {
             return Err(self.damage(index, format!("{what} is partly in a parent, and the image has none")));
         }
+        if entry.is_present() && length == 0 {
+            return Err(self.damage(index, format!("{what} lies beyond the disk's end")));
+        }
         let place = entry.offset();
         if entry.is_present() && (place < UNIT || place.checked_add(length).is_none_or(|end| end > self.file_size)) {
             return Err(

@@ -1,52 +1,90 @@
 //! The time in which a file is being changed: from the first change after an open to the close.
 
-use std::sync::atomic::Ordering::Release;
+use std::sync::atomic::Ordering::{Acquire, Release};
 
 use super::header::Header;
 use super::image::{Image, State};
 use super::layout::PAGE;
 use super::log::LogWriter;
+use super::open::Access;
 use crate::{Guid, MapError};
 
 fn io(action: &'static str) -> impl FnOnce(std::io::Error) -> MapError {
     move |source| MapError::Io { action, source }
 }
 
+/// What is about to change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Changes {
+    /// What the user of the virtual disk sees: children of this image would no longer fit, and are told so by a new identity.
+    Data,
+    /// Only what the file says about itself.
+    Tables,
+}
+
 impl Image {
     /// Says in the headers that the file is being changed, unless they do (MS-VHDX 2.2.2): new identities, and a log in use.
-    ///
-    /// A log in use must hold a valid entry at every moment, so an empty entry is there before the headers name the log.
     #[cold]
-    pub(super) fn start_session(&self, state: &mut State) -> Result<(), MapError> {
-        if state.is_broken {
-            return Err(io("writing the image: an earlier failure left its tables unsure; open it again")(
-                std::io::ErrorKind::Other.into(),
-            ));
+    pub(super) fn start_session(&self, state: &mut State, changes: Changes) -> Result<(), MapError> {
+        if self.access == Access::ReadOnly {
+            return Err(MapError::ReadOnly);
         }
-        if state.log.is_some() {
-            return Ok(());
-        }
+        state.refuse_if_broken()?;
         let random = || Guid::random().map_err(io("getting random numbers"));
-        let (file_write_guid, data_write_guid, log_guid) = (random()?, random()?, random()?);
-        let writing = || io("starting to change the image");
+        let mut next = state.headers.current;
+        if changes == Changes::Data && !self.started.load(Acquire) {
+            next.data_write_guid = state.next_data_write_guid.map_or_else(random, Ok)?;
+        }
+        if state.log.is_none() {
+            next.file_write_guid = random()?;
+            next.log_guid = random()?;
+            next.log_version = 0;
+            let log = self.start_log(state, next.log_guid)?;
+            state.headers.replace(&*self.storage, next).map_err(io("starting to change the image"))?;
+            state.log = Some(log);
+        } else if next != state.headers.current {
+            state.headers.replace(&*self.storage, next).map_err(io("starting to change the image"))?;
+        }
+        if changes == Changes::Data {
+            state.next_data_write_guid = None;
+            self.started.store(true, Release);
+        }
+        Ok(())
+    }
+
+    /// A log in use must hold a valid entry at every moment, so an empty entry is there before the headers name the log.
+    fn start_log(&self, state: &mut State, guid: Guid) -> Result<LogWriter, MapError> {
         // What lies behind all tables and blocks is left from a crash: as it is unknown, it goes. The file grows by zeros again.
         let end = state.space.end();
+        let starting = || io("starting to change the image");
         if state.file_size != end {
-            self.storage.set_size(end).map_err(writing())?;
+            self.storage.set_size(end).map_err(starting())?;
             state.file_size = end;
         }
         let (offset, length) = state.headers.log();
         // If this failed half-way before, a header may name the entry that was written then: that one stays.
-        let start = if state.headers.current.log_guid.is_zero() { 0 } else { PAGE as u64 };
-        let mut log = LogWriter::new(log_guid, offset, length, start);
+        let position = if state.headers.current.log_guid.is_zero() { 0 } else { PAGE as u64 };
+        let mut log = LogWriter::new(guid, offset, length, position);
         let entry = log.encode(&[], state.file_size);
-        self.storage.write_at(offset + start, &entry).and_then(|()| self.storage.flush()).map_err(writing())?;
+        self.storage.write_at(offset + position, &entry).and_then(|()| self.storage.flush()).map_err(starting())?;
         log.advance(entry.len() as u64);
-        let next = Header { file_write_guid, data_write_guid, log_guid, log_version: 0, ..state.headers.current };
-        state.headers.replace(&*self.storage, next).map_err(writing())?;
-        state.log = Some(log);
-        self.started.store(true, Release);
-        Ok(())
+        Ok(log)
+    }
+
+    /// The identity that the image's data will have when it is changed next. A merge stores it in the child, as its parent's second
+    /// linkage, before it changes the parent: the child fits at every moment.
+    ///
+    /// # Errors
+    /// If there are no random numbers.
+    pub fn next_data_write_guid(&self) -> std::io::Result<Guid> {
+        let mut state = self.lock();
+        if self.started.load(Acquire) {
+            return Ok(state.headers.current.data_write_guid);
+        }
+        match state.next_data_write_guid {
+            Some(guid) => Ok(guid),
+            None => Ok(*state.next_data_write_guid.insert(Guid::random()?)),
+        }
     }
 
     /// Writes everything, leaves the log empty, and cuts off space that is not used. All tickets must be back: what they complete

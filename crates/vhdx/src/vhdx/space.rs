@@ -147,34 +147,37 @@ impl Space {
         self.logged.push(run);
     }
 
+    /// The free runs before the end, up to a number that bounds what a hostile file can cost.
+    pub(crate) fn all_gaps(&self) -> Vec<Run> {
+        let mut gaps = Vec::new();
+        let (mut unit, mut start) = (0, 0);
+        while unit < self.end && gaps.len() < MAX_GAPS {
+            let word = self.taken[(unit / 64) as usize];
+            let is_full = word == u64::MAX && unit.is_multiple_of(64);
+            if is_full || word >> (unit % 64) & 1 != 0 {
+                if start < unit {
+                    gaps.push(Run { start, count: unit - start });
+                }
+                unit += if is_full { 64 } else { 1 };
+                start = unit;
+            } else {
+                unit += 1;
+            }
+        }
+        gaps
+    }
+
     /// Puts the gaps of a file that was just opened into quarantine: what is in them is unknown until they are punched.
     pub(crate) fn quarantine_gaps(&mut self) {
-        let (mut unit, mut start) = (0, 0);
-        let mut gaps = Vec::new();
-        while unit < self.end && gaps.len() < MAX_GAPS {
-            if self.taken[(unit / 64) as usize] == u64::MAX {
-                if start < unit {
-                    gaps.push(Run { start, count: unit - start });
-                }
-                unit = (unit / 64 + 1) * 64;
-                start = unit;
-                continue;
-            }
-            if self.is_taken(unit) {
-                if start < unit {
-                    gaps.push(Run { start, count: unit - start });
-                }
-                start = unit + 1;
-            }
-            unit += 1;
-        }
+        let gaps = self.all_gaps();
         for run in &gaps {
             self.take(*run);
         }
         // What did not fit in the list is taken as well: nobody may use it before it was punched.
         if self.free > 0 {
-            for unit in unit..self.end {
-                self.take(Run { start: unit, count: 1 });
+            let rest = gaps.last().map_or(0, |run| run.start);
+            for unit in rest..self.end {
+                self.taken[(unit / 64) as usize] |= 1 << (unit % 64);
             }
             self.free = 0;
         }

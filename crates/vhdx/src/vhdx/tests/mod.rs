@@ -2,6 +2,10 @@
 
 mod basics;
 mod crash;
+mod damage;
+mod model;
+mod qemu;
+mod resize;
 
 use std::sync::Arc;
 
