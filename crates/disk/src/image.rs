@@ -112,10 +112,6 @@ pub(crate) fn open_tables(layer: &Layer, format: Format, access: Access) -> Resu
     if format == Format::Vhd && layer.direct.is_some() {
         return Err(OpenError::VhdDirect(layer.path.clone()));
     }
-    let file = layer.clone_cached().map_err(|source| OpenError::Io {
-        path: layer.path.clone(),
-        action: "opening it through the page cache as well, for its tables",
-        source,
-    })?;
+    let Some(file) = layer.through_cache() else { return Err(OpenError::ImageDirect(layer.path.clone())) };
     open_image(format, file, access).map_err(|source| OpenError::Image { path: layer.path.clone(), format, source })
 }
