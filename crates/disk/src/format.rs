@@ -68,6 +68,9 @@ pub(crate) trait ImageFile: Mapping {
     /// Makes the virtual disk larger. No commit is under way; requests may be.
     fn grow(&self, bytes: u64) -> Result<(), ImageError>;
 
+    /// Makes all that is complete durable, on this thread. No commit is under way.
+    fn settle(&self) -> Result<(), MapError>;
+
     /// Leaves the file as one that nobody uses.
     fn close(&self) -> Result<(), MapError>;
 
@@ -99,6 +102,10 @@ pub(crate) fn open_image(format: Format, file: Arc<File>, access: Access) -> Res
 impl ImageFile for vhdx2::Image {
     fn grow(&self, bytes: u64) -> Result<(), ImageError> {
         Ok(self.resize(bytes, vhdx2::BeyondEnd::Refuse)?)
+    }
+
+    fn settle(&self) -> Result<(), MapError> {
+        self.flush()
     }
 
     fn close(&self) -> Result<(), MapError> {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::chain::{self, Parent};
 use crate::commits::Commits;
 use crate::disk::{Access, Facts, Locking, OpenOptions, SectorSize};
-use crate::error::OpenError;
+use crate::error::{IoError, OpenError};
 use crate::format::{Format, ImageError, ImageFile, open_image};
 use crate::layer::{Kind, Layer};
 
@@ -89,6 +89,13 @@ impl Image {
         let Some(tables) = self.tables() else { return Err("its lock is not held".into()) };
         let _quiet = self.commits.quiet();
         tables.grow(bytes)
+    }
+
+    /// Makes all that is complete durable, if tables were changed.
+    pub fn settle(&self) -> Result<(), IoError> {
+        let Some(tables) = self.tables().filter(|_| self.access == Access::ReadWrite) else { return Ok(()) };
+        let _quiet = self.commits.quiet();
+        if tables.is_clean() { Ok(()) } else { tables.settle().map_err(|error| IoError::from(&error)) }
     }
 
     /// Writes the tables and forgets them. What cannot be written is as after a crash: nothing that was flushed is lost.
