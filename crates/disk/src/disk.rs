@@ -1,15 +1,16 @@
 //! A virtual disk: what it is, how it was opened, how large it is.
 
-use std::fs::{self, File};
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{LockError, OpenError, ResizeError};
-use crate::geometry::{self, Alignment};
+use crate::error::{IoError, OpenError, ResizeError};
+use crate::format::Format;
+use crate::geometry;
+use crate::image::Image;
+use crate::layer::{Kind, Layer};
 use crate::lock;
 
 /// Whether a disk may be written.
@@ -61,9 +62,11 @@ impl SectorSize {
     }
 }
 
-/// How to open a disk. The default is writable, through the host's cache, with the storage's own sector size, locked.
+/// How to open a disk. The default is raw, writable, through the host's cache, with the storage's own sector size, locked.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpenOptions {
+    /// What its file means.
+    pub format: Format,
     /// Whether it may be written.
     pub access: Access,
     /// Whether to use the host's page cache.
@@ -92,152 +95,40 @@ pub struct Disk {
 }
 
 struct Inner {
-    file: File,
-    /// With direct I/O: the same file through the page cache, for what is smaller than the storage's own sectors.
-    cached: Option<File>,
-    path: PathBuf,
-    kind: Kind,
+    // Before the files: an image writes its tables when it is dropped.
+    image: Option<Image>,
+    own: Layer,
+    format: Format,
     access: Access,
-    direct: Option<Alignment>,
     sector: SectorSize,
     physical_sector: u32,
     capacity: AtomicU64,
-    /// Cleared when the storage turns out not to do it, so that it is asked only once.
-    can_punch: AtomicBool,
-    can_zero: AtomicBool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    File,
-    BlockDevice,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        // Closing may not do: a descriptor that was passed to us can have copies elsewhere, which share the lock.
-        lock::release(&self.file);
-    }
 }
 
 impl Disk {
-    /// Opens the raw disk at `path`.
+    /// Opens the disk at `path`, with all its parents if it is a differencing image.
     pub fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<Disk, OpenError> {
-        let path = path.as_ref();
-        // Looked at before it is opened: opening a pipe waits for its other end, opening a tape rewinds it.
-        let metadata = fs::metadata(path).map_err(|error| open_error(path, error))?;
-        kind_of(&metadata, path)?;
-        let file = fs::OpenOptions::new()
-            .read(true)
-            .write(options.access == Access::ReadWrite)
-            .custom_flags(match options.cache {
-                Cache::Host => 0,
-                Cache::Direct => libc::O_DIRECT,
-            })
-            .open(path);
-        let file = file.map_err(|error| match error.raw_os_error() {
-            Some(libc::EINVAL) if options.cache == Cache::Direct => OpenError::DirectUnsupported(path.to_owned()),
-            _ => open_error(path, error),
-        })?;
-        Disk::from_file(file, path.to_owned(), options)
+        Disk::from_layer(Layer::open(path.as_ref(), options)?, options)
     }
 
     /// Takes a descriptor that is already open, for example one that a more privileged process passed. `name` is what error
     /// texts call it. The descriptor must allow what `options` ask for.
-    pub fn from_fd(fd: OwnedFd, name: impl Into<PathBuf>, options: OpenOptions) -> Result<Disk, OpenError> {
-        let path = name.into();
-        let fail = |action| {
-            let path = path.clone();
-            move |source| OpenError::Io { path, action, source }
-        };
-        // SAFETY: F_GETFL on a descriptor that we own.
-        let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
-        if flags < 0 {
-            return Err(fail("reading the descriptor's flags")(io::Error::last_os_error()));
-        }
-        if options.access == Access::ReadWrite && flags & libc::O_ACCMODE != libc::O_RDWR {
-            return Err(OpenError::NotWritable { path, source: io::Error::from_raw_os_error(libc::EBADF) });
-        }
-        let direct = match options.cache {
-            Cache::Host => 0,
-            Cache::Direct => libc::O_DIRECT,
-        };
-        // O_NONBLOCK would make io_uring give up where it should wait.
-        let wanted = (flags & !(libc::O_DIRECT | libc::O_NONBLOCK)) | direct;
-        // SAFETY: F_SETFL on a descriptor that we own.
-        if wanted != flags && unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, wanted) } != 0 {
-            let error = io::Error::last_os_error();
-            if options.cache == Cache::Direct && error.raw_os_error() == Some(libc::EINVAL) {
-                return Err(OpenError::DirectUnsupported(path));
-            }
-            return Err(fail("setting the descriptor's flags")(error));
-        }
-        Disk::from_file(File::from(fd), path, options)
+    pub fn from_fd(fd: OwnedFd, name: impl Into<std::path::PathBuf>, options: OpenOptions) -> Result<Disk, OpenError> {
+        Disk::from_layer(Layer::from_fd(fd, name.into(), options)?, options)
     }
 
-    fn from_file(file: File, path: PathBuf, options: OpenOptions) -> Result<Disk, OpenError> {
-        let io = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| OpenError::Io { path, action, source }
-        };
-        let metadata = file.metadata().map_err(io("reading its attributes", &path))?;
-        let kind = kind_of(&metadata, &path)?;
-        // Before anything is read from it: what it says is only certain while nobody else writes it.
-        if options.locking == Locking::Now {
-            lock::take(&file, options.access, &path)?;
-        }
-        let direct = match options.cache {
-            Cache::Host => None,
-            Cache::Direct => match geometry::direct_alignment(&file).map_err(io("reading its alignment", &path))? {
-                Some(alignment) => Some(alignment),
-                None => return Err(OpenError::DirectUnsupported(path)),
-            },
-        };
-        let (length, required, physical) = match kind {
-            Kind::File => {
-                let required = direct.map_or(512, |alignment| if alignment.offset > 512 { 4096 } else { 512 });
-                (metadata.len(), required, 4096)
-            }
-            Kind::BlockDevice => {
-                let (logical, physical) = geometry::device_sectors(&file).map_err(io("reading its sector size", &path))?;
-                (geometry::device_size(&file).map_err(io("reading its size", &path))?, logical, physical)
+    fn from_layer(own: Layer, options: OpenOptions) -> Result<Disk, OpenError> {
+        let (image, facts) = match options.format {
+            Format::Raw => (None, raw_facts(&own, options)?),
+            _ => {
+                let image = Image::open(&own, options)?;
+                let facts = image.facts(&own, options)?;
+                (Some(image), facts)
             }
         };
-        let detected = if required > 512 { SectorSize::Bytes4096 } else { SectorSize::Bytes512 };
-        let sector = options.sector_size.unwrap_or(detected);
-        if kind == Kind::BlockDevice && (sector.bytes() < required || required > 4096) {
-            return Err(OpenError::SectorSize { path, asked: sector.bytes(), required });
-        }
-        if length < u64::from(sector.bytes()) {
-            return Err(OpenError::TooSmall { path, length, sector: sector.bytes() });
-        }
-        if !length.is_multiple_of(u64::from(sector.bytes())) {
-            return Err(OpenError::PartialSector { path, length, sector: sector.bytes() });
-        }
-        // Only where a request can be smaller than direct I/O allows; where the file cannot be opened again (a sandbox), such
-        // requests fail.
-        let cached = match direct {
-            Some(alignment) if alignment.offset > 512 => fs::OpenOptions::new()
-                .read(true)
-                .write(options.access == Access::ReadWrite)
-                .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
-                .ok(),
-            _ => None,
-        };
-        let inner = Inner {
-            file,
-            cached,
-            path,
-            kind,
-            access: options.access,
-            direct,
-            sector,
-            physical_sector: physical.max(sector.bytes()),
-            capacity: AtomicU64::new(length),
-            can_punch: AtomicBool::new(true),
-            can_zero: AtomicBool::new(true),
-        };
-        Ok(Disk { inner: Arc::new(inner) })
+        let Facts { sector, physical_sector, length } = facts;
+        let (format, access, capacity) = (options.format, options.access, AtomicU64::new(length));
+        Ok(Disk { inner: Arc::new(Inner { image, own, format, access, sector, physical_sector, capacity }) })
     }
 
     /// The disk's size in bytes, a multiple of the sector size.
@@ -260,16 +151,26 @@ impl Disk {
         self.inner.access
     }
 
-    /// Where the disk was opened, or what it was called.
-    pub fn path(&self) -> &Path {
-        &self.inner.path
+    /// What its file means.
+    pub fn format(&self) -> Format {
+        self.inner.format
     }
 
-    /// Grows the disk to `bytes`. A file is extended (with a hole); a block device must have grown already. The disk may be in
-    /// use meanwhile; requests see the new capacity at once.
+    /// Where the disk was opened, or what it was called.
+    pub fn path(&self) -> &Path {
+        &self.inner.own.path
+    }
+
+    /// The files that the disk is made of: its own, and those of its parents, the nearest first.
+    pub fn chain(&self) -> impl Iterator<Item = &Path> {
+        self.layers().map(|layer| layer.path.as_path())
+    }
+
+    /// Grows the disk to `bytes`. A file is extended (with a hole); a block device must have grown already; an image takes no space
+    /// for it. The disk may be in use meanwhile; requests see the new capacity at once.
     pub fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
         let inner = &*self.inner;
-        let (path, now) = (inner.path.clone(), self.capacity());
+        let (path, now) = (inner.own.path.clone(), self.capacity());
         if inner.access == Access::ReadOnly {
             return Err(ResizeError::ReadOnly(path));
         }
@@ -280,14 +181,17 @@ impl Disk {
             return Err(ResizeError::PartialSector { path, asked: bytes, sector: inner.sector.bytes() });
         }
         let io = |source| ResizeError::Io { path: path.clone(), asked: bytes, source };
-        match inner.kind {
-            Kind::File => {
-                if inner.file.metadata().map_err(io)?.size() < bytes {
-                    inner.file.set_len(bytes).map_err(io)?;
+        match (&inner.image, inner.own.kind) {
+            (Some(image), _) => {
+                image.grow(bytes).map_err(|source| ResizeError::Image { path: path.clone(), asked: bytes, source })?;
+            }
+            (None, Kind::File) => {
+                if inner.own.file.metadata().map_err(io)?.size() < bytes {
+                    inner.own.file.set_len(bytes).map_err(io)?;
                 }
             }
-            Kind::BlockDevice => {
-                let now = geometry::device_size(&inner.file).map_err(io)?;
+            (None, Kind::BlockDevice) => {
+                let now = geometry::device_size(&inner.own.file).map_err(io)?;
                 if now < bytes {
                     return Err(ResizeError::DeviceTooSmall { path, now, asked: bytes });
                 }
@@ -298,67 +202,86 @@ impl Disk {
     }
 
     /// Takes the disk's lock: exclusive if the disk may be written, otherwise shared with other readers. Taking it twice is fine.
-    pub fn take_lock(&self) -> Result<(), LockError> {
-        lock::take(&self.inner.file, self.inner.access, &self.inner.path)
+    /// An image's tables are read again: another machine may have written them.
+    pub fn take_lock(&self) -> Result<(), OpenError> {
+        let inner = &*self.inner;
+        lock::take(&inner.own.file, inner.access, &inner.own.path)?;
+        if let Some(image) = &inner.image {
+            let size = image.reopen(&inner.own).inspect_err(|_| lock::release(&inner.own.file))?;
+            inner.capacity.store(size, Ordering::Release);
+        }
+        Ok(())
     }
 
-    /// Gives the lock up, so that the receiving side of a move can take it. The caller has stopped all I/O and flushed.
+    /// Gives the lock up, so that the receiving side of a move can take it. The caller has dropped all engines and flushed. Tables
+    /// of an image are written, and it can be used no more until the lock is taken again.
     pub fn release_lock(&self) {
-        lock::release(&self.inner.file);
+        if let Some(image) = &self.inner.image {
+            image.close();
+        }
+        lock::release(&self.inner.own.file);
     }
 
-    pub(crate) fn file(&self) -> &File {
-        &self.inner.file
+    /// Writes what of an image is only in this process's memory, its changed tables: all that was written is there then, even if
+    /// the process ends at once. A raw disk has nothing of the kind. Waits for a commit under way, whose engine has to be run.
+    ///
+    /// # Errors
+    /// What a flush fails with; it can be tried again.
+    pub fn settle(&self) -> Result<(), IoError> {
+        self.inner.image.as_ref().map_or(Ok(()), Image::settle)
     }
 
-    pub(crate) fn cached_fd(&self) -> Option<RawFd> {
-        self.inner.cached.as_ref().map(AsRawFd::as_raw_fd)
+    pub(crate) fn own(&self) -> &Layer {
+        &self.inner.own
     }
 
-    pub(crate) fn kind(&self) -> Kind {
-        self.inner.kind
+    pub(crate) fn image(&self) -> Option<&Image> {
+        self.inner.image.as_ref()
     }
 
-    pub(crate) fn direct(&self) -> Option<Alignment> {
-        self.inner.direct
-    }
-
-    pub(crate) fn can_punch(&self) -> &AtomicBool {
-        &self.inner.can_punch
-    }
-
-    pub(crate) fn can_zero(&self) -> &AtomicBool {
-        &self.inner.can_zero
+    /// The disk's own file, then those of its parents.
+    pub(crate) fn layers(&self) -> impl Iterator<Item = &Layer> {
+        let parents = self.inner.image.iter().flat_map(Image::parents);
+        std::iter::once(&self.inner.own).chain(parents.map(|parent| &parent.layer))
     }
 }
 
 impl std::fmt::Debug for Disk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Disk").field("path", &self.inner.path).field("capacity", &self.capacity()).finish_non_exhaustive()
+        f.debug_struct("Disk").field("path", &self.path()).field("capacity", &self.capacity()).finish_non_exhaustive()
     }
 }
 
-fn kind_of(metadata: &fs::Metadata, path: &Path) -> Result<Kind, OpenError> {
-    let kind = metadata.file_type();
-    let what = match () {
-        () if kind.is_file() => return Ok(Kind::File),
-        () if kind.is_block_device() => return Ok(Kind::BlockDevice),
-        () if kind.is_dir() => return Err(OpenError::Directory(path.to_owned())),
-        () if kind.is_fifo() => "a pipe",
-        () if kind.is_socket() => "a socket",
-        () => "a character device",
+/// What a disk's user has to know of it.
+pub(crate) struct Facts {
+    pub sector: SectorSize,
+    pub physical_sector: u32,
+    pub length: u64,
+}
+
+fn raw_facts(own: &Layer, options: OpenOptions) -> Result<Facts, OpenError> {
+    let path = || own.path.clone();
+    let io = |action| move |source| OpenError::Io { path: own.path.clone(), action, source };
+    let (length, required, physical) = match own.kind {
+        Kind::File => {
+            let required = own.direct.map_or(512, |alignment| if alignment.offset > 512 { 4096 } else { 512 });
+            (own.file.metadata().map_err(io("reading its attributes"))?.len(), required, 4096)
+        }
+        Kind::BlockDevice => {
+            let (logical, physical) = geometry::device_sectors(&own.file).map_err(io("reading its sector size"))?;
+            (geometry::device_size(&own.file).map_err(io("reading its size"))?, logical, physical)
+        }
     };
-    Err(OpenError::NotADisk { path: path.to_owned(), what })
-}
-
-pub(crate) fn open_error(path: &Path, source: io::Error) -> OpenError {
-    let path = path.to_owned();
-    match source.raw_os_error() {
-        Some(libc::ENOENT | libc::ENOTDIR) => OpenError::NotFound(path),
-        // SAFETY: geteuid always succeeds.
-        Some(libc::EACCES) => OpenError::PermissionDenied { path, uid: unsafe { libc::geteuid() } },
-        Some(libc::EROFS | libc::EPERM | libc::ETXTBSY) => OpenError::NotWritable { path, source },
-        Some(libc::EISDIR) => OpenError::Directory(path),
-        _ => OpenError::Io { path, action: "opening it", source },
+    let detected = if required > 512 { SectorSize::Bytes4096 } else { SectorSize::Bytes512 };
+    let sector = options.sector_size.unwrap_or(detected);
+    if own.kind == Kind::BlockDevice && (sector.bytes() < required || required > 4096) {
+        return Err(OpenError::SectorSize { path: path(), asked: sector.bytes(), required });
     }
+    if length < u64::from(sector.bytes()) {
+        return Err(OpenError::TooSmall { path: path(), length, sector: sector.bytes() });
+    }
+    if !length.is_multiple_of(u64::from(sector.bytes())) {
+        return Err(OpenError::PartialSector { path: path(), length, sector: sector.bytes() });
+    }
+    Ok(Facts { sector, physical_sector: physical.max(sector.bytes()), length })
 }

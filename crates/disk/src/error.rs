@@ -4,6 +4,9 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use vhdx::MapError;
+
+use crate::format::Format;
 use crate::lock::Holder;
 
 /// Why a disk could not be opened.
@@ -88,6 +91,83 @@ pub enum OpenError {
     /// Somebody else uses the disk.
     #[error(transparent)]
     Locked(#[from] LockError),
+    /// An image on something that has a fixed size.
+    #[error("disk {path}: a block device cannot hold a {format} image; attach it as raw, or copy the image to a file", path = path.display())]
+    ImageOnDevice {
+        /// The disk.
+        path: PathBuf,
+        /// What it was said to be.
+        format: Format,
+    },
+    /// The file is no image of this format, or a damaged one.
+    #[error("disk {path}: as a {format} image: {source}", path = path.display())]
+    Image {
+        /// The disk.
+        path: PathBuf,
+        /// What it was said to be.
+        format: Format,
+        /// What is wrong with it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Tables are no aligned memory.
+    #[error(
+        "disk {path}: an image's tables go through the host's page cache even if its data goes around it, and the file cannot be \
+         opened a second time here; use the cache for this disk, or attach it when the VM starts",
+        path = .0.display()
+    )]
+    ImageDirect(PathBuf),
+    /// VHD's tables and data share pages, which the cache and direct I/O would both write.
+    #[error("disk {path}: VHD images cannot go around the host's page cache; use it, or convert the image to VHDX", path = .0.display())]
+    VhdDirect(PathBuf),
+    /// A differencing image's parent is not where the image says.
+    #[error("disk {chain}: its parent is not there (looked for {}); bring it back, or name its new place in the image",
+        .tried.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "))]
+    ParentMissing {
+        /// The images up to the one whose parent it is.
+        chain: Chain,
+        /// Where it was looked for; nowhere if the image only names places on other machines.
+        tried: Vec<PathBuf>,
+    },
+    /// What is at the parent's place is another image, or was changed after the child was made.
+    #[error(
+        "disk {chain}: the last one is not the image that its child was made from, or was changed since;          bring the right one back, or restore both from a backup"
+    )]
+    ParentChanged {
+        /// The images up to the wrong parent.
+        chain: Chain,
+    },
+    /// The parent's sectors are larger than the child's.
+    #[error("disk {chain}: the last one has sectors of {parent} bytes, its child of {child}; attach them on their own")]
+    ParentSectors {
+        /// The images up to the parent.
+        chain: Chain,
+        /// Its sector size.
+        parent: u32,
+        /// The child's.
+        child: u32,
+    },
+    /// An image is its own ancestor.
+    #[error("disk {chain}: the last one was there before; an image cannot be its own ancestor, name the right parent")]
+    ParentCycle {
+        /// The images up to the one that is there twice.
+        chain: Chain,
+    },
+    /// Too many parents.
+    #[error("disk {path}: more than {limit} images hang on each other; merge some of them", path = path.display())]
+    ChainTooLong {
+        /// The disk.
+        path: PathBuf,
+        /// How many there can be.
+        limit: usize,
+    },
+    /// A parent could not be opened.
+    #[error("disk {chain}: {source}")]
+    Parent {
+        /// The images up to the parent.
+        chain: Chain,
+        /// Why.
+        source: Box<OpenError>,
+    },
     /// Anything else.
     #[error("disk {path}: {action}: {source}", path = path.display())]
     Io {
@@ -98,6 +178,17 @@ pub enum OpenError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// Images that hang on each other, the child first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain(pub Vec<PathBuf>);
+
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let paths: Vec<_> = self.0.iter().map(|path| path.display().to_string()).collect();
+        f.write_str(&paths.join(" -> "))
+    }
 }
 
 /// Why a disk's lock was not taken.
@@ -161,6 +252,16 @@ pub enum ResizeError {
     /// The disk is attached read-only.
     #[error("disk {path}: it is attached read-only", path = .0.display())]
     ReadOnly(PathBuf),
+    /// The image refused.
+    #[error("disk {path}: cannot be grown to {asked} bytes: {source}", path = path.display())]
+    Image {
+        /// The disk.
+        path: PathBuf,
+        /// The size asked for.
+        asked: u64,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The system refused.
     #[error("disk {path}: cannot be grown to {asked} bytes: {source}", path = path.display())]
     Io {
@@ -185,6 +286,9 @@ pub enum EngineError {
          kernel.io_uring_group; in a container, allow the io_uring_* system calls in its seccomp profile"
     )]
     Forbidden,
+    /// The disk is an image whose lock is not held, so what its tables say is not certain.
+    #[error("disk {path}: its lock was given up or not yet taken; take it first", path = .0.display())]
+    Unlocked(PathBuf),
     /// Too little memory, descriptors, or anything else.
     #[error("io_uring cannot be set up: {0}")]
     Io(#[source] io::Error),
@@ -201,11 +305,48 @@ pub enum IoError {
     ReadOnly,
     /// The file is shorter than the disk: somebody cut it.
     UnexpectedEnd,
+    /// A table of the image is damaged where the request needs it.
+    Damaged,
     /// The system said this (an errno).
     Os(i32),
 }
 
+impl From<&MapError> for IoError {
+    fn from(error: &MapError) -> IoError {
+        match error {
+            MapError::Range { .. } => IoError::OutOfRange,
+            MapError::ReadOnly => IoError::ReadOnly,
+            MapError::CommitFirst => IoError::Os(libc::EBUSY),
+            MapError::Damaged { .. } => IoError::Damaged,
+            MapError::Io { source, .. } => IoError::from(source),
+        }
+    }
+}
+
+impl From<&io::Error> for IoError {
+    fn from(error: &io::Error) -> IoError {
+        match (error.raw_os_error(), error.kind()) {
+            (Some(errno), _) => IoError::from_errno(errno),
+            (None, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => IoError::NoSpace,
+            (None, io::ErrorKind::UnexpectedEof) => IoError::UnexpectedEnd,
+            (None, _) => IoError::Os(libc::EIO),
+        }
+    }
+}
+
 impl IoError {
+    /// As a mapping wants to hear it.
+    pub(crate) fn kind(self) -> io::ErrorKind {
+        match self {
+            IoError::NoSpace => io::ErrorKind::StorageFull,
+            IoError::OutOfRange => io::ErrorKind::InvalidInput,
+            IoError::ReadOnly => io::ErrorKind::ReadOnlyFilesystem,
+            IoError::UnexpectedEnd => io::ErrorKind::UnexpectedEof,
+            IoError::Damaged => io::ErrorKind::InvalidData,
+            IoError::Os(errno) => io::Error::from_raw_os_error(errno).kind(),
+        }
+    }
+
     pub(crate) fn from_errno(errno: i32) -> IoError {
         match errno {
             libc::ENOSPC | libc::EDQUOT => IoError::NoSpace,
@@ -223,6 +364,7 @@ impl fmt::Display for IoError {
             IoError::OutOfRange => f.write_str("past the end of the disk"),
             IoError::ReadOnly => f.write_str("the disk is read-only"),
             IoError::UnexpectedEnd => f.write_str("the disk's file is shorter than the disk"),
+            IoError::Damaged => f.write_str("the image's tables are damaged; check it with 'maru disk check'"),
             IoError::Os(errno) => io::Error::from_raw_os_error(*errno).fmt(f),
         }
     }

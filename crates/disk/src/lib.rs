@@ -8,9 +8,10 @@
 //!        release_lock / take_lock (moves)            next: completed tags, ready descriptors
 //! ```
 //!
-//! Callers speak in offsets of the *virtual disk*. Today a disk is a raw file or a block device, where these are offsets
-//! of the file; an image format puts its mapping behind [`Disk`] and the first step of an engine's request, and no
-//! caller changes.
+//! Callers speak in offsets of the *virtual disk*. In a raw file or a block device these are offsets of the file. An image
+//! ([`Format`]) has tables (crate `vhdx`): the engine asks them where a request's data is, does the reads and writes, in the image's
+//! file and in those of its parents, and the commits that make changed tables durable with a flush. All engines of one image
+//! share its tables and its commits.
 //!
 //! # I/O model
 //! A [`Disk`] may be used from any thread. An [`Engine`] belongs to the thread that made it, owns one io_uring, and does
@@ -26,18 +27,24 @@
 //! request fails with an [`IoError`], small and comparable, because a device decides on it.
 
 mod buffer;
+mod chain;
+mod commits;
 pub mod dirty;
 mod disk;
 mod engine;
 mod error;
+mod format;
 mod geometry;
+mod image;
 pub mod import;
+mod layer;
 pub mod limits;
 mod lock;
 
 pub use disk::{Access, Cache, Disk, Locking, OpenOptions, SectorSize};
 pub use engine::{Durability, Engine, Event, MAX_DEPTH, Zeroing};
-pub use error::{EngineError, IoError, LockError, OpenError, ResizeError};
+pub use error::{Chain, EngineError, IoError, LockError, OpenError, ResizeError};
+pub use format::Format;
 pub use lock::Holder;
 
 #[cfg(test)]

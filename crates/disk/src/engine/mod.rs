@@ -5,6 +5,9 @@
 //! hands out what completed. A request takes as many steps as it needs (short transfers are continued, unsupported operations
 //! replaced); the caller only sees its end.
 
+mod commit;
+mod image;
+mod pieces;
 mod ring;
 mod slot;
 mod steps;
@@ -19,8 +22,11 @@ use libc::iovec;
 use crate::buffer::AlignedBuffer;
 use crate::disk::{Access, Disk};
 use crate::error::{EngineError, IoError};
+use crate::geometry::Alignment;
+use crate::layer::Layer;
+use image::ImageSide;
 use ring::{Reaped, Ring};
-use slot::{Fallback, Phase, Route, Slot};
+use slot::{Fallback, Owner, Phase, Route, Slot};
 
 /// The largest depth of an engine.
 pub const MAX_DEPTH: u16 = 1024;
@@ -65,31 +71,54 @@ pub struct Engine {
     // Dropped first: while the ring exists, the kernel may use what the slots hold.
     ring: Ring,
     disk: Disk,
-    files: Files,
-    slots: Box<[Slot]>,
+    /// By layer: the disk's own file, then those of its parents.
+    files: Box<[FilePair]>,
+    /// By tag; behind them those of parts and steps, as far as they were needed.
+    slots: Vec<Slot>,
+    depth: u16,
     /// Requests started and not reported.
     in_flight: usize,
     /// Entries of requests that the kernel has, or that wait in the ring to be submitted.
     outstanding: usize,
-    /// Requests that wait for a bounce buffer, in order.
-    waiting: VecDeque<u16>,
+    /// Slots that wait for a bounce buffer, in order.
+    waiting: VecDeque<u32>,
     bounces_in_use: usize,
     spare_bounce: Option<AlignedBuffer>,
     zeros: Option<AlignedBuffer>,
     watched: Vec<RawFd>,
+    /// Requests that have ended without the kernel's answer to them, or several by one answer.
+    ended: VecDeque<Event>,
+    /// What only a disk that is an image needs.
+    image: Option<Box<ImageSide>>,
 }
 
-/// The disk as it was opened, and through the page cache. They are not registered with the ring: that would save some
+/// A file as it was opened, and through the page cache. They are not registered with the ring: that would save some
 /// nanoseconds for each request, but the kernel takes the ring of a killed process down at leisure (a second later, on a busy
 /// machine), and registered files keep the disk locked until then. Requests in flight keep it locked in any case.
 #[derive(Clone, Copy)]
-struct Files {
+struct FilePair {
     plain: types::Fd,
     cached: types::Fd,
+    direct: Option<Alignment>,
+    has_cached: bool,
 }
 
-/// Marks the user data of a watched descriptor; a request's is its tag.
+impl From<&Layer> for FilePair {
+    fn from(layer: &Layer) -> FilePair {
+        let (file, cached) = (layer.file.as_raw_fd(), layer.cached_fd());
+        FilePair {
+            plain: types::Fd(file),
+            cached: types::Fd(cached.unwrap_or(file)),
+            direct: layer.direct,
+            has_cached: cached.is_some(),
+        }
+    }
+}
+
+/// Marks the user data of a watched descriptor; that of others is a slot's number.
 const WATCH: u64 = 1 << 32;
+/// The user data of the descriptor by which another engine of the same image tells of a commit.
+const WAKE: u64 = 1 << 33;
 /// Bounce buffers are rare (guests align their buffers), so few of a middling size are enough.
 const BOUNCE_BYTES: usize = 128 * 1024;
 const MAX_BOUNCES: usize = 4;
@@ -103,13 +132,14 @@ impl Engine {
     /// Makes an engine for `disk` in which up to `depth` requests can be under way. It stays on this thread.
     pub fn new(disk: &Disk, depth: u16) -> Result<Engine, EngineError> {
         let depth = depth.clamp(1, MAX_DEPTH);
-        let ring = Ring::new(u32::from(depth))?;
-        let file = disk.file().as_raw_fd();
-        Ok(Engine {
-            ring,
+        let image = ImageSide::new(disk, depth)?;
+        let extra = if image.is_some() { image::EXTRA_SLOTS } else { 0 };
+        let mut engine = Engine {
+            ring: Ring::new(u32::from(depth) + extra)?,
             disk: disk.clone(),
-            files: Files { plain: types::Fd(file), cached: types::Fd(disk.cached_fd().unwrap_or(file)) },
+            files: disk.layers().map(FilePair::from).collect(),
             slots: (0..depth).map(|_| Slot::idle()).collect(),
+            depth,
             in_flight: 0,
             outstanding: 0,
             waiting: VecDeque::new(),
@@ -117,7 +147,11 @@ impl Engine {
             spare_bounce: None,
             zeros: None,
             watched: Vec::new(),
-        })
+            ended: VecDeque::new(),
+            image: image.map(Box::new),
+        };
+        engine.arm_wake();
+        Ok(engine)
     }
 
     /// Finds out whether engines can be made here at all, to say so before a VM starts.
@@ -127,7 +161,7 @@ impl Engine {
 
     /// How many requests can be under way; tags are below it.
     pub fn depth(&self) -> u16 {
-        self.slots.len() as u16
+        self.depth
     }
 
     /// How many requests were started and not yet reported.
@@ -164,7 +198,7 @@ impl Engine {
     pub fn flush(&mut self, tag: u16) {
         let slot = self.claim(tag);
         slot.phase = Phase::Sync;
-        self.issue(tag);
+        if self.image.is_some() { self.flush_image(tag) } else { self.issue(u32::from(tag)) }
     }
 
     /// Starts to give a range back to the storage. What it reads as afterwards is undefined. Storage that cannot do it ignores it.
@@ -209,12 +243,10 @@ impl Engine {
     /// Submits what was started, and sleeps until [`Engine::next`] has something to return. One system call, or none if
     /// something is there and nothing has to be submitted.
     pub fn wait(&mut self) {
-        if self.ring.has_completions() {
-            if self.ring.has_queued() {
-                self.ring.enter(0);
-            }
-        } else {
-            self.ring.enter(1);
+        if self.ended.is_empty() {
+            self.ring.wait();
+        } else if self.ring.has_queued() {
+            self.ring.enter(0);
         }
     }
 
@@ -230,7 +262,15 @@ impl Engine {
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Option<Event> {
         loop {
+            if let Some(event) = self.ended.pop_front() {
+                self.in_flight -= 1;
+                return Some(event);
+            }
             let reaped = self.ring.pop()?;
+            if reaped.user_data & WAKE != 0 {
+                self.woken(reaped.more);
+                continue;
+            }
             if reaped.user_data & WATCH != 0 {
                 let token = reaped.user_data as u16;
                 if !reaped.more {
@@ -239,6 +279,7 @@ impl Engine {
                 return Some(Event::Ready { token });
             }
             if let Some(event) = self.completed(reaped) {
+                self.in_flight -= 1;
                 return Some(event);
             }
         }
@@ -268,6 +309,7 @@ impl Engine {
     }
 
     fn claim(&mut self, tag: u16) -> &mut Slot {
+        assert!(tag < self.depth, "tag {tag} is not below the depth {}", self.depth);
         let slot = &mut self.slots[usize::from(tag)];
         assert!(slot.phase == Phase::Idle, "tag {tag} is in use");
         self.in_flight += 1;
@@ -287,21 +329,17 @@ impl Engine {
     ) -> Result<(), IoError> {
         let length = segments.iter().fold(0u64, |sum, segment| sum.saturating_add(segment.iov_len as u64));
         self.in_range(offset, length)?;
-        let (direct, has_cached) = (self.disk.direct(), self.disk.cached_fd().is_some());
+        let (file, is_image) = (self.files[0], self.image.is_some());
         let slot = self.claim(tag);
         slot.set_segments(segments);
         slot.durable = durability == Durability::Durable;
         (slot.offset, slot.left) = (offset, length);
-        if let Some(alignment) = direct {
-            let mask = u64::from(alignment.offset) - 1;
-            if (offset | length) & mask != 0 && has_cached {
-                slot.route = Route::Cached;
-            } else if !slot.segments_aligned(alignment) {
-                slot.route = Route::Bounce;
-            }
-        }
         slot.phase = phase;
-        self.issue(tag);
+        if is_image {
+            return self.start_image(tag);
+        }
+        slot.choose_route(file);
+        self.issue(u32::from(tag));
         Ok(())
     }
 
@@ -312,18 +350,22 @@ impl Engine {
         slot.durable = durability == Durability::Durable;
         (slot.offset, slot.left) = (offset, length);
         slot.phase = phase;
-        self.issue(tag);
+        if self.image.is_some() {
+            return self.start_image(tag);
+        }
+        self.issue(u32::from(tag));
         Ok(())
     }
 }
 
 impl Drop for Engine {
-    /// Waits for everything that the kernel still does with the callers' memory.
+    /// Waits for everything that the kernel still does with the callers' memory, and ends a commit that this engine does for all.
     fn drop(&mut self) {
+        self.close_image();
         while self.outstanding > 0 {
-            self.wait();
+            self.ring.wait();
             while let Some(Reaped { user_data, .. }) = self.ring.pop() {
-                if user_data & WATCH == 0 {
+                if user_data & (WATCH | WAKE) == 0 {
                     self.outstanding -= 1;
                 }
             }

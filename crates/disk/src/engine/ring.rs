@@ -104,6 +104,15 @@ impl Ring {
         }
     }
 
+    /// Submits what is queued, and sleeps until there is a completion.
+    pub fn wait(&mut self) {
+        if !self.has_completions() {
+            self.enter(1);
+        } else if self.has_queued() {
+            self.enter(0);
+        }
+    }
+
     /// The next completion, without a system call.
     pub fn pop(&mut self) -> Option<Reaped> {
         if let Some(reaped) = self.backlog.pop_front() {

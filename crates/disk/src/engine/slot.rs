@@ -2,6 +2,7 @@
 
 use libc::iovec;
 
+use super::FilePair;
 use crate::buffer::AlignedBuffer;
 use crate::geometry::Alignment;
 
@@ -44,12 +45,26 @@ pub(super) enum Route {
     Cached,
 }
 
+/// Whose work a slot does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// All of the request with the slot's number as its tag.
+    Request,
+    /// A part of the request with this tag.
+    Part(u16),
+    /// A step of the commit that this engine does.
+    Commit,
+}
+
 pub(super) struct Slot {
+    pub owner: Owner,
     pub phase: Phase,
+    /// Which file of the disk's chain: 0 is its own.
+    pub layer: u16,
     pub route: Route,
     /// Whether it has to be on stable storage when it completes.
     pub durable: bool,
-    /// Where it goes on, in the virtual disk.
+    /// Where it goes on, in the file.
     pub offset: u64,
     /// How much is left.
     pub left: u64,
@@ -61,12 +76,16 @@ pub(super) struct Slot {
     pub segments: Vec<iovec>,
     pub first: usize,
     pub bounce: Option<AlignedBuffer>,
+    /// What a step of a commit writes; `segments` points to it.
+    pub data: Vec<u8>,
 }
 
 impl Slot {
     pub fn idle() -> Slot {
         Slot {
+            owner: Owner::Request,
             phase: Phase::Idle,
+            layer: 0,
             route: Route::Plain,
             durable: false,
             offset: 0,
@@ -76,6 +95,7 @@ impl Slot {
             segments: Vec::new(),
             first: 0,
             bounce: None,
+            data: Vec::new(),
         }
     }
 
@@ -102,6 +122,17 @@ impl Slot {
         let (address, length) = (alignment.memory as usize - 1, alignment.offset as usize - 1);
         // A vector's inner lengths only need the memory's alignment in some file systems; the stricter rule holds in all.
         self.segments.iter().all(|it| it.iov_base as usize & address == 0 && it.iov_len & length == 0)
+    }
+
+    /// Decides how a transfer reaches the file, once its place and its segments are known.
+    pub fn choose_route(&mut self, file: FilePair) {
+        let Some(alignment) = file.direct else { return };
+        let mask = u64::from(alignment.offset) - 1;
+        if (self.offset | self.left) & mask != 0 && file.has_cached {
+            self.route = Route::Cached;
+        } else if !self.segments_aligned(alignment) {
+            self.route = Route::Bounce;
+        }
     }
 
     /// Notes that the next `count` bytes of the segments are done.
@@ -156,6 +187,7 @@ impl Slot {
     pub fn clear(&mut self) {
         self.phase = Phase::Idle;
         self.retries = 0;
+        self.data = Vec::new();
         if self.segments.capacity() > KEPT_SEGMENTS {
             self.segments = Vec::new();
         } else {

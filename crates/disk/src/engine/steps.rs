@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicBool;
 use io_uring::{opcode, squeue, types};
 
 use super::*;
-use crate::disk::Kind;
 use crate::geometry;
+use crate::layer::Kind;
 
 /// How often a request is tried again when the kernel says `EAGAIN` or `EINTR` in a row.
 const MAX_RETRIES: u8 = 100;
@@ -25,85 +25,90 @@ enum Next {
 
 impl Engine {
     /// Queues the next step of a request.
-    pub(super) fn issue(&mut self, tag: u16) {
-        let slot = &mut self.slots[usize::from(tag)];
+    pub(super) fn issue(&mut self, number: u32) {
+        let slot = &mut self.slots[number as usize];
         // A step that the storage is known not to have is not asked for.
         if let Phase::Punch { fallback: Fallback::Zero } = slot.phase
-            && !self.disk.can_punch().load(Ordering::Relaxed)
+            && !self.disk.own().can_punch.load(Ordering::Relaxed)
         {
             slot.phase = Phase::ZeroRange;
         }
-        if slot.phase == Phase::ZeroRange && !self.disk.can_zero().load(Ordering::Relaxed) {
+        if slot.phase == Phase::ZeroRange && !self.disk.own().can_zero.load(Ordering::Relaxed) {
             slot.phase = Phase::WriteZeros;
         }
         if matches!(slot.phase, Phase::Read | Phase::Write) && slot.route == Route::Bounce && slot.bounce.is_none() {
             if self.bounces_in_use == MAX_BOUNCES {
-                self.waiting.push_back(tag);
+                self.waiting.push_back(number);
                 return;
             }
             self.bounces_in_use += 1;
             let spare = self.spare_bounce.take();
             slot.bounce = Some(spare.unwrap_or_else(|| AlignedBuffer::new(BOUNCE_BYTES)));
         }
+        let file = self.files[usize::from(slot.layer)];
         let entry = match slot.phase {
-            Phase::Read | Phase::Write => transfer_entry(slot, self.files),
-            Phase::Punch { .. } => fallocate_entry(slot, self.files, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE),
-            Phase::ZeroRange => fallocate_entry(slot, self.files, libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE),
+            Phase::Read | Phase::Write => transfer_entry(slot, file),
+            Phase::Punch { .. } => fallocate_entry(slot, file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE),
+            Phase::ZeroRange => fallocate_entry(slot, file, libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE),
             Phase::WriteZeros => {
                 let zeros = self.zeros.get_or_insert_with(|| AlignedBuffer::new(ZEROS_BYTES));
-                zeros_entry(slot, self.files, zeros, self.disk.direct().map_or(1, |alignment| alignment.offset))
+                zeros_entry(slot, file, zeros, file.direct.map_or(1, |alignment| alignment.offset))
             }
-            Phase::Sync => opcode::Fsync::new(self.files.plain).flags(types::FsyncFlags::DATASYNC).build(),
+            Phase::Sync => opcode::Fsync::new(file.plain).flags(types::FsyncFlags::DATASYNC).build(),
             Phase::Idle => unreachable!("an idle slot has no step"),
         };
         // SAFETY: the entry points to the caller's memory, valid until the request is reported by the caller's promise, or to
         // vectors and buffers that the slot (or the engine, for zeros) keeps until then; a dropped engine waits for both.
-        unsafe { self.ring.push(&entry.user_data(u64::from(tag))) };
+        unsafe { self.ring.push(&entry.user_data(u64::from(number))) };
         self.outstanding += 1;
     }
 
-    /// Takes the kernel's answer; an event if the request has ended.
+    /// Takes the kernel's answer; an event if a request has ended.
     pub(super) fn completed(&mut self, reaped: Reaped) -> Option<Event> {
         self.outstanding -= 1;
-        let tag = reaped.user_data as u16;
-        let next = self.judge(tag, reaped.result);
-        let slot = &mut self.slots[usize::from(tag)];
+        let number = reaped.user_data as u32;
+        let next = self.judge(number, reaped.result);
+        let slot = &mut self.slots[number as usize];
         let result = match next {
             Next::Again => {
-                self.issue(tag);
+                self.issue(number);
                 return None;
             }
             Next::Step(phase) => {
                 slot.phase = phase;
-                self.issue(tag);
+                self.issue(number);
                 return None;
             }
             // Data written durably came with RWF_DSYNC and needs no step of its own.
             Next::Finish if slot.durable && !matches!(slot.phase, Phase::Write | Phase::Sync) => {
                 slot.phase = Phase::Sync;
-                self.issue(tag);
+                self.issue(number);
                 return None;
             }
             Next::Finish => Ok(()),
             Next::Fail(error) => Err(error),
         };
-        slot.clear();
         if let Some(bounce) = slot.bounce.take() {
             self.bounces_in_use -= 1;
             self.spare_bounce = Some(bounce);
-            if let Some(tag) = self.waiting.pop_front() {
-                self.issue(tag);
+            if let Some(next) = self.waiting.pop_front() {
+                self.issue(next);
             } else if self.bounces_in_use == 0 {
                 self.spare_bounce = None;
             }
         }
-        self.in_flight -= 1;
-        Some(Event::Done { tag, result })
+        if self.image.is_some() { self.image_slot_ended(number, result) } else { Some(self.end(number as u16, result)) }
     }
 
-    fn judge(&mut self, tag: u16, result: i32) -> Next {
-        let alignment = self.disk.direct().map_or(1, |alignment| u64::from(alignment.offset));
-        let slot = &mut self.slots[usize::from(tag)];
+    /// Makes a request's slot free. It stays in flight until the event was handed out.
+    pub(super) fn end(&mut self, tag: u16, result: Result<(), IoError>) -> Event {
+        self.slots[usize::from(tag)].clear();
+        Event::Done { tag, result }
+    }
+
+    fn judge(&mut self, number: u32, result: i32) -> Next {
+        let slot = &mut self.slots[number as usize];
+        let alignment = self.files[usize::from(slot.layer)].direct.map_or(1, |alignment| u64::from(alignment.offset));
         if matches!(-result, libc::EAGAIN | libc::EINTR) && slot.retries < MAX_RETRIES {
             slot.retries += 1;
             return Next::Again;
@@ -131,20 +136,20 @@ impl Engine {
             }
             Phase::Punch { .. } | Phase::ZeroRange if result >= 0 => Next::Finish,
             Phase::Punch { fallback } if unsupported(-result) => {
-                note_missing(self.disk.can_punch(), -result);
+                note_missing(&self.disk.own().can_punch, -result);
                 match fallback {
                     Fallback::Zero => Next::Step(Phase::ZeroRange),
                     Fallback::Nothing => {
                         // A device that cannot promise zeros may still discard. This waits, in this rare case.
-                        if self.disk.kind() == Kind::BlockDevice {
-                            let _ = geometry::device_discard(self.disk.file(), slot.offset, slot.left);
+                        if self.disk.own().kind == Kind::BlockDevice {
+                            let _ = geometry::device_discard(&self.disk.own().file, slot.offset, slot.left);
                         }
                         Next::Finish
                     }
                 }
             }
             Phase::ZeroRange if unsupported(-result) => {
-                note_missing(self.disk.can_zero(), -result);
+                note_missing(&self.disk.own().can_zero, -result);
                 Next::Step(Phase::WriteZeros)
             }
             Phase::Sync if result >= 0 => Next::Finish,
@@ -165,11 +170,11 @@ fn note_missing(flag: &AtomicBool, errno: i32) {
     }
 }
 
-fn fallocate_entry(slot: &Slot, files: Files, mode: i32) -> squeue::Entry {
+fn fallocate_entry(slot: &Slot, files: FilePair, mode: i32) -> squeue::Entry {
     opcode::Fallocate::new(files.plain, slot.left).offset(slot.offset).mode(mode).build()
 }
 
-fn transfer_entry(slot: &mut Slot, files: Files) -> squeue::Entry {
+fn transfer_entry(slot: &mut Slot, files: FilePair) -> squeue::Entry {
     let file = if slot.route == Route::Cached { files.cached } else { files.plain };
     let flags = if slot.durable { libc::RWF_DSYNC } else { 0 };
     let (pointer, length) = match (&slot.bounce, &slot.segments[slot.first..]) {
@@ -200,7 +205,7 @@ fn transfer_entry(slot: &mut Slot, files: Files) -> squeue::Entry {
     }
 }
 
-fn zeros_entry(slot: &mut Slot, files: Files, zeros: &AlignedBuffer, alignment: u32) -> squeue::Entry {
+fn zeros_entry(slot: &mut Slot, files: FilePair, zeros: &AlignedBuffer, alignment: u32) -> squeue::Entry {
     let mask = u64::from(alignment) - 1;
     let length = slot.left.min(zeros.len() as u64);
     // Pieces below direct I/O's own unit go through the cache, all of them, so that the two never meet in one block.

@@ -126,8 +126,8 @@ fn zeros_are_written_where_the_storage_cannot_zero() {
     let path = patterned(directory.path(), 1 << 20);
     for options in [OpenOptions::default(), direct()] {
         let disk = Disk::open(&path, options).unwrap();
-        disk.can_punch().store(false, Ordering::Relaxed);
-        disk.can_zero().store(false, Ordering::Relaxed);
+        disk.own().can_punch.store(false, Ordering::Relaxed);
+        disk.own().can_zero.store(false, Ordering::Relaxed);
         let mut engine = Engine::new(&disk, 2).unwrap();
         engine.write_zeroes(0, 512, 300 << 10, Zeroing::Unmap, Durability::Durable).unwrap();
         end(&mut engine).unwrap();

@@ -1,6 +1,9 @@
 //! Tests on real files.
 
+mod chains;
+mod commits;
 mod engine;
+mod images;
 mod locks;
 mod opening;
 

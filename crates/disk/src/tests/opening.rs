@@ -45,7 +45,7 @@ fn what_is_no_disk_is_refused_with_the_way_out() {
 fn a_file_without_permission_names_the_user() {
     let directory = directory();
     let path = patterned(directory.path(), 4096);
-    let show = |errno| crate::disk::open_error(&path, std::io::Error::from_raw_os_error(errno)).to_string();
+    let show = |errno| crate::layer::open_error(&path, std::io::Error::from_raw_os_error(errno)).to_string();
     assert!(show(libc::EACCES).contains("permission denied for user id"));
     assert!(show(libc::EROFS).contains("attach it read-only"));
 }

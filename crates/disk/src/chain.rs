@@ -1,0 +1,88 @@
+//! The parents of a differencing image.
+//!
+//! Each image names its parent; the names are followed until an image has none. All are only read, under locks that they share
+//! with other readers: a parent that changed would change every child.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::disk::{Access, Locking, OpenOptions};
+use crate::error::{Chain, OpenError};
+use crate::format::ImageFile;
+use crate::image::open_tables;
+use crate::layer::Layer;
+
+/// More images than anybody's backups make; each level costs a read a little more.
+pub(crate) const MAX_IMAGES: usize = 256;
+
+/// An image that others hang on.
+pub(crate) struct Parent {
+    // Before the file that they are in.
+    pub tables: Arc<dyn ImageFile>,
+    pub layer: Layer,
+}
+
+/// Opens all parents of an image, the nearest first.
+pub(crate) fn open_parents(own: &Layer, tables: &dyn ImageFile, options: OpenOptions) -> Result<Vec<Parent>, OpenError> {
+    let mut parents: Vec<Parent> = Vec::new();
+    loop {
+        let (child, child_tables) = parents.last().map_or((own, tables), |it| (&it.layer, &*it.tables));
+        if !child_tables.has_parent() {
+            return Ok(parents);
+        }
+        if parents.len() + 1 == MAX_IMAGES {
+            return Err(OpenError::ChainTooLong { path: own.path.clone(), limit: MAX_IMAGES });
+        }
+        let above: Vec<&Layer> = std::iter::once(own).chain(parents.iter().map(|it| &it.layer)).collect();
+        let parent = open_parent(&above, child, child_tables, options)?;
+        parents.push(parent);
+    }
+}
+
+fn open_parent(above: &[&Layer], child: &Layer, tables: &dyn ImageFile, options: OpenOptions) -> Result<Parent, OpenError> {
+    let place = std::fs::canonicalize(&child.path).unwrap_or_else(|_| child.path.clone());
+    let directory = place.parent().unwrap_or(Path::new("/"));
+    let tried: Vec<PathBuf> = tables.parent_paths().into_iter().map(|path| clean(&directory.join(path))).collect();
+    let options = OpenOptions { access: Access::ReadOnly, locking: Locking::Now, ..options };
+    let mut wrong = None;
+    for path in &tried {
+        let chain = || Chain(above.iter().map(|it| it.path.clone()).chain([path.clone()]).collect());
+        let wrap = |source| OpenError::Parent { chain: chain(), source: Box::new(source) };
+        // Before it is locked and read: our own file is locked already.
+        let layer = match Layer::open(path, OpenOptions { locking: Locking::Later, ..options }) {
+            Err(OpenError::NotFound(_)) => continue,
+            other => other.map_err(wrap)?,
+        };
+        if above.iter().any(|it| it.identity == layer.identity) {
+            return Err(OpenError::ParentCycle { chain: chain() });
+        }
+        crate::lock::take(&layer.file, Access::ReadOnly, path).map_err(|error| wrap(error.into()))?;
+        let parent = open_tables(&layer, options.format, Access::ReadOnly).map_err(wrap)?;
+        let with_parent: Vec<&Layer> = above.iter().copied().chain([&layer]).collect();
+        match check(&with_parent, tables, &*parent) {
+            Ok(()) => return Ok(Parent { layer, tables: parent }),
+            // Another place may have the right one.
+            Err(error) => wrong = wrong.or(Some(error)),
+        }
+    }
+    let above = Chain(above.iter().map(|it| it.path.clone()).collect());
+    Err(wrong.unwrap_or(OpenError::ParentMissing { chain: above, tried }))
+}
+
+/// Whether the last file's image is the one that its child, the one before, was made from.
+pub(crate) fn check(chain: &[&Layer], child: &dyn ImageFile, parent: &dyn ImageFile) -> Result<(), OpenError> {
+    let chain = || Chain(chain.iter().map(|layer| layer.path.clone()).collect());
+    if !child.accepts(parent.identity()) {
+        return Err(OpenError::ParentChanged { chain: chain() });
+    }
+    let (parent, child) = (parent.logical_sector_size(), child.logical_sector_size());
+    if parent > child {
+        return Err(OpenError::ParentSectors { chain: chain(), parent, child });
+    }
+    Ok(())
+}
+
+/// Without `.`, which Windows' relative paths begin with.
+fn clean(path: &Path) -> PathBuf {
+    path.components().collect()
+}
