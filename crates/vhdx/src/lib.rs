@@ -7,6 +7,7 @@
 
 mod mapping;
 mod storage;
+pub mod vhd;
 
 pub use mapping::{Commit, Extent, MapError, Mapping, Place, Step, Ticket};
 pub use storage::Storage;

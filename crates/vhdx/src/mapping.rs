@@ -47,7 +47,10 @@ pub struct Ticket {
 pub(crate) enum Change {
     Nothing,
     /// These bytes of the virtual disk are in this file, no longer in the parent.
-    Present { offset: u64, length: u64 },
+    Present {
+        offset: u64,
+        length: u64,
+    },
 }
 
 /// One thing to do on the image's file. Writes and punches between two flushes may be done in any order and at the same time; a
