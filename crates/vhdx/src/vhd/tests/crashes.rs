@@ -75,7 +75,7 @@ fn run(kind: NewKind, seed: u64) {
         crash_and_look(&memory, &mut random, &promise, seed);
         let mark = promise.mark();
         let mut commit = image.begin_commit().unwrap().unwrap();
-        let fails_at = if random.below(4) == 0 { random.below(commit.steps.len() as u64) as usize } else { usize::MAX };
+        let fails_at = if random.below(4) == 0 { random.below(commit.steps.len() as u64 + 1) as usize } else { usize::MAX };
         let mut result = Ok(());
         for index in 0.. {
             let Some(step) = commit.steps.pop_front() else { break };
@@ -96,6 +96,10 @@ fn run(kind: NewKind, seed: u64) {
                 write(&image, &*memory, sector * 512, &[value; 512]);
                 promise.wrote(sector, 1, value);
             }
+        }
+        if fails_at != usize::MAX {
+            // Also after all was done, and answered for.
+            result = Err(std::io::ErrorKind::Other);
         }
         image.end_commit(commit, result);
         for sector in 0..SECTORS {
