@@ -10,6 +10,7 @@ mod mapping;
 mod storage;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod vhd;
 pub mod vhdx;
 
 pub use guid::Guid;
