@@ -6,14 +6,14 @@ use super::*;
 
 #[test]
 fn a_footer_has_the_bytes_of_the_specification() {
-    let memory = new(NewKind::Fixed, 1 << 30, BLOCK_SIZE);
+    let memory = new(NewKind::Fixed, 3 << 20, BLOCK_SIZE);
     let bytes = memory.bytes();
-    assert_eq!(bytes.len(), (1 << 30) + 512);
-    let footer = &bytes[1 << 30..];
+    assert_eq!(bytes.len(), (3 << 20) + 512);
+    let footer = &bytes[3 << 20..];
     assert_eq!(&footer[..8], b"conectix");
     assert_eq!(footer[8..12], [0, 0, 0, 2]);
     assert_eq!(footer[16..24], [0xff; 8]);
-    assert_eq!(footer[48..56], (1u64 << 30).to_be_bytes());
+    assert_eq!(footer[48..56], (3u64 << 20).to_be_bytes());
     assert_eq!(footer[60..64], [0, 0, 0, 2]);
     assert_eq!(&footer[68..84], b"0123456789abcdef");
     let sum: u32 = footer[..64].iter().chain(&footer[68..]).map(|byte| u32::from(*byte)).sum();
