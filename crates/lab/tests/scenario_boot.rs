@@ -56,7 +56,7 @@ fn sixty_four_mib_are_enough_for_a_stock_kernel() {
     assert_eq!(status, 0, "{output}");
     assert!(common::facts(&output).expect(&output)["mem_total_kib"].as_u64().unwrap() < 64 * 1024);
     let refused = lab.host(0).exec(["maru", "vm", "run", "--kernel", "/guest/vmlinuz", "--memory", "62M"]).unwrap();
-    assert!(refused.error_text().contains("at least 64 MiB"), "{}", refused.error_text());
+    assert!(refused.error_text().contains("at least 64M"), "{}", refused.error_text());
 }
 
 #[test]
