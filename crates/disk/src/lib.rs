@@ -18,6 +18,10 @@
 //! nothing between calls: whoever owns it waits in it, for disk and for other descriptors alike ([`Engine::watch`]), so that
 //! an idle queue costs one sleeping thread, and a request costs two system calls.
 //!
+//! # Beside the engine
+//! [`limits`] decides when a request may start, [`dirty`] notes what was written, [`import`] reads disks of other platforms. None of them
+//! is called by an [`Engine`] yet; each is whole without it.
+//!
 //! # Errors
 //! Opening fails with an [`OpenError`] and locking with a [`LockError`], whose text names the disk, the cause and the way out. A
 //! request fails with an [`IoError`], small and comparable, because a device decides on it.
@@ -25,13 +29,16 @@
 mod buffer;
 mod chain;
 mod commits;
+pub mod dirty;
 mod disk;
 mod engine;
 mod error;
 mod format;
 mod geometry;
 mod image;
+pub mod import;
 mod layer;
+pub mod limits;
 mod lock;
 
 pub use disk::{Access, Cache, Disk, Locking, OpenOptions, SectorSize};
