@@ -76,14 +76,17 @@ fmt: ## format the code
 
 ## Measure
 
-.PHONY: bench bench-boot bench-block
-bench: bench-boot bench-block ## all measurements; the numbers go into SPECIFICATION.md
+.PHONY: bench bench-boot bench-block bench-disk
+bench: bench-boot bench-block bench-disk ## all measurements; the numbers go into SPECIFICATION.md
 
 bench-boot: deps build ## time to a guest's init and own memory, beside QEMU's
 	@scripts/bench boot
 
 bench-block: deps build ## block throughput and requests per second in a guest, beside QEMU's
 	@scripts/bench block
+
+bench-disk: deps build ## what a VHDX image costs beside a raw file and beside QEMU's VHDX
+	@scripts/bench disk --dir target
 
 ## Document
 

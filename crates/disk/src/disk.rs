@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{OpenError, ResizeError};
+use crate::error::{IoError, OpenError, ResizeError};
 use crate::format::Format;
 use crate::geometry;
 use crate::image::Image;
@@ -220,6 +220,15 @@ impl Disk {
             image.close();
         }
         lock::release(&self.inner.own.file);
+    }
+
+    /// Writes what of an image is only in this process's memory, its changed tables: all that was written is there then, even if
+    /// the process ends at once. A raw disk has nothing of the kind. Waits for a commit under way, whose engine has to be run.
+    ///
+    /// # Errors
+    /// What a flush fails with; it can be tried again.
+    pub fn settle(&self) -> Result<(), IoError> {
+        self.inner.image.as_ref().map_or(Ok(()), Image::settle)
     }
 
     pub(crate) fn own(&self) -> &Layer {

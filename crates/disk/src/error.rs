@@ -109,6 +109,13 @@ pub enum OpenError {
         /// What is wrong with it.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Tables are no aligned memory.
+    #[error(
+        "disk {path}: an image's tables go through the host's page cache even if its data goes around it, and the file cannot be \
+         opened a second time here; use the cache for this disk, or attach it when the VM starts",
+        path = .0.display()
+    )]
+    ImageDirect(PathBuf),
     /// VHD's tables and data share pages, which the cache and direct I/O would both write.
     #[error("disk {path}: VHD images cannot go around the host's page cache; use it, or convert the image to VHDX", path = .0.display())]
     VhdDirect(PathBuf),

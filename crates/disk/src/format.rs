@@ -68,6 +68,9 @@ pub(crate) trait ImageFile: Mapping {
     /// Makes the virtual disk larger. No commit is under way; requests may be.
     fn grow(&self, bytes: u64) -> Result<(), ImageError>;
 
+    /// Makes all that is complete durable, on this thread. No commit is under way.
+    fn settle(&self) -> Result<(), MapError>;
+
     /// Leaves the file as one that nobody uses.
     fn close(&self) -> Result<(), MapError>;
 
@@ -82,7 +85,7 @@ pub(crate) trait ImageFile: Mapping {
 }
 
 /// Understands `file` as an image. It reads and writes tables through this file, which has no `O_DIRECT`.
-pub(crate) fn open_image(format: Format, file: File, access: Access) -> Result<Arc<dyn ImageFile>, ImageError> {
+pub(crate) fn open_image(format: Format, file: Arc<File>, access: Access) -> Result<Arc<dyn ImageFile>, ImageError> {
     match format {
         Format::Raw => Err("a raw disk has no tables".into()),
         Format::Vhdx => {
@@ -90,19 +93,23 @@ pub(crate) fn open_image(format: Format, file: File, access: Access) -> Result<A
                 Access::ReadOnly => vhdx2::Access::ReadOnly,
                 Access::ReadWrite => vhdx2::Access::ReadWrite,
             };
-            Ok(Arc::new(vhdx2::Image::open(Arc::new(file), &vhdx2::OpenOptions { access })?))
+            Ok(Arc::new(vhdx2::Image::open(file, &vhdx2::OpenOptions { access })?))
         }
         Format::Vhd => Err("VHD images cannot be attached; convert it to VHDX".into()),
     }
 }
 
 impl ImageFile for vhdx2::Image {
-    fn grow(&self, _bytes: u64) -> Result<(), ImageError> {
-        Err("this image cannot be resized while it is in use".into())
+    fn grow(&self, bytes: u64) -> Result<(), ImageError> {
+        Ok(self.resize(bytes, vhdx2::BeyondEnd::Refuse)?)
+    }
+
+    fn settle(&self) -> Result<(), MapError> {
+        self.flush()
     }
 
     fn close(&self) -> Result<(), MapError> {
-        self.flush()
+        vhdx2::Image::close(self)
     }
 
     fn identity(&self) -> Identity {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::chain::{self, Parent};
 use crate::commits::Commits;
 use crate::disk::{Access, Facts, Locking, OpenOptions, SectorSize};
-use crate::error::OpenError;
+use crate::error::{IoError, OpenError};
 use crate::format::{Format, ImageError, ImageFile, open_image};
 use crate::layer::{Kind, Layer};
 
@@ -91,6 +91,13 @@ impl Image {
         tables.grow(bytes)
     }
 
+    /// Makes all that is complete durable, if tables were changed.
+    pub fn settle(&self) -> Result<(), IoError> {
+        let Some(tables) = self.tables().filter(|_| self.access == Access::ReadWrite) else { return Ok(()) };
+        let _quiet = self.commits.quiet();
+        if tables.is_clean() { Ok(()) } else { tables.settle().map_err(|error| IoError::from(&error)) }
+    }
+
     /// Writes the tables and forgets them. What cannot be written is as after a crash: nothing that was flushed is lost.
     pub fn close(&self) {
         let Some(tables) = self.lock().take() else { return };
@@ -112,10 +119,6 @@ pub(crate) fn open_tables(layer: &Layer, format: Format, access: Access) -> Resu
     if format == Format::Vhd && layer.direct.is_some() {
         return Err(OpenError::VhdDirect(layer.path.clone()));
     }
-    let file = layer.clone_cached().map_err(|source| OpenError::Io {
-        path: layer.path.clone(),
-        action: "opening it through the page cache as well, for its tables",
-        source,
-    })?;
+    let Some(file) = layer.through_cache() else { return Err(OpenError::ImageDirect(layer.path.clone())) };
     open_image(format, file, access).map_err(|source| OpenError::Image { path: layer.path.clone(), format, source })
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::disk::{Access, Cache, Locking, OpenOptions};
@@ -20,9 +21,9 @@ pub(crate) enum Kind {
 
 /// An open file, with its lock.
 pub(crate) struct Layer {
-    pub file: File,
+    pub file: Arc<File>,
     /// With direct I/O: the same file through the page cache, for what direct I/O does not take.
-    cached: Option<File>,
+    cached: Option<Arc<File>>,
     pub path: PathBuf,
     pub kind: Kind,
     pub direct: Option<Alignment>,
@@ -117,11 +118,12 @@ impl Layer {
                 .read(true)
                 .write(options.access == Access::ReadWrite)
                 .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
-                .ok(),
+                .ok()
+                .map(Arc::new),
             _ => None,
         };
         Ok(Layer {
-            file,
+            file: Arc::new(file),
             cached,
             path,
             kind,
@@ -133,16 +135,12 @@ impl Layer {
     }
 
     pub fn cached_fd(&self) -> Option<RawFd> {
-        self.cached.as_ref().map(AsRawFd::as_raw_fd)
+        self.cached.as_ref().map(|file| file.as_raw_fd())
     }
 
-    /// The file through the page cache, as something of its own.
-    pub fn clone_cached(&self) -> io::Result<File> {
-        match (&self.cached, self.direct) {
-            (Some(cached), _) => cached.try_clone(),
-            (None, None) => self.file.try_clone(),
-            (None, Some(_)) => Err(io::Error::from_raw_os_error(libc::EACCES)),
-        }
+    /// The file through the page cache; none where it cannot be opened again.
+    pub fn through_cache(&self) -> Option<Arc<File>> {
+        if self.direct.is_some() { self.cached.clone() } else { Some(self.file.clone()) }
     }
 }
 

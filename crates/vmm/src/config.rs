@@ -75,8 +75,11 @@ pub struct BootConfig {
 pub struct DiskConfig {
     /// Its name, one of its kind in the VM.
     pub id: String,
-    /// A raw file or block device.
+    /// A file or block device.
     pub path: PathBuf,
+    /// What the file means; by its extension if left out. Its content never decides: a guest could write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<DiskFormat>,
     /// Whether the guest may only read it.
     #[serde(default)]
     pub read_only: bool,
@@ -92,6 +95,41 @@ pub struct DiskConfig {
     /// PCI slot, 1 to 26; the lowest free one by default.
     #[serde(default)]
     pub slot: Option<u8>,
+}
+
+/// What a disk's file means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// The file is the disk.
+    Raw,
+    /// A VHDX image, with its parents.
+    Vhdx,
+    /// A VHD image, with its parents.
+    Vhd,
+}
+
+impl From<DiskFormat> for disk::Format {
+    fn from(format: DiskFormat) -> disk::Format {
+        match format {
+            DiskFormat::Raw => disk::Format::Raw,
+            DiskFormat::Vhdx => disk::Format::Vhdx,
+            DiskFormat::Vhd => disk::Format::Vhd,
+        }
+    }
+}
+
+impl std::str::FromStr for DiskFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DiskFormat, String> {
+        match text {
+            "raw" => Ok(DiskFormat::Raw),
+            "vhdx" => Ok(DiskFormat::Vhdx),
+            "vhd" => Ok(DiskFormat::Vhd),
+            _ => Err(format!("'{text}' is no format of disks; raw, vhdx and vhd are")),
+        }
+    }
 }
 
 /// A network card.

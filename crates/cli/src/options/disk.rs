@@ -1,14 +1,14 @@
-//! `--disk FILE[,ro][,direct]...`, and what replaces the file of a saved VM's disk.
+//! `--disk FILE[,format=FORMAT][,ro][,direct]...`, and what replaces the file of a saved VM's disk.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use vmm::config::{DiskConfig, check_id};
+use vmm::config::{DiskConfig, DiskFormat, check_id};
 
 use super::{OptionError, Parts, absolute};
 
 /// The form of a disk.
-pub const DISK_FORM: &str = "FILE[,ro][,direct][,queues=N][,serial=TEXT][,id=ID]";
+pub const DISK_FORM: &str = "FILE[,format=raw|vhdx|vhd][,ro][,direct][,queues=N][,serial=TEXT][,id=ID]";
 /// The form of another file for a saved VM's disk.
 const DISK_OVERRIDE_FORM: &str = "ID=FILE (with --restore)";
 
@@ -19,6 +19,7 @@ const SERIAL_BYTES: usize = 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskOption {
     path: PathBuf,
+    format: Option<DiskFormat>,
     read_only: bool,
     direct: bool,
     queues: u16,
@@ -35,8 +36,11 @@ impl FromStr for DiskOption {
         if serial.as_ref().is_some_and(|serial| serial.len() > SERIAL_BYTES) {
             return Err(parts.wrong("serial", format!("a serial number has at most {SERIAL_BYTES} bytes")));
         }
+        let format =
+            parts.text("format")?.map(|text| text.parse().map_err(|reason| parts.wrong("format", reason))).transpose()?;
         let option = DiskOption {
             path: absolute(path.as_ref()),
+            format,
             read_only: parts.flag("ro")?,
             direct: parts.flag("direct")?,
             queues: parts.number("queues")?.unwrap_or(0),
@@ -54,6 +58,7 @@ impl DiskOption {
         DiskConfig {
             id: self.id.unwrap_or_else(default_id),
             path: self.path,
+            format: self.format,
             read_only: self.read_only,
             direct: self.direct,
             queues: self.queues,
@@ -106,12 +111,13 @@ mod tests {
     fn a_file_is_enough() {
         let disk = parse("/d/root.raw").unwrap();
         assert_eq!((disk.id.as_str(), disk.path.to_str(), disk.queues), ("disk0", Some("/d/root.raw"), 0));
-        assert!(!disk.read_only && !disk.direct && disk.serial.is_none());
+        assert!(!disk.read_only && !disk.direct && disk.serial.is_none() && disk.format.is_none());
     }
 
     #[test]
     fn every_part_in_any_order_arrives() {
-        let disk = parse("/d/a,,b.raw,id=data,serial=S1,queues=3,direct,ro").unwrap();
+        let disk = parse("/d/a,,b.raw,id=data,serial=S1,queues=3,direct,format=vhdx,ro").unwrap();
+        assert_eq!(disk.format, Some(DiskFormat::Vhdx));
         assert_eq!((disk.id.as_str(), disk.path.to_str(), disk.queues), ("data", Some("/d/a,b.raw"), 3));
         assert!(disk.read_only && disk.direct);
         assert_eq!(disk.serial.as_deref(), Some("S1"));
@@ -127,6 +133,7 @@ mod tests {
             ("/d,queues=many", "'many' is no number"),
             ("/d,queues=70000", "'70000' is no number that can be used"),
             ("/d,queues", "queues: it needs a value"),
+            ("/d,format=qcow2", "format: 'qcow2' is no format of disks"),
             ("/d,id=a/b", "id: 'a/b' cannot be a device's name"),
             ("/d,serial=123456789012345678901", "at most 20 bytes"),
             ("/d,", "there is no part ''"),

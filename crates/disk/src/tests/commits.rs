@@ -82,6 +82,9 @@ impl ImageFile for Watched {
     fn grow(&self, bytes: u64) -> Result<(), ImageError> {
         self.image.grow(bytes)
     }
+    fn settle(&self) -> Result<(), MapError> {
+        self.image.settle()
+    }
     fn close(&self) -> Result<(), MapError> {
         self.image.close()
     }
@@ -130,6 +133,18 @@ fn what_was_flushed_is_there_after_a_crash() {
         assert_eq!(content[9 * MIB..][..8192], [9; 8192]);
         assert_eq!(content[5 * MIB..][..8192], [0; 8192]);
     }
+}
+
+#[test]
+fn what_was_written_outlives_a_process_that_settled_it() {
+    let directory = directory();
+    let (disk, watched) = watched(directory.path(), Cache::Host);
+    write(&mut Engine::new(&disk, 4).unwrap(), 5 * MIB, &[5; 8192], Durability::Volatile).unwrap();
+    assert!(!watched.is_clean());
+    disk.settle().unwrap();
+    let copy = directory.path().join("copy.vhdx");
+    std::fs::copy(disk.path(), &copy).unwrap();
+    assert_eq!(content(&copy)[5 * MIB..][..8192], [5; 8192]);
 }
 
 #[test]

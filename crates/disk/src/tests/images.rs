@@ -85,8 +85,8 @@ const LANES: usize = 16;
 fn churn(disk: &Disk, lanes: &mut [Lane], random: &mut Random, count: usize) {
     let mut engine = Engine::new(disk, lanes.len() as u16).unwrap();
     let mut left = count;
-    for tag in 0..lanes.len() {
-        start(&mut engine, tag as u16, &mut lanes[tag], random);
+    for (tag, lane) in (0..).zip(&mut *lanes) {
+        start(&mut engine, tag, lane, random);
     }
     while engine.in_flight() > 0 {
         engine.wait();
@@ -230,6 +230,38 @@ fn a_small_log_makes_requests_wait_for_commits_not_fail() {
         assert_eq!(read(&mut engine, block * stride, 4096), data);
         assert_eq!(read(&mut engine, block * stride + 4096, 512), [0; 512]);
     }
+}
+
+#[test]
+fn an_image_grows_while_it_is_used() {
+    let directory = directory();
+    let path = directory.path().join("a.vhdx");
+    create(&path, 2 * MIB, None);
+    let disk = Disk::open(&path, image_options()).unwrap();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut engine = Engine::new(&disk, 4).unwrap();
+            for round in 0..200 {
+                write(&mut engine, round % 2 * MIB, &[round as u8; 4096], Durability::Volatile).unwrap();
+                flush(&mut engine).unwrap();
+            }
+        });
+        // Also where the table has to move: 4096 entries of 8 bytes fit where the first ones are.
+        for size in [3 * MIB, 5 * MIB + 512, 200_000 * MIB] {
+            disk.resize(size as u64).unwrap();
+            assert_eq!(disk.capacity(), size as u64);
+            let mut engine = Engine::new(&disk, 4).unwrap();
+            write(&mut engine, size - 512, &[9; 512], Durability::Durable).unwrap();
+            assert_eq!(read(&mut engine, size - 512, 512), [9; 512]);
+        }
+        writer.join().unwrap();
+    });
+    assert!(matches!(disk.resize(MIB as u64), Err(ResizeError::Shrink { .. })));
+    drop(disk);
+    let disk = Disk::open(&path, image_options()).unwrap();
+    assert_eq!(disk.capacity(), 200_000 << 20);
+    let mut engine = Engine::new(&disk, 4).unwrap();
+    assert_eq!((read(&mut engine, MIB, 4096), read(&mut engine, 5 * MIB, 512)), (vec![199; 4096], vec![9; 512]));
 }
 
 #[test]

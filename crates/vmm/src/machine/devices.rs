@@ -433,6 +433,7 @@ fn host(id: &str) -> impl FnOnce(std::io::Error) -> DeviceError {
 
 fn options(config: &DiskConfig) -> OpenOptions {
     OpenOptions {
+        format: config.format.map_or_else(|| disk::Format::from_path(&config.path), disk::Format::from),
         access: if config.read_only { Access::ReadOnly } else { Access::ReadWrite },
         cache: if config.direct { Cache::Direct } else { Cache::Host },
         ..Default::default()

@@ -113,9 +113,20 @@ fn worker(policy: Policy) -> Policy {
     policy.allow(&[libc::SYS_epoll_wait, libc::SYS_epoll_pwait, libc::SYS_epoll_ctl])
 }
 
-/// The ring is made before; what it may do is not seen here, which is why Landlock has to be there, too.
+/// The ring is made before; what it may do is not seen here, which is why Landlock has to be there, too. The tables of an image are
+/// read when they are first needed and, on its first change, written without the ring.
 fn block(policy: Policy) -> Policy {
-    policy.allow(&[libc::SYS_io_uring_enter]).allow_values(libc::SYS_ioctl, 1, &ioctls::DISCARD)
+    policy
+        .allow(&[
+            libc::SYS_io_uring_enter,
+            libc::SYS_pread64,
+            libc::SYS_pwrite64,
+            libc::SYS_fdatasync,
+            libc::SYS_ftruncate,
+            libc::SYS_lseek,
+        ])
+        .allow_if(libc::SYS_fallocate, &[Check::Is(1, PUNCH_HOLE)])
+        .allow_values(libc::SYS_ioctl, 1, &ioctls::DISCARD)
 }
 
 fn tap(policy: Policy) -> Policy {

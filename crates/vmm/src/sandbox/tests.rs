@@ -130,8 +130,8 @@ fn kinds_differ_in_what_they_may() {
         (libc::SYS_io_uring_enter, [usize::MAX, 0, 0, 0], &[Spawner, Block]),
         (libc::SYS_socket, [libc::AF_UNIX as usize, 99, 0, 0], &[Control, Spawner, VhostUser, Vsock]),
         (libc::SYS_accept4, [usize::MAX, 0, 0, 0], &[Control, Spawner, Vsock]),
-        (libc::SYS_fallocate, [usize::MAX, 3, 0, 0], &[Control, Spawner, Misc]),
-        (libc::SYS_ftruncate, [usize::MAX, 0, 0, 0], &[Control]),
+        (libc::SYS_fallocate, [usize::MAX, 3, 0, 0], &[Control, Spawner, Block, Misc]),
+        (libc::SYS_ftruncate, [usize::MAX, 0, 0, 0], &[Control, Spawner, Block]),
     ];
     for kind in ThreadKind::ALL {
         for (number, arguments, may) in cases {

@@ -268,6 +268,13 @@ impl VirtioDevice for Block {
             }
         }
         queues.sort_by_key(|(index, _)| *index);
+        // A paused VM may be saved, and go on in another process.
+        if !queues.is_empty()
+            && let Err(error) = self.shared.disk.settle()
+            && let Some(listener) = &self.shared.listener
+        {
+            listener(IoFailure { queue: 0, error, policy: ErrorPolicy::Report });
+        }
         queues
     }
 

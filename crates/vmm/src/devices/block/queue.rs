@@ -327,7 +327,7 @@ impl Worker {
     fn hold(&self, error: IoError) -> bool {
         let policy = match error {
             IoError::NoSpace => self.shared.on_no_space,
-            IoError::UnexpectedEnd | IoError::Os(_) => self.shared.on_error,
+            IoError::UnexpectedEnd | IoError::Damaged | IoError::Os(_) => self.shared.on_error,
             IoError::OutOfRange | IoError::ReadOnly => return false,
         };
         let Some(listener) = &self.shared.listener else { return false };

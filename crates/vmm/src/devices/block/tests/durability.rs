@@ -195,6 +195,37 @@ fn a_full_file_system_holds_the_write_until_there_is_room() {
 }
 
 #[test]
+fn an_image_on_a_full_file_system_holds_the_write_and_the_flush_until_there_is_room() {
+    // Room for the tables that are written first, but not for the data.
+    with_small_file_system(1280, |directory, resize| {
+        let path = directory.join("disk.vhdx");
+        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        vhdx::vhdx::create(&file, &vhdx::vhdx::CreateOptions::new(64 << 20)).unwrap();
+        drop(file);
+        let failures = Arc::new(Mutex::new(Vec::new()));
+        let noted = failures.clone();
+        let open = OpenOptions { format: disk::Format::Vhdx, ..OpenOptions::default() };
+        let mut config = BlockConfig::new(Disk::open(&path, open).unwrap(), "full");
+        config.listener = Some(Arc::new(move |failure| noted.lock().unwrap().push(failure)));
+        let mut harness = Harness::new(Block::new(config).unwrap());
+        harness.activate(VERSION_1 | FLUSH).unwrap();
+        let mut machine = Machine { directory: tempfile::tempdir().unwrap(), harness };
+
+        let data = vec![0x5A; 2 << 20];
+        machine.harness.memory.write_slice(&data, GuestAddress(DATA)).unwrap();
+        let chain = [machine.header(0, WRITE, 0), readable(DATA, data.len() as u32), machine.status(0)];
+        machine.harness.queues[0].push(&chain);
+        machine.harness.queues[0].kick();
+        assert_eq!(wait_for(&failures, 1)[0].error, IoError::NoSpace);
+        resize(16 << 10);
+        machine.harness.pause_and_resume();
+        machine.harness.wait_used(0);
+        assert_eq!(machine.status_of(0), OK);
+        assert_eq!(machine.read(4095, 512), [0x5A; 512]);
+    });
+}
+
+#[test]
 fn the_write_cache_follows_the_driver() {
     let mut machine = Machine::new(Options { features: VERSION_1 | FLUSH | CONFIG_WCE, ..Options::default() });
     assert_eq!(machine.config(32), [1]);
