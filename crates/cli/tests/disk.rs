@@ -217,6 +217,9 @@ fn a_rebased_child_reads_as_before_and_merges_into_its_new_parent() {
     assert!(depths.iter().map(|it| it["length"].as_u64().unwrap()).sum::<u64>() == 20 << 20);
 
     assert!(room.fail(1, "rebase base.vhdx --parent child.vhdx").contains("ancestor"));
+    room.ok("compact child.vhdx");
+    room.ok("check child.vhdx");
+    room.ok("compare new.raw child.vhdx");
     room.ok("merge child.vhdx --into base.vhdx --keep");
     room.ok("compare new.raw child.vhdx");
     room.ok("compare new.raw base.vhdx");
@@ -339,4 +342,32 @@ fn a_merge_that_is_killed_again_and_again_loses_nothing_and_finishes() {
     assert!(!room.path("child.vhdx").exists());
     room.ok("compare new.raw base.vhdx");
     room.ok("check base.vhdx");
+}
+
+#[test]
+fn a_compacted_disk_holds_the_same_in_a_shorter_file_even_if_it_was_killed() {
+    let room = Room::new();
+    room.pattern("a.raw", 100 << 20);
+    // Every block is in the file; most are to hold zeros.
+    fs::write(room.path("full.raw"), vec![1; 100 << 20]).unwrap();
+    room.ok("convert full.raw parent.vhdx --block-size 1M");
+    room.qemu("convert -n -f raw -O vhdx a.raw parent.vhdx");
+    room.ok("create child.vhdx --parent parent.vhdx");
+    let length = || fs::metadata(room.path("parent.vhdx")).unwrap().len();
+    let before = length();
+    for round in 0..20 {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_maru"));
+        command.args(["disk", "compact", "parent.vhdx"]).current_dir(room.0.path()).stdout(Stdio::null());
+        let mut compact = command.spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(round * 3));
+        compact.kill().unwrap();
+        compact.wait().unwrap();
+        room.ok("compare a.raw parent.vhdx");
+        room.ok("check parent.vhdx");
+    }
+    room.ok("compact parent.vhdx");
+    assert!(length() < before / 2, "{} of {before}", length());
+    room.qemu("compare -f raw -F vhdx a.raw parent.vhdx");
+    room.ok("check child.vhdx");
+    room.ok("compare a.raw child.vhdx");
 }

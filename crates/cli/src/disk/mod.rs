@@ -1,6 +1,7 @@
 //! `maru disk`: disks that are files: made, looked at, converted. One file for each verb; the work is done by `disk::tool`.
 
 mod check;
+mod compact;
 mod compare;
 mod convert;
 mod copy;
@@ -36,6 +37,8 @@ pub enum DiskCommand {
     Map(map::MapArgs),
     /// Write what a child holds into its parent
     Merge(merge::MergeArgs),
+    /// Make an image's file as small as what it holds
+    Compact(compact::CompactArgs),
     /// Give a child another parent
     Rebase(rebase::RebaseArgs),
     /// Copy a disk's file as it is
@@ -53,6 +56,7 @@ pub fn run(command: DiskCommand) -> anyhow::Result<ExitCode> {
         DiskCommand::Compare(args) => return compare::run(&args),
         DiskCommand::Map(args) => map::run(&args)?,
         DiskCommand::Merge(args) => merge::run(&args)?,
+        DiskCommand::Compact(args) => compact::run(&args)?,
         DiskCommand::Rebase(args) => rebase::run(&args)?,
         DiskCommand::Copy(args) => copy::run(&args)?,
     }

@@ -18,6 +18,7 @@
 //! there still, or what the operation goes on from when it is run again.
 
 mod check;
+mod compact;
 mod compare;
 mod convert;
 mod copy;
@@ -39,6 +40,7 @@ mod windows;
 mod zeros;
 
 pub use check::{Finding, Remedy, Report, check, repair};
+pub use compact::compact;
 pub use compare::compare;
 pub use convert::convert;
 pub use copy::{Method as CopyMethod, copy};
