@@ -6,6 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use lab::cli::LabCommand;
 
+use crate::disk::DiskCommand;
 use crate::host::HostCommand;
 use crate::vm::VmCommand;
 
@@ -16,6 +17,10 @@ EXAMPLES
 
   Run one in this terminal:
     maru vm run --kernel vmlinuz --initrd initrd.img
+
+  Make a disk for it, or bring one over:
+    maru disk create root.vhdx --size 20G
+    maru disk convert old.qcow2 root.vhdx
 
   Start virtual hosts that can, on a machine that cannot:
     maru lab up
@@ -40,6 +45,9 @@ pub enum Command {
     /// This machine as a host
     #[command(subcommand)]
     Host(HostCommand),
+    /// Disks that are files: make, look at, convert
+    #[command(subcommand)]
+    Disk(DiskCommand),
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),

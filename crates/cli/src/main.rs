@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  cli (what can be said) ──> host ──> crate check
+//!                        ├──> disk ──> disk::tool
 //!                        ├──> crate lab
 //!                        ├──> vm::run ──> a monitor (maru-vmm) as a child, its console in this terminal
 //!                        └──> vm::control ──> a running monitor's control socket
@@ -11,6 +12,7 @@
 //! exit status 2, other failures are 1, unless the command says otherwise under EXIT STATUS in its help.
 
 mod cli;
+mod disk;
 mod host;
 mod options;
 mod output;
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Host(HostCommand::Check(args)) => return Ok(host::check(&args)?.into()),
+        Command::Disk(command) => return disk::run(command),
         Command::Vm(VmCommand::Run(args)) => return Ok(vm::run::run(&args)?.into()),
         Command::Vm(VmCommand::Control(args)) => vm::control::run(*args)?,
         Command::Lab(command) => return Ok(lab::cli::run(command)?),

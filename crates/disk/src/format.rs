@@ -129,7 +129,7 @@ impl ImageFile for vhdx2::Image {
 
 /// A path as Windows writes it, for this machine: backslashes separate directories unless it is one of ours. A drive or a share
 /// cannot be found here.
-fn host_path(path: &str) -> Option<PathBuf> {
+pub(crate) fn host_path(path: &str) -> Option<PathBuf> {
     if path.starts_with('/') {
         return Some(path.into());
     }

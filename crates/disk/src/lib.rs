@@ -40,6 +40,7 @@ pub mod import;
 mod layer;
 pub mod limits;
 mod lock;
+pub mod tool;
 
 pub use disk::{Access, Cache, Disk, Locking, OpenOptions, SectorSize};
 pub use engine::{Durability, Engine, Event, MAX_DEPTH, Zeroing};

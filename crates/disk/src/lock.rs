@@ -75,6 +75,27 @@ pub(crate) fn release(file: &File) {
     let _ = set(file, libc::F_UNLCK);
 }
 
+/// How others use the file now, and who one of them is. It may be out of date when it is read.
+pub(crate) fn user(file: &File) -> io::Result<Option<(Access, Holder)>> {
+    let mut lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: F_OFD_GETLK reads and writes one flock; l_pid is zero as it demands.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let access = match libc::c_int::from(lock.l_type) {
+        libc::F_UNLCK => return Ok(None),
+        libc::F_WRLCK => Access::ReadWrite,
+        _ => Access::ReadOnly,
+    };
+    Ok(Some((access, find_holder(file))))
+}
+
 fn set(file: &File, kind: libc::c_int) -> io::Result<()> {
     let lock =
         libc::flock { l_type: kind as libc::c_short, l_whence: libc::SEEK_SET as libc::c_short, l_start: 0, l_len: 0, l_pid: 0 };

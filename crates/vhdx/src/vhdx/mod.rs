@@ -25,6 +25,7 @@
 mod bits;
 mod check;
 mod commit;
+mod compact;
 mod create;
 mod entry;
 mod epochs;

@@ -122,7 +122,7 @@ impl Image {
     }
 
     /// Whether another commit would give no more space back.
-    fn is_space_settled(&self, state: &mut State) -> bool {
+    pub(super) fn is_space_settled(&self, state: &mut State) -> bool {
         state.space.is_settled() || self.tickets.has_any()
     }
 }

@@ -1,0 +1,71 @@
+//! Copies a disk into a new one of any format and type.
+
+use std::path::Path;
+
+use vhdx::vhdx as vhdx2;
+
+use super::newfile::{Existing, NewFile};
+use super::source::{Segment, Source};
+use super::target::Target;
+use super::windows::in_parallel;
+use super::zeros::each_run;
+use super::{AnyFormat, Job, NewDisk, ToolError};
+use crate::format::Format;
+
+/// Makes the disk at `path`, of the kind that `disk` says and with the content of the one at `from`. Its size, if none is given, is that of
+/// the other. What is not data in the one takes no space in the other, unless that is fixed.
+///
+/// # Errors
+/// See [`ToolError`]; nothing is left at `path` then, or what was there before.
+pub fn convert(from: (&Path, AnyFormat), path: &Path, disk: &NewDisk, existing: Existing, job: &Job) -> Result<(), ToolError> {
+    let source = Source::open(from.0, from.1)?;
+    let sector = u64::from(disk.sector_size.unwrap_or(if disk.format == Format::Raw { 512 } else { source.sector_size() }));
+    let size = disk.size.unwrap_or(source.size).next_multiple_of(sector);
+    if size < source.size {
+        return Err(ToolError::options(path, "it would be smaller than the disk that it is made from"));
+    }
+    let mut disk = NewDisk { size: Some(size), ..disk.clone() };
+    if disk.format != Format::Raw {
+        disk.sector_size = Some(sector as u32);
+    }
+    let parent = disk.open_parent(path)?;
+    if parent.is_some() {
+        return Err(ToolError::options(
+            path,
+            "a disk is not converted into a child; make the child and use it (maru disk create)",
+        ));
+    }
+    let new = NewFile::create(path, existing)?;
+    disk.write(path, &new, None)?;
+    let target = open_target(path, disk.format, &new)?;
+    in_parallel(&source, Segment::is_data, job, |window, buffer| {
+        source.read_all(window.offset, &window.segments, buffer)?;
+        each_run(buffer, |run| write(&target, window.offset + run.start as u64, &buffer[run], sector))
+    })?;
+    target.close()?;
+    drop(target);
+    new.publish()
+}
+
+fn open_target(path: &Path, format: Format, new: &NewFile) -> Result<Target, ToolError> {
+    let image = match format {
+        Format::Raw => None,
+        _ => {
+            let options = vhdx2::OpenOptions { access: vhdx2::Access::ReadWrite };
+            let image = vhdx2::Image::open(new.file().clone(), &options);
+            Some(std::sync::Arc::new(image.map_err(ToolError::image(path, "opening it"))?))
+        }
+    };
+    Ok(Target { path: path.to_owned(), file: new.file().clone(), image })
+}
+
+/// The end of a disk that has no whole sectors is filled up with zeros.
+fn write(target: &Target, offset: u64, data: &[u8], sector: u64) -> Result<(), ToolError> {
+    let whole = data.len().next_multiple_of(sector as usize);
+    if whole == data.len() {
+        return target.write(offset, data);
+    }
+    let mut padded = data.to_vec();
+    padded.resize(whole, 0);
+    target.write(offset, &padded)
+}

@@ -1,0 +1,147 @@
+//! Makes new, empty disks.
+
+use std::path::{Path, PathBuf};
+
+use vhdx::vhdx::{self as vhdx2, CreateOptions, Kind};
+
+use super::locator::name_parent;
+use super::newfile::{Existing, NewFile};
+use super::{AnyFormat, ToolError};
+use crate::disk::{Access, Disk, OpenOptions};
+use crate::format::Format;
+
+/// How a disk takes space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskType {
+    /// All of it from the beginning.
+    Fixed,
+    /// As it is written.
+    Dynamic,
+    /// As it is written; what was not written is read from a parent.
+    Differencing,
+}
+
+impl std::fmt::Display for DiskType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            DiskType::Fixed => "fixed",
+            DiskType::Dynamic => "dynamic",
+            DiskType::Differencing => "differencing",
+        })
+    }
+}
+
+/// A disk to be made. What is `None` has a default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewDisk {
+    /// What its file means.
+    pub format: Format,
+    /// How it takes space: dynamic by default, differencing with a parent.
+    pub disk_type: Option<DiskType>,
+    /// Bytes of the virtual disk; the parent's by default.
+    pub size: Option<u64>,
+    /// The parent of a differencing disk, and its format.
+    pub parent: Option<(PathBuf, Format)>,
+    /// The unit in which an image takes space: 2 MiB by default.
+    pub block_size: Option<u32>,
+    /// The unit in which an image is addressed: 512 by default; the parent's in a child.
+    pub sector_size: Option<u32>,
+}
+
+/// Makes an empty disk at `path`, which must not exist. Durable when it returns; on failure nothing is left.
+///
+/// # Errors
+/// See [`ToolError`].
+pub fn create(path: &Path, disk: &NewDisk) -> Result<(), ToolError> {
+    let parent = disk.open_parent(path)?;
+    let new = NewFile::create(path, Existing::Keep)?;
+    disk.write(path, &new, parent.as_ref())?;
+    new.publish()
+}
+
+impl NewDisk {
+    fn resolved_type(&self) -> DiskType {
+        self.disk_type.unwrap_or(if self.parent.is_some() { DiskType::Differencing } else { DiskType::Dynamic })
+    }
+
+    /// The parent, locked against changes; refuses what does not go together.
+    pub(super) fn open_parent(&self, path: &Path) -> Result<Option<Disk>, ToolError> {
+        let refuse = |problem: &str| Err(ToolError::options(path, problem));
+        let disk_type = self.resolved_type();
+        match (&self.parent, disk_type) {
+            (None, DiskType::Differencing) => refuse("a differencing disk needs a parent (--parent)"),
+            (None, _) => Ok(None),
+            (Some(_), DiskType::Fixed | DiskType::Dynamic) => refuse("only a differencing disk has a parent"),
+            (Some(_), DiskType::Differencing) if self.format != Format::Vhdx => Err(ToolError::Unsupported {
+                path: path.to_owned(),
+                format: AnyFormat::Own(self.format),
+                what: "making a child",
+                way_out: "make a VHDX child (its name ends with .vhdx)",
+            }),
+            (Some((parent, format)), DiskType::Differencing) => {
+                if *format != Format::Vhdx {
+                    return refuse("the parent of a VHDX image must be one as well; convert it first (maru disk convert)");
+                }
+                Ok(Some(Disk::open(parent, OpenOptions { format: *format, access: Access::ReadOnly, ..OpenOptions::default() })?))
+            }
+        }
+    }
+
+    /// Writes the empty disk into a new file. `path` is where that is going to be.
+    pub(super) fn write(&self, path: &Path, new: &NewFile, parent: Option<&Disk>) -> Result<(), ToolError> {
+        let Some(size) = self.size.or(parent.map(Disk::capacity)) else {
+            return Err(ToolError::options(path, "its size is missing (--size)"));
+        };
+        match self.format {
+            Format::Raw => self.write_raw(path, new, size),
+            Format::Vhdx => self.write_vhdx(path, new, size, parent),
+            Format::Vhd => Err(ToolError::Unsupported {
+                path: path.to_owned(),
+                format: AnyFormat::Own(Format::Vhd),
+                what: "making one",
+                way_out: "make a VHDX image, or use qemu-img create -f vpc",
+            }),
+        }
+    }
+
+    fn write_raw(&self, path: &Path, new: &NewFile, size: u64) -> Result<(), ToolError> {
+        if self.block_size.is_some() || self.sector_size.is_some() {
+            return Err(ToolError::options(path, "a raw disk has neither a block size nor a sector size of its own"));
+        }
+        let sector = 512;
+        if size == 0 || !size.is_multiple_of(sector) {
+            return Err(ToolError::options(path, format!("a size of {size} bytes: whole sectors of {sector} are possible")));
+        }
+        let file = new.file();
+        file.set_len(size).map_err(ToolError::io(path, "making it as long as the disk"))?;
+        if self.resolved_type() == DiskType::Fixed {
+            vhdx::Storage::allocate(&**file, 0, size).map_err(ToolError::io(path, "taking the disk's space"))?;
+        }
+        Ok(())
+    }
+
+    fn write_vhdx(&self, path: &Path, new: &NewFile, size: u64, parent: Option<&Disk>) -> Result<(), ToolError> {
+        let mut options = CreateOptions::new(size);
+        options.block_size = self.block_size.unwrap_or(options.block_size);
+        options.logical_sector_size = self.sector_size.unwrap_or(options.logical_sector_size);
+        if self.resolved_type() == DiskType::Fixed {
+            options.kind = Kind::Fixed { allocate: true };
+        }
+        if let Some(parent) = parent {
+            let sector = parent.sector_size().bytes();
+            if self.sector_size.is_some_and(|asked| asked != sector) {
+                return Err(ToolError::options(path, format!("a child has its parent's sector size, {sector} bytes")));
+            }
+            options.logical_sector_size = sector;
+            options.physical_sector_size = parent.physical_sector_size();
+            let facts = vhdx2::Image::open(parent.own().file.clone(), &vhdx2::OpenOptions { access: vhdx2::Access::ReadOnly });
+            let facts = facts.map_err(ToolError::image(parent.path(), "reading what it is"))?.info();
+            options.kind = Kind::Differencing(name_parent(path, parent.path(), facts.data_write_guid)?);
+            options.disk_id = Some(facts.disk_id);
+        }
+        vhdx2::create(&**new.file(), &options).map_err(|error| match error {
+            vhdx2::CreateError::Options(problem) => ToolError::options(path, problem),
+            other => ToolError::image(path, "creating it")(other),
+        })
+    }
+}
