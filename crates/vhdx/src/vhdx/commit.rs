@@ -7,7 +7,7 @@ use std::sync::{MutexGuard, PoisonError};
 
 use super::image::{Flying, Image, PageKey, State};
 use super::layout::PAGE;
-use super::log::Page;
+use super::log::{FileSizes, Page, Tail};
 use super::open::Access;
 use crate::{Commit, MapError, Mapping, Step};
 
@@ -32,26 +32,30 @@ impl Image {
     }
 
     /// The commit of all dirty pages, and of `more` that are no part of the tables in memory. None is under way.
-    ///
-    /// The first flush makes stable what the last commit wrote in place, and with that the whole ring is free but for its last entry,
-    /// which the new one does not touch.
     pub(super) fn prepare(&self, state: &mut State, more: Vec<Page>) -> Result<Commit, MapError> {
         state.refuse_if_broken()?;
+        // See the log's own page for when one flush is enough.
+        let flushes_first = self.geometry.has_parent || state.has_new_holes || !more.is_empty();
         let mut pages = more;
         for (key, _) in state.pages.iter().filter(|(_, page)| page.dirty) {
             pages.push(self.snapshot(*key)?);
         }
-        let mut steps = VecDeque::from([Step::Flush]);
+        let mut steps = VecDeque::new();
         let mut length = 0;
         match &state.log {
             Some(log) if !pages.is_empty() => {
-                let entry = log.encode(&pages, state.file_size);
+                let (tail, flushed) = match flushes_first {
+                    true => (Tail::Itself, state.file_size),
+                    false => (Tail::Previous, state.flushed_size),
+                };
+                let entry = log.encode(&pages, tail, FileSizes { flushed, last: state.file_size });
                 length = entry.len() as u64;
+                steps.extend(flushes_first.then_some(Step::Flush));
                 steps.extend(log.place(entry).into_iter().map(|(offset, data)| Step::Write { offset, data }));
                 steps.extend([Step::Flush, Step::Durable]);
                 steps.extend(pages.into_iter().map(|Page { offset, data }| Step::Write { offset, data }));
             }
-            _ => steps.push_back(Step::Durable),
+            _ => steps.extend([Step::Flush, Step::Durable]),
         }
         // A file that is not being changed stays as it is.
         if state.log.is_some() {
@@ -64,7 +68,7 @@ impl Image {
         }
         state.dirty = 0;
         state.last_id += 1;
-        state.flying = Some(Flying { id: state.last_id, length });
+        state.flying = Some(Flying { id: state.last_id, length, file_size: state.file_size });
         Ok(Commit { steps, id: state.last_id })
     }
 
@@ -104,8 +108,12 @@ impl Image {
             page.dirty || page.held > 0
         });
         state.dirty += again;
+        if is_logged {
+            state.flushed_size = flying.file_size;
+        }
         if state.log.is_some() {
-            state.space.end_commit(is_logged, is_done);
+            let has_punched = state.space.end_commit(is_logged, is_done);
+            state.has_new_holes = has_punched || (state.has_new_holes && !is_logged);
         }
         self.idle.notify_all();
     }

@@ -37,7 +37,7 @@ pub struct CreateOptions {
     pub logical_sector_size: u32,
     /// 512 or 4096.
     pub physical_sector_size: u32,
-    /// In bytes: whole megabytes up to 1 GiB. One commit carries half of it.
+    /// In bytes: whole megabytes up to 1 GiB. One commit carries a third of it.
     pub log_size: u32,
     /// The virtual disk's identity (SCSI page 83); a child has its parent's. A random one if `None`.
     pub disk_id: Option<Guid>,

@@ -58,6 +58,10 @@ pub(super) struct State {
     pub(super) log: Option<LogWriter>,
     pub(super) space: Space,
     pub(super) file_size: u64,
+    /// What of it survives a crash.
+    pub(super) flushed_size: u64,
+    /// Space that was punched since the last flush is, or may soon be, in use again.
+    pub(super) has_new_holes: bool,
     /// Pages that are, or may become, part of a commit. Never more than one log entry can carry.
     pub(super) pages: BTreeMap<PageKey, PageUse>,
     /// How many of them are dirty.
@@ -93,6 +97,8 @@ pub(super) struct Flying {
     pub(super) id: u64,
     /// Of its log entry.
     pub(super) length: u64,
+    /// Of the file when it began.
+    pub(super) file_size: u64,
 }
 
 impl State {

@@ -148,6 +148,8 @@ impl Image {
                 log: None,
                 space,
                 file_size: rules.file_size,
+                flushed_size: rules.file_size,
+                has_new_holes: false,
                 pages: BTreeMap::new(),
                 dirty: 0,
                 flying: None,

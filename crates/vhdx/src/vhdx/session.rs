@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use super::header::Header;
 use super::image::{Image, State};
 use super::layout::PAGE;
-use super::log::LogWriter;
+use super::log::{FileSizes, LogWriter, Tail};
 use super::open::Access;
 use crate::{Guid, MapError};
 
@@ -65,9 +65,11 @@ impl Image {
         // If this failed half-way before, a header may name the entry that was written then: that one stays.
         let position = if state.headers.current.log_guid.is_zero() { 0 } else { PAGE as u64 };
         let mut log = LogWriter::new(guid, offset, length, position);
-        let entry = log.encode(&[], state.file_size);
+        let sizes = FileSizes { flushed: end, last: end };
+        let entry = log.encode(&[], Tail::Itself, sizes);
         self.storage.write_at(offset + position, &entry).and_then(|()| self.storage.flush()).map_err(starting())?;
         log.advance(entry.len() as u64);
+        (state.flushed_size, state.has_new_holes) = (end, false);
         Ok(log)
     }
 

@@ -208,20 +208,21 @@ impl Space {
             .all(|list| list.is_empty())
     }
 
-    /// A commit has ended: whether its entry is in the log, and whether it did all its steps.
-    pub(crate) fn end_commit(&mut self, logged: bool, done: bool) {
+    /// A commit has ended: whether its entry is in the log, and whether it did all its steps. Answers whether it made holes that are
+    /// free now, and not yet stable.
+    pub(crate) fn end_commit(&mut self, logged: bool, done: bool) -> bool {
         if logged {
             self.logged.append(&mut self.carried);
         } else {
             self.freed.append(&mut self.carried);
         }
-        if done {
-            for run in std::mem::take(&mut self.punching) {
-                self.release(run);
-            }
-        } else {
+        if !done {
             self.unused.append(&mut self.punching);
+            return false;
         }
+        let punched = std::mem::take(&mut self.punching);
+        punched.iter().for_each(|run| self.release(*run));
+        !punched.is_empty()
     }
 }
 

@@ -22,7 +22,25 @@ pub(super) fn descriptor_at(index: usize) -> usize {
     64 + index * 32
 }
 
-/// Writes the entries of one use of the log, each its own tail.
+/// What has to be replayed if an entry is the last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tail {
+    /// The entry alone: what the one before it changed is stable in its place.
+    Itself,
+    /// The one before it as well.
+    Previous,
+}
+
+/// Sizes of the file that an entry names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FileSizes {
+    /// Stable when the entry is written.
+    pub(crate) flushed: u64,
+    /// What replaying has to make it.
+    pub(crate) last: u64,
+}
+
+/// Writes the entries of one use of the log.
 #[derive(Debug)]
 pub(crate) struct LogWriter {
     guid: Guid,
@@ -30,17 +48,19 @@ pub(crate) struct LogWriter {
     length: u64,
     /// In the ring: where the next entry goes.
     position: u64,
+    /// Where the entry before that is.
+    previous: u64,
     sequence: u64,
 }
 
 impl LogWriter {
     pub(crate) fn new(guid: Guid, offset: u64, length: u64, position: u64) -> Self {
-        Self { guid, offset, length, position, sequence: 1 }
+        Self { guid, offset, length, position, previous: position, sequence: 1 }
     }
 
     /// Pages that one entry can carry in a log of this length.
     pub(crate) fn capacity(length: u64) -> usize {
-        let sectors = (length / 2 / PAGE as u64) as usize;
+        let sectors = (length / 3 / PAGE as u64) as usize;
         let mut pages = sectors - 1;
         while descriptor_sectors(pages) + pages > sectors {
             pages -= 1;
@@ -49,19 +69,20 @@ impl LogWriter {
     }
 
     /// The next entry. It counts only after [`Self::advance`]: until then the same place and number are used again.
-    pub(crate) fn encode(&self, pages: &[Page], file_size: u64) -> Vec<u8> {
+    pub(crate) fn encode(&self, pages: &[Page], tail: Tail, sizes: FileSizes) -> Vec<u8> {
+        let tail = if tail == Tail::Itself { self.position } else { self.previous };
         let head = descriptor_sectors(pages.len()) * PAGE;
         let mut bytes = vec![0; head + pages.len() * PAGE];
         let length = bytes.len() as u32;
         let sequence = self.sequence.to_le_bytes();
         put(&mut bytes, 0, b"loge");
         put(&mut bytes, 8, &length.to_le_bytes());
-        put(&mut bytes, 12, &(self.position as u32).to_le_bytes());
+        put(&mut bytes, 12, &(tail as u32).to_le_bytes());
         put(&mut bytes, 16, &sequence);
         put(&mut bytes, 24, &(pages.len() as u32).to_le_bytes());
         put(&mut bytes, 32, &self.guid.to_bytes());
-        put(&mut bytes, 48, &file_size.to_le_bytes());
-        put(&mut bytes, 56, &file_size.to_le_bytes());
+        put(&mut bytes, 48, &sizes.flushed.to_le_bytes());
+        put(&mut bytes, 56, &sizes.last.to_le_bytes());
         for (index, page) in pages.iter().enumerate() {
             let at = descriptor_at(index);
             put(&mut bytes, at, b"desc");
@@ -93,6 +114,7 @@ impl LogWriter {
 
     /// The entry of this length is in the log for good.
     pub(crate) fn advance(&mut self, length: u64) {
+        self.previous = self.position;
         self.position = (self.position + length) % self.length;
         self.sequence += 1;
     }
@@ -103,12 +125,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_never_takes_more_than_half_of_the_ring() {
-        assert_eq!(LogWriter::capacity(1 << 20), 126);
+    fn three_entries_fit_into_the_ring() {
+        assert_eq!(LogWriter::capacity(1 << 20), 84);
         for megabytes in [1, 2, 8, 64] {
             let pages = LogWriter::capacity(megabytes << 20);
-            assert!((descriptor_sectors(pages) + pages) as u64 * 4096 <= megabytes << 19);
-            assert!((descriptor_sectors(pages + 1) + pages + 1) as u64 * 4096 > megabytes << 19);
+            assert!((descriptor_sectors(pages) + pages) as u64 * 3 * 4096 <= megabytes << 20);
+            assert!((descriptor_sectors(pages + 1) + pages + 1) as u64 * 3 * 4096 > megabytes << 20);
         }
     }
 }

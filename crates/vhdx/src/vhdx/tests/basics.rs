@@ -203,3 +203,24 @@ fn an_unknown_linkage_is_told() {
     assert!(parent.accepts(parent.linkage));
     assert!(!parent.accepts(Guid::random().unwrap()));
 }
+
+#[test]
+fn bits_of_a_block_that_was_never_present_mean_nothing() {
+    let (file, parent) = family(4 * MIB);
+    let (image, mut child) = open(&file, Access::ReadWrite);
+    child.write(0, &[1; 512]).unwrap();
+    let bitmap = image.bitmap_page_offset(0).unwrap();
+    image.close().unwrap();
+    // All bits of block 1.
+    child.file.write_at(bitmap + 256, &[0xff; 256]).unwrap();
+    let image;
+    (image, child) = open(&file, Access::ReadWrite);
+    child.parent = Some(Arc::new(parent));
+    child.write(MIB + 512, &[2; 512]).unwrap();
+    assert_eq!(read(&child, MIB, 1536), [[0xaa; 512], [2; 512], [0xaa; 512]].concat());
+    image.close().unwrap();
+    let parent = child.parent;
+    (_, child) = open(&file, Access::ReadOnly);
+    child.parent = parent;
+    assert_eq!(read(&child, MIB, 1536), [[0xaa; 512], [2; 512], [0xaa; 512]].concat());
+}

@@ -69,7 +69,7 @@ fn work(disk: &Executor, image: &Image, model: &mut Model, random: &mut Random, 
                 model.put(offset, UNIT * 5, 0);
                 disk.zero(offset, UNIT * 5)?;
             }
-            9 if random.below(8) == 0 => {
+            9 if random.below(2) == 0 => {
                 image.close()?;
                 model.settle();
             }
@@ -137,13 +137,13 @@ fn run_all(options: &CreateOptions, parent: Option<&Arc<Executor>>, seeds: std::
 
 #[test]
 fn a_dynamic_image_survives_a_cut_at_any_step() {
-    run_all(&small(SIZE), None, 0..24, 5);
+    run_all(&small(SIZE), None, 0..16, 7);
 }
 
 #[test]
 fn a_differencing_image_survives_a_cut_at_any_step() {
     let parent = parent();
-    run_all(&differencing(SIZE, Guid::random().unwrap()), Some(&parent), 100..124, 5);
+    run_all(&differencing(SIZE, Guid::random().unwrap()), Some(&parent), 100..116, 7);
 }
 
 #[test]

@@ -65,9 +65,9 @@ fn qemu_reads_images_of_every_block_size() {
     let folder = tempfile::tempdir().unwrap();
     let (raw_path, back) = (folder.path().join("raw"), folder.path().join("back"));
     for shift in 20..=28 {
-        for is_fixed in [false, true] {
+        for is_fixed in [false, true].into_iter().take(1 + usize::from(shift % 4 == 0)) {
             let path = folder.path().join("ours.vhdx");
-            let size = if is_fixed { 40 * MIB } else { 600 * MIB + 1536 };
+            let size = if is_fixed { 40 * MIB } else { 300 * MIB + 1536 };
             let kind = if is_fixed { Kind::Fixed { allocate: false } } else { Kind::Dynamic };
             let (image, disk) = make(&path, &CreateOptions { block_size: 1 << shift, kind, ..CreateOptions::new(size) });
             let raw = raw_file(&raw_path, size);
@@ -86,7 +86,7 @@ fn qemu_reads_images_of_every_block_size() {
 fn qemu_replays_our_log() {
     let folder = tempfile::tempdir().unwrap();
     let (path, raw_path) = (folder.path().join("ours.vhdx"), folder.path().join("raw"));
-    let size = 3000 * MIB;
+    let size = 1000 * MIB;
     let (_image, disk) = make(&path, &CreateOptions::new(size));
     let raw = raw_file(&raw_path, size);
     for seed in 0..4 {
@@ -130,7 +130,7 @@ fn we_read_and_change_what_qemu_wrote() {
     for (options, size) in [
         ("subformat=dynamic", 600 * MIB),
         ("subformat=dynamic,block_size=1M", 70 * MIB + 512),
-        ("subformat=dynamic,block_size=2M,block_state_zero=off", 5000 * MIB),
+        ("subformat=dynamic,block_size=2M,block_state_zero=off", 1500 * MIB),
         ("subformat=dynamic,block_size=256M,log_size=4M", 600 * MIB),
         ("subformat=fixed", 33 * MIB + 512),
         ("subformat=fixed,block_size=32M", 70 * MIB),
