@@ -160,9 +160,14 @@ impl Memory {
     pub fn crash(&self, random: &mut Random) -> Content {
         let power = self.lock();
         let mut content = power.stable.clone();
-        // Sometimes nothing is lost, sometimes all: those are worth more tries than chance gives them.
-        let chance = [0, 20, 50, 80, 100][random.below(5) as usize];
+        // Each change is lost, torn, or kept; all lost and all kept are worth more tries than chance gives them.
+        let mode = random.below(6);
         for change in &power.pending {
+            let chance = match mode {
+                0 => 0,
+                1 => 100,
+                _ => [0, 50, 100][random.below(3) as usize],
+            };
             match change {
                 Change::Write(offset, data) => {
                     for (index, sector) in data.chunks(512).enumerate() {

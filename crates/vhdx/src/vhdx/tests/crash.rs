@@ -10,6 +10,34 @@ use crate::{Guid, Storage};
 const UNIT: u64 = 4096;
 const SIZE: u64 = 12 * MIB;
 
+/// Where the blocks of the model are on the disk: next to each other, or each in a page of its own of the BAT.
+#[derive(Clone, Copy)]
+struct Layout {
+    /// In blocks.
+    stride: u64,
+}
+
+impl Layout {
+    fn size(self) -> u64 {
+        SIZE * self.stride
+    }
+
+    /// Parts of a range of the model: place on the disk, and length.
+    fn parts(self, offset: u64, length: u64) -> Vec<(u64, u64)> {
+        if self.stride == 1 {
+            return vec![(offset, length)];
+        }
+        let mut parts = Vec::new();
+        let mut at = offset;
+        while at < offset + length {
+            let count = (MIB - at % MIB).min(offset + length - at);
+            parts.push((at / MIB * self.stride * MIB + at % MIB, count));
+            at += count;
+        }
+        parts
+    }
+}
+
 /// For each unit of the disk, the bytes that it may be filled with after a crash; the last is the newest.
 #[derive(Clone)]
 struct Model(Vec<Vec<u8>>);
@@ -29,10 +57,10 @@ impl Model {
     }
 
     /// Each sector is all of one allowed value.
-    fn check(&self, disk: &Executor, context: &str) {
+    fn check(&self, disk: &Executor, layout: Layout, context: &str) {
         let mut bytes = vec![0; MIB as usize];
         for start in (0..SIZE).step_by(MIB as usize) {
-            disk.read(start, &mut bytes).unwrap_or_else(|error| panic!("{context}: reading: {error}"));
+            disk.read(start * layout.stride, &mut bytes).unwrap_or_else(|error| panic!("{context}: reading: {error}"));
             for (index, sector) in bytes.chunks(512).enumerate() {
                 let at = start + index as u64 * 512;
                 let allowed = &self.0[(at / UNIT) as usize];
@@ -44,30 +72,35 @@ impl Model {
 }
 
 /// What one run does: the same for the same seed, up to the moment of the cut.
-fn work(disk: &Executor, image: &Image, model: &mut Model, random: &mut Random, operations: u64) -> Result<(), Failure> {
-    for _ in 0..operations {
+fn work(disk: &Executor, image: &Image, layout: Layout, model: &mut Model, random: &mut Random) -> Result<(), Failure> {
+    let write = |offset, length, value| {
+        let mut parts = layout.parts(offset, length).into_iter();
+        parts.try_for_each(|(place, length)| disk.write(place, &vec![value; length as usize]))
+    };
+    let zero = |offset, length| layout.parts(offset, length).into_iter().try_for_each(|(place, length)| disk.zero(place, length));
+    for _ in 0..40 {
         let value = 1 + random.below(150) as u8;
         match random.below(12) {
             0..=4 => {
                 let length = UNIT * (1 + random.below(8));
                 let offset = random.below((SIZE - length) / UNIT) * UNIT;
                 model.put(offset, length, value);
-                disk.write(offset, &vec![value; length as usize])?;
+                write(offset, length, value)?;
             }
             5 => {
                 let offset = random.below(SIZE / MIB - 1) * MIB;
                 model.put(offset, MIB, value);
-                disk.write(offset, &vec![value; MIB as usize])?;
+                write(offset, MIB, value)?;
             }
             6 | 7 => {
                 let offset = random.below(SIZE / MIB - 1) * MIB;
                 model.put(offset, 2 * MIB, 0);
-                disk.zero(offset, 2 * MIB)?;
+                zero(offset, 2 * MIB)?;
             }
             8 => {
                 let offset = random.below((SIZE - MIB) / UNIT) * UNIT;
                 model.put(offset, UNIT * 5, 0);
-                disk.zero(offset, UNIT * 5)?;
+                zero(offset, UNIT * 5)?;
             }
             9 if random.below(2) == 0 => {
                 image.close()?;
@@ -96,7 +129,7 @@ fn parent() -> Arc<Executor> {
 
 /// Runs the work of a seed on a copy of `start`, cuts the power at `cut`, and checks what is left, read only and after a replay.
 /// Answers whether the cut was reached.
-fn run(start: &Memory, parent: Option<&Arc<Executor>>, seed: u64, cut: u64) -> bool {
+fn run(start: &Memory, layout: Layout, parent: Option<&Arc<Executor>>, seed: u64, cut: u64) -> bool {
     let context = format!("seed {seed} cut {cut}");
     let file = Arc::new(Memory::with(start.content()));
     file.cut_at(cut);
@@ -104,7 +137,7 @@ fn run(start: &Memory, parent: Option<&Arc<Executor>>, seed: u64, cut: u64) -> b
     let mut random = Random::new(seed);
     let (image, mut disk) = open(&file, Access::ReadWrite);
     disk.parent = parent.cloned();
-    let is_cut = work(&disk, &image, &mut model, &mut random, 40).is_err();
+    let is_cut = work(&disk, &image, layout, &mut model, &mut random).is_err();
     let mut random = Random::new(seed ^ cut << 32);
     for _ in 0..2 {
         let after = Arc::new(Memory::with(file.crash(&mut random)));
@@ -114,7 +147,7 @@ fn run(start: &Memory, parent: Option<&Arc<Executor>>, seed: u64, cut: u64) -> b
             let storage: Arc<dyn Storage> = Arc::<Memory>::clone(&after);
             let image = try_open(Arc::clone(&storage), access).unwrap_or_else(|error| panic!("{context}: {access:?}: {error}"));
             let disk = Executor { mapping: image, file: storage, parent: parent.cloned() };
-            model.check(&disk, &format!("{context} {access:?}"));
+            model.check(&disk, layout, &format!("{context} {access:?}"));
             if disks.is_empty() {
                 assert_eq!(after.done(), before, "{context}: reading wrote");
             }
@@ -125,11 +158,11 @@ fn run(start: &Memory, parent: Option<&Arc<Executor>>, seed: u64, cut: u64) -> b
 }
 
 /// Cuts the work of each seed at every `step`-th change or flush; the seeds start at different ones.
-fn run_all(options: &CreateOptions, parent: Option<&Arc<Executor>>, seeds: std::ops::Range<u64>, step: u64) {
+fn run_all(options: &CreateOptions, layout: Layout, parent: Option<&Arc<Executor>>, seeds: std::ops::Range<u64>, step: u64) {
     let start = created(options);
     for seed in seeds {
         let mut cut = seed % step;
-        while run(&start, parent, seed, cut) {
+        while run(&start, layout, parent, seed, cut) {
             cut += step;
         }
     }
@@ -137,13 +170,19 @@ fn run_all(options: &CreateOptions, parent: Option<&Arc<Executor>>, seeds: std::
 
 #[test]
 fn a_dynamic_image_survives_a_cut_at_any_step() {
-    run_all(&small(SIZE), None, 0..16, 7);
+    run_all(&small(SIZE), Layout { stride: 1 }, None, 0..16, 7);
+}
+
+#[test]
+fn an_image_with_changes_in_many_pages_survives_a_cut_at_any_step() {
+    let layout = Layout { stride: 512 };
+    run_all(&small(layout.size()), layout, None, 200..216, 7);
 }
 
 #[test]
 fn a_differencing_image_survives_a_cut_at_any_step() {
     let parent = parent();
-    run_all(&differencing(SIZE, Guid::random().unwrap()), Some(&parent), 100..116, 7);
+    run_all(&differencing(SIZE, Guid::random().unwrap()), Layout { stride: 1 }, Some(&parent), 100..116, 7);
 }
 
 #[test]
