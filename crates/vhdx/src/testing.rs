@@ -109,6 +109,8 @@ struct Power {
     done: u64,
     /// The power goes before the one with this number.
     limit: Option<u64>,
+    /// Only that one fails.
+    is_glitch: bool,
 }
 
 /// A file in memory that forgets, when its power goes, any part of what was not flushed.
@@ -153,6 +155,12 @@ impl Memory {
     /// The power goes before the change or flush with this number: it and all later ones fail.
     pub fn cut_at(&self, limit: u64) {
         self.lock().limit = Some(limit);
+    }
+
+    /// The change or flush with this number fails and does nothing; later ones work.
+    pub fn fail_at(&self, number: u64) {
+        let mut power = self.lock();
+        (power.limit, power.is_glitch) = (Some(number), true);
     }
 
     /// What a power failure leaves: all that was flushed, and of each 512 bytes written since, either all or nothing.
@@ -200,6 +208,9 @@ impl Memory {
 impl Power {
     fn count(&mut self) -> io::Result<()> {
         if self.limit.is_some_and(|limit| self.done >= limit) {
+            if self.is_glitch {
+                self.limit = None;
+            }
             return Err(io::Error::other("the power is gone"));
         }
         self.done += 1;

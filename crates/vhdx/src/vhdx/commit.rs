@@ -17,7 +17,7 @@ impl Image {
             return true;
         }
         let state = self.lock();
-        state.dirty == 0 && state.flying.is_none() && (state.log.is_none() || state.space.is_settled())
+        !state.is_broken && state.dirty == 0 && state.flying.is_none() && (state.log.is_none() || state.space.is_settled())
     }
 
     pub(super) fn start_commit(&self) -> Result<Option<Commit>, MapError> {

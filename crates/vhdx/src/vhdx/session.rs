@@ -4,7 +4,6 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 
 use super::header::Header;
 use super::image::{Image, State};
-use super::layout::PAGE;
 use super::log::{FileSizes, LogWriter, Tail};
 use super::open::Access;
 use crate::{Guid, MapError};
@@ -40,16 +39,24 @@ impl Image {
             next.log_guid = random()?;
             next.log_version = 0;
             let log = self.start_log(state, next.log_guid)?;
-            state.headers.replace(&*self.storage, next).map_err(io("starting to change the image"))?;
+            self.replace_headers(state, next)?;
             state.log = Some(log);
         } else if next != state.headers.current {
-            state.headers.replace(&*self.storage, next).map_err(io("starting to change the image"))?;
+            self.replace_headers(state, next)?;
         }
         if changes == Changes::Data {
             state.next_data_write_guid = None;
             self.started.store(true, Release);
         }
         Ok(())
+    }
+
+    /// If this fails, a header that is not ours may be the one that counts: with it, the next open would look at another log than the
+    /// one that commits write to. So there are no more commits then.
+    fn replace_headers(&self, state: &mut State, next: Header) -> Result<(), MapError> {
+        let result = state.headers.replace(&*self.storage, next);
+        state.is_broken |= result.is_err();
+        result.map_err(io("writing the image's headers"))
     }
 
     /// A log in use must hold a valid entry at every moment, so an empty entry is there before the headers name the log.
@@ -62,12 +69,10 @@ impl Image {
             state.file_size = end;
         }
         let (offset, length) = state.headers.log();
-        // If this failed half-way before, a header may name the entry that was written then: that one stays.
-        let position = if state.headers.current.log_guid.is_zero() { 0 } else { PAGE as u64 };
-        let mut log = LogWriter::new(guid, offset, length, position);
+        let mut log = LogWriter::new(guid, offset, length);
         let sizes = FileSizes { flushed: end, last: end };
         let entry = log.encode(&[], Tail::Itself, sizes);
-        self.storage.write_at(offset + position, &entry).and_then(|()| self.storage.flush()).map_err(starting())?;
+        self.storage.write_at(offset, &entry).and_then(|()| self.storage.flush()).map_err(starting())?;
         log.advance(entry.len() as u64);
         (state.flushed_size, state.has_new_holes) = (end, false);
         Ok(log)
@@ -111,7 +116,7 @@ impl Image {
             let closing = || io("closing the image");
             self.storage.flush().map_err(closing())?;
             let next = Header { log_guid: Guid::ZERO, ..state.headers.current };
-            state.headers.replace(&*self.storage, next).map_err(closing())?;
+            self.replace_headers(&mut state, next)?;
             state.log = None;
             self.started.store(false, Release);
             let end = state.space.end();

@@ -54,8 +54,8 @@ pub(crate) struct LogWriter {
 }
 
 impl LogWriter {
-    pub(crate) fn new(guid: Guid, offset: u64, length: u64, position: u64) -> Self {
-        Self { guid, offset, length, position, previous: position, sequence: 1 }
+    pub(crate) fn new(guid: Guid, offset: u64, length: u64) -> Self {
+        Self { guid, offset, length, position: 0, previous: 0, sequence: 1 }
     }
 
     /// Pages that one entry can carry in a log of this length.
