@@ -249,3 +249,23 @@ fn a_creation_that_was_cut_leaves_no_image_or_a_whole_one() {
         }
     }
 }
+
+#[test]
+fn a_close_that_was_cut_keeps_what_was_flushed_before_it() {
+    for cut in 0.. {
+        let file = created(&small(SIZE));
+        let (image, disk) = open(&file, Access::ReadWrite);
+        disk.write(0, &[1; 4096]).unwrap();
+        disk.flush(|| ()).unwrap();
+        file.cut_at(file.done() + cut);
+        let is_closed = image.close().is_ok();
+        for seed in 0..40 {
+            let after = Arc::new(Memory::with(file.crash(&mut Random::new(seed))));
+            let (_, disk) = open(&after, Access::ReadOnly);
+            assert_eq!(super::read(&disk, 0, 4096), [1; 4096], "cut {cut}, seed {seed}");
+        }
+        if is_closed {
+            return;
+        }
+    }
+}
