@@ -252,6 +252,10 @@ pub enum ResizeError {
     /// The disk is attached read-only.
     #[error("disk {path}: it is attached read-only", path = .0.display())]
     ReadOnly(PathBuf),
+    /// Dirty maps are on, or a mirror is being made.
+    #[error("disk {path}: a mirror or dirty maps are for the size it has; end the mirror, or grow the disk while nobody uses it",
+        path = .0.display())]
+    Tracked(PathBuf),
     /// The image refused.
     #[error("disk {path}: cannot be grown to {asked} bytes: {source}", path = path.display())]
     Image {

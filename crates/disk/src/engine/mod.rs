@@ -6,6 +6,7 @@
 //! replaced); the caller only sees its end.
 
 mod commit;
+mod entrance;
 mod image;
 mod pieces;
 mod ring;
@@ -24,6 +25,7 @@ use crate::disk::{Access, Disk};
 use crate::error::{EngineError, IoError};
 use crate::geometry::Alignment;
 use crate::layer::Layer;
+use entrance::Entrance;
 use image::ImageSide;
 use ring::{Reaped, Ring};
 use slot::{Fallback, Owner, Phase, Route, Slot};
@@ -88,6 +90,7 @@ pub struct Engine {
     watched: Vec<RawFd>,
     /// Requests that have ended without the kernel's answer to them, or several by one answer.
     ended: VecDeque<Event>,
+    entrance: Entrance,
     /// What only a disk that is an image needs.
     image: Option<Box<ImageSide>>,
 }
@@ -117,7 +120,7 @@ impl From<&Layer> for FilePair {
 
 /// Marks the user data of a watched descriptor; that of others is a slot's number.
 const WATCH: u64 = 1 << 32;
-/// The user data of the descriptor by which another engine of the same image tells of a commit.
+/// The user data of the descriptor by which other threads tell of a commit, or of what parked requests wait for.
 const WAKE: u64 = 1 << 33;
 /// Bounce buffers are rare (guests align their buffers), so few of a middling size are enough.
 const BOUNCE_BYTES: usize = 128 * 1024;
@@ -132,7 +135,8 @@ impl Engine {
     /// Makes an engine for `disk` in which up to `depth` requests can be under way. It stays on this thread.
     pub fn new(disk: &Disk, depth: u16) -> Result<Engine, EngineError> {
         let depth = depth.clamp(1, MAX_DEPTH);
-        let image = ImageSide::new(disk, depth)?;
+        let entrance = Entrance::new(disk)?;
+        let image = ImageSide::new(disk, depth, entrance.seat.wake.clone())?;
         let extra = if image.is_some() { image::EXTRA_SLOTS } else { 0 };
         let mut engine = Engine {
             ring: Ring::new(u32::from(depth) + extra)?,
@@ -148,6 +152,7 @@ impl Engine {
             zeros: None,
             watched: Vec::new(),
             ended: VecDeque::new(),
+            entrance,
             image: image.map(Box::new),
         };
         engine.arm_wake();
@@ -231,6 +236,22 @@ impl Engine {
         }
         self.watched[index] = fd;
         self.arm(token);
+    }
+
+    fn arm_wake(&mut self) {
+        let fd = types::Fd(self.entrance.seat.wake.fd());
+        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build().user_data(WAKE);
+        // SAFETY: the entry points to no memory.
+        unsafe { self.ring.push(&entry) };
+    }
+
+    /// Another thread has news.
+    fn woken(&mut self, is_armed: bool) {
+        if !is_armed {
+            self.arm_wake();
+        }
+        self.look_at_commits();
+        self.look_at_parked();
     }
 
     fn arm(&mut self, token: u16) {
@@ -329,18 +350,12 @@ impl Engine {
     ) -> Result<(), IoError> {
         let length = segments.iter().fold(0u64, |sum, segment| sum.saturating_add(segment.iov_len as u64));
         self.in_range(offset, length)?;
-        let (file, is_image) = (self.files[0], self.image.is_some());
         let slot = self.claim(tag);
         slot.set_segments(segments);
         slot.durable = durability == Durability::Durable;
         (slot.offset, slot.left) = (offset, length);
         slot.phase = phase;
-        if is_image {
-            return self.start_image(tag);
-        }
-        slot.choose_route(file);
-        self.issue(u32::from(tag));
-        Ok(())
+        self.enter(tag)
     }
 
     fn clear_range(&mut self, tag: u16, offset: u64, length: u64, phase: Phase, durability: Durability) -> Result<(), IoError> {
@@ -350,11 +365,7 @@ impl Engine {
         slot.durable = durability == Durability::Durable;
         (slot.offset, slot.left) = (offset, length);
         slot.phase = phase;
-        if self.image.is_some() {
-            return self.start_image(tag);
-        }
-        self.issue(u32::from(tag));
-        Ok(())
+        self.enter(tag)
     }
 }
 
@@ -370,5 +381,6 @@ impl Drop for Engine {
                 }
             }
         }
+        self.end_writes();
     }
 }
