@@ -309,6 +309,8 @@ pub enum IoError {
     ReadOnly,
     /// The file is shorter than the disk: somebody cut it.
     UnexpectedEnd,
+    /// A mirror has taken the disk's place: the request is to be made there.
+    Moved,
     /// A table of the image is damaged where the request needs it.
     Damaged,
     /// The system said this (an errno).
@@ -346,6 +348,7 @@ impl IoError {
             IoError::OutOfRange => io::ErrorKind::InvalidInput,
             IoError::ReadOnly => io::ErrorKind::ReadOnlyFilesystem,
             IoError::UnexpectedEnd => io::ErrorKind::UnexpectedEof,
+            IoError::Moved => io::ErrorKind::StaleNetworkFileHandle,
             IoError::Damaged => io::ErrorKind::InvalidData,
             IoError::Os(errno) => io::Error::from_raw_os_error(errno).kind(),
         }
@@ -368,6 +371,7 @@ impl fmt::Display for IoError {
             IoError::OutOfRange => f.write_str("past the end of the disk"),
             IoError::ReadOnly => f.write_str("the disk is read-only"),
             IoError::UnexpectedEnd => f.write_str("the disk's file is shorter than the disk"),
+            IoError::Moved => f.write_str("the disk was handed over to its mirror"),
             IoError::Damaged => f.write_str("the image's tables are damaged; check it with 'maru disk check'"),
             IoError::Os(errno) => io::Error::from_raw_os_error(*errno).fmt(f),
         }

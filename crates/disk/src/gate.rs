@@ -38,6 +38,8 @@ struct State {
 #[derive(Clone, Default)]
 pub(crate) struct Attached {
     pub tracked: Vec<Arc<Tracked>>,
+    /// A mirror has taken the disk's place; this one is not written any more.
+    pub has_moved: bool,
 }
 
 /// What an engine knows of the gate.
@@ -50,7 +52,7 @@ pub(crate) struct Seen {
 impl Seen {
     /// Whether requests pass without a further look.
     pub fn is_open(&self) -> bool {
-        !self.is_held && self.attached.tracked.is_empty()
+        !self.is_held && !self.attached.has_moved && self.attached.tracked.is_empty()
     }
 }
 

@@ -23,6 +23,8 @@
 //! time), and are marked in [`dirty`] maps while [`Disk::track`] or [`Disk::open_maps`] has them on. A request that has to wait is parked
 //! in its engine, which does everything else meanwhile.
 //!
+//! A [`mirror`] copies a disk to another one while engines use it, and hands over to it; it lives on a thread of its own.
+//!
 //! [`limits`] decides when a request may start; no [`Engine`] asks it yet. [`import`] reads disks of other platforms.
 //!
 //! # Errors
@@ -44,6 +46,7 @@ pub mod import;
 mod layer;
 pub mod limits;
 mod lock;
+pub mod mirror;
 pub mod tool;
 mod tracking;
 mod wake;

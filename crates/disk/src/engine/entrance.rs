@@ -24,6 +24,7 @@ pub(super) struct Entrance {
     /// The same while requests pass without a further look; otherwise one that the gate never has.
     open_word: u64,
     is_held: bool,
+    has_moved: bool,
     markers: Vec<(Arc<Tracked>, Marker)>,
     parked: VecDeque<(u16, Wait)>,
 }
@@ -45,7 +46,8 @@ impl Entrance {
         let seat = Seat::new().map_err(EngineError::Io)?;
         gate.join(seat.clone());
         let (markers, parked) = (Vec::new(), VecDeque::new());
-        let mut entrance = Entrance { gate, seat, word: NEVER, open_word: NEVER, is_held: false, markers, parked };
+        let (is_held, has_moved) = (false, false);
+        let mut entrance = Entrance { gate, seat, word: NEVER, open_word: NEVER, is_held, has_moved, markers, parked };
         entrance.look();
         Ok(entrance)
     }
@@ -57,7 +59,7 @@ impl Entrance {
         }
         let seen = self.gate.look();
         self.open_word = if seen.is_open() { seen.word } else { NEVER };
-        (self.word, self.is_held) = (seen.word, seen.is_held);
+        (self.word, self.is_held, self.has_moved) = (seen.word, seen.is_held, seen.attached.has_moved);
         let is_same = |(mine, theirs): (&(Arc<Tracked>, Marker), &Arc<Tracked>)| Arc::ptr_eq(&mine.0, theirs);
         let tracked = seen.attached.tracked;
         if self.markers.len() != tracked.len() || !self.markers.iter().zip(&tracked).all(is_same) {
@@ -138,6 +140,9 @@ impl Engine {
             entrance.seat.write_begins();
         }
         entrance.look();
+        if entrance.has_moved {
+            return Err(IoError::Moved);
+        }
         // One that is being noted passed before: whoever holds writes waits for its end.
         if entrance.is_held && !matches!(wait, Some(Wait::Noted(..))) {
             slot.is_counted = false;

@@ -5,6 +5,7 @@ mod commits;
 mod engine;
 mod images;
 mod locks;
+mod mirrors;
 mod opening;
 mod tracking;
 
