@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use crate::error::{IoError, OpenError, ResizeError};
 use crate::format::Format;
@@ -12,6 +13,7 @@ use crate::gate::{Gate, Held};
 use crate::geometry;
 use crate::image::Image;
 use crate::layer::{Kind, Layer};
+use crate::limits::{Group, Limiter, Limits, Metered};
 use crate::lock;
 use crate::tracking;
 
@@ -272,6 +274,32 @@ impl Disk {
         let held = self.inner.gate.hold();
         self.inner.gate.wait_for_writes(None);
         held
+    }
+
+    /// Limits what all engines together may do, from now on; [`Limits::default`] has no limit. Requests that wait by earlier limits
+    /// are looked at again at once. A request counts when it starts: a read or write with its bytes, anything else as one operation.
+    pub fn set_limits(&self, limits: Limits) {
+        let now = Instant::now();
+        self.inner.gate.attach(|attached| match &attached.limiter {
+            Some(limiter) => limiter.set(limits, now),
+            None if limits == Limits::default() => {}
+            None => attached.limiter = Some(Arc::new(Limiter::new(limits, now))),
+        });
+    }
+
+    /// Has the disk share what a group may do, besides its own limits; a disk is in one group at most, the last that it joined. What
+    /// waits keeps its place.
+    pub fn join_group(&self, group: &Group, weight: u16) {
+        let now = Instant::now();
+        self.inner.gate.attach(|attached| {
+            let limits = attached.limiter.as_ref().map_or(Limits::default(), |limiter| limiter.limits());
+            attached.limiter = Some(Arc::new(Limiter::in_group(limits, group, weight, now)));
+        });
+    }
+
+    /// What passed the limits since there are any, or since the disk joined its group; nothing was counted if there are none.
+    pub fn metered(&self) -> Metered {
+        self.inner.gate.attached().limiter.map_or(Metered::default(), |limiter| limiter.metered())
     }
 
     pub(crate) fn gate(&self) -> &Arc<Gate> {

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use crate::limits::Limiter;
 use crate::tracking::Tracked;
 use crate::wake::Wake;
 
@@ -38,6 +39,8 @@ struct State {
 #[derive(Clone, Default)]
 pub(crate) struct Attached {
     pub tracked: Vec<Arc<Tracked>>,
+    /// Says when requests may start, if that is limited.
+    pub limiter: Option<Arc<Limiter>>,
     /// A mirror has taken the disk's place; this one is not written any more.
     pub has_moved: bool,
 }
@@ -52,7 +55,8 @@ pub(crate) struct Seen {
 impl Seen {
     /// Whether requests pass without a further look.
     pub fn is_open(&self) -> bool {
-        !self.is_held && !self.attached.has_moved && self.attached.tracked.is_empty()
+        let Attached { tracked, limiter, has_moved } = &self.attached;
+        !self.is_held && !has_moved && limiter.is_none() && tracked.is_empty()
     }
 }
 

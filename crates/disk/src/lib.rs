@@ -25,7 +25,7 @@
 //!
 //! A [`mirror`] copies a disk to another one while engines use it, and hands over to it; it lives on a thread of its own.
 //!
-//! [`limits`] decides when a request may start; no [`Engine`] asks it yet. [`import`] reads disks of other platforms.
+//! [`limits`] decides when a request may start ([`Disk::set_limits`]). [`import`] reads disks of other platforms.
 //!
 //! # Errors
 //! Opening fails with an [`OpenError`] and locking with a [`LockError`], whose text names the disk, the cause and the way out. A

@@ -1,18 +1,21 @@
 //! How a request gets from its caller to its start: past the disk's gate, and through what is attached to the disk.
 //!
 //! ```text
-//!   enter ─▶ nothing attached, nothing held ──────────────────────────────▶ begin
-//!      └───▶ held? ─▶ marks in maps ─▶ noted on stable storage? ──────────▶ begin
-//!              │                              │
-//!              └────────── parked ◀───────────┘   the seat's eventfd has all that is parked looked at again
+//!   enter ─▶ nothing attached, nothing held ──────────────────────────────────────────────▶ begin
+//!      └───▶ its turn by the limits? ─▶ held? ─▶ marks in maps ─▶ noted on stable storage? ▶ begin
+//!                 │                       │                             │
+//!                 └──────────────────── parked ◀────────────────────────┘
+//!                        the seat's eventfd, or a timer in the ring, has all that is parked looked at again
 //! ```
 //! Other requests of the engine, and completions, go on meanwhile.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::dirty::Marker;
 use crate::gate::{Gate, Seat};
+use crate::limits::{Admit, Limiter, Ticket};
 use crate::tracking::Tracked;
 
 /// One engine's side of the gate.
@@ -25,15 +28,22 @@ pub(super) struct Entrance {
     open_word: u64,
     is_held: bool,
     has_moved: bool,
+    limiter: Option<Arc<Limiter>>,
     markers: Vec<(Arc<Tracked>, Marker)>,
     parked: VecDeque<(u16, Wait)>,
+    /// Timers that the ring has, by number: when they fire, and that as a time from when they were set.
+    timers: Vec<Option<(Instant, Box<types::Timespec>)>>,
 }
 
+/// A timer that fires this much before another one makes that one unnecessary: timers are no more exact than that.
+const TIMER_SLACK: Duration = Duration::from_millis(1);
 /// A word that is never reached by counting.
 const NEVER: u64 = u64::MAX;
 
 /// What a parked request waits for.
 enum Wait {
+    /// Its turn, by this limiter, which may be the disk's no longer.
+    Turn(Arc<Limiter>, Ticket),
     /// That writes are no longer held.
     Open,
     /// That it is noted in this tracker's journal, as asked for under this number.
@@ -45,9 +55,18 @@ impl Entrance {
         let gate = disk.gate().clone();
         let seat = Seat::new().map_err(EngineError::Io)?;
         gate.join(seat.clone());
-        let (markers, parked) = (Vec::new(), VecDeque::new());
-        let (is_held, has_moved) = (false, false);
-        let mut entrance = Entrance { gate, seat, word: NEVER, open_word: NEVER, is_held, has_moved, markers, parked };
+        let mut entrance = Entrance {
+            gate,
+            seat,
+            word: NEVER,
+            open_word: NEVER,
+            is_held: false,
+            has_moved: false,
+            limiter: None,
+            markers: Vec::new(),
+            parked: VecDeque::new(),
+            timers: Vec::new(),
+        };
         entrance.look();
         Ok(entrance)
     }
@@ -60,6 +79,7 @@ impl Entrance {
         let seen = self.gate.look();
         self.open_word = if seen.is_open() { seen.word } else { NEVER };
         (self.word, self.is_held, self.has_moved) = (seen.word, seen.is_held, seen.attached.has_moved);
+        self.limiter = seen.attached.limiter;
         let is_same = |(mine, theirs): (&(Arc<Tracked>, Marker), &Arc<Tracked>)| Arc::ptr_eq(&mine.0, theirs);
         let tracked = seen.attached.tracked;
         if self.markers.len() != tracked.len() || !self.markers.iter().zip(&tracked).all(is_same) {
@@ -72,6 +92,22 @@ impl Entrance {
     fn write_ends(&mut self, offset: u64, length: u64) {
         self.markers.iter_mut().for_each(|(_, marker)| marker.write_ended(offset, length));
         self.seat.writes_end(&self.gate, 1);
+    }
+
+    /// Whether it is a request's turn; otherwise what it waits for. One that passed waits for something else, or for nothing yet.
+    fn take_turn(&mut self, bytes: u64, wait: Option<Wait>) -> Option<Wait> {
+        let (limiter, admit) = match (wait, &self.limiter) {
+            (Some(Wait::Turn(limiter, ticket)), _) => {
+                let admit = limiter.again(Instant::now(), ticket);
+                (limiter, admit)
+            }
+            (None, Some(limiter)) => (limiter.clone(), limiter.admit(Instant::now(), bytes)),
+            (wait, _) => return wait,
+        };
+        match admit {
+            Admit::Now => None,
+            Admit::Later(ticket) => Some(Wait::Turn(limiter, ticket)),
+        }
     }
 
     /// Whether a write is noted wherever it has to be; otherwise what it waits for.
@@ -106,13 +142,11 @@ impl Engine {
     pub(super) fn enter(&mut self, tag: u16) -> Result<(), IoError> {
         let slot = &mut self.slots[usize::from(tag)];
         (slot.disk_offset, slot.length) = (slot.offset, slot.left);
-        let is_open = if slot.phase.is_change() {
+        if slot.phase.is_change() {
             slot.is_counted = true;
             self.entrance.seat.write_begins();
-            self.entrance.gate.word() == self.entrance.open_word
-        } else {
-            true
-        };
+        }
+        let is_open = self.entrance.gate.word() == self.entrance.open_word;
         let result = if is_open { self.begin(tag) } else { self.pass_or_park(tag) };
         if result.is_err() {
             self.end(tag, result);
@@ -128,6 +162,7 @@ impl Engine {
         self.entrance.seat.waits();
         let Some(wait) = self.pass(tag, Some(wait))? else { return Ok(()) };
         self.entrance.parked.push_back((tag, wait));
+        self.set_timer();
         Ok(())
     }
 
@@ -135,6 +170,19 @@ impl Engine {
     fn pass(&mut self, tag: u16, wait: Option<Wait>) -> Result<Option<Wait>, IoError> {
         let slot = &mut self.slots[usize::from(tag)];
         let entrance = &mut self.entrance;
+        entrance.look();
+        let bytes = if matches!(slot.phase, Phase::Read | Phase::Write) { slot.length } else { 0 };
+        let wait = entrance.take_turn(bytes, wait);
+        if matches!(wait, Some(Wait::Turn(..))) {
+            if std::mem::take(&mut slot.is_counted) {
+                entrance.seat.writes_end(&entrance.gate, 1);
+            }
+            return Ok(wait);
+        }
+        if !slot.phase.is_change() {
+            self.begin(tag)?;
+            return Ok(None);
+        }
         if !slot.is_counted {
             slot.is_counted = true;
             entrance.seat.write_begins();
@@ -173,13 +221,44 @@ impl Engine {
                 }
             }
         }
+        self.set_timer();
+    }
+
+    /// Has the ring wake this engine when the next parked request's turn may have come.
+    fn set_timer(&mut self) {
+        let Entrance { parked, timers, .. } = &mut self.entrance;
+        let turns = parked.iter().filter_map(|(_, wait)| if let Wait::Turn(_, ticket) = wait { Some(ticket.at()) } else { None });
+        let Some(at) = turns.min() else { return };
+        if timers.iter().flatten().any(|(other, _)| *other <= at + TIMER_SLACK) {
+            return;
+        }
+        let left = at.saturating_duration_since(Instant::now());
+        let time = Box::new(types::Timespec::from(left));
+        let entry = opcode::Timeout::new(&raw const *time).build();
+        let number = timers.iter().position(Option::is_none).unwrap_or(timers.len());
+        timers.resize_with(timers.len().max(number + 1), || None);
+        timers[number] = Some((at, time));
+        // SAFETY: the entry points to the time, which stays where it is until the timer has fired, or the ring is gone.
+        unsafe { self.ring.push(&entry.user_data(TIMER | number as u64)) };
+    }
+
+    /// A timer has fired.
+    pub(super) fn timer_fired(&mut self, number: usize) {
+        if let Some(timer) = self.entrance.timers.get_mut(number) {
+            *timer = None;
+        }
+        self.look_at_parked();
     }
 
     fn begin(&mut self, tag: u16) -> Result<(), IoError> {
-        if self.image.is_some() {
-            return self.start_image(tag);
-        }
         let slot = &mut self.slots[usize::from(tag)];
+        if self.image.is_some() {
+            if slot.phase != Phase::Sync {
+                return self.start_image(tag);
+            }
+            self.flush_image(tag);
+            return Ok(());
+        }
         if matches!(slot.phase, Phase::Read | Phase::Write) {
             slot.choose_route(self.files[0]);
         }
@@ -197,8 +276,13 @@ impl Engine {
         Event::Done { tag, result }
     }
 
-    /// Nothing of this engine is under way any more.
-    pub(super) fn end_writes(&mut self) {
+    /// Nothing of this engine is under way any more, and nothing begins.
+    pub(super) fn close_entrance(&mut self) {
+        for (_, wait) in self.entrance.parked.drain(..) {
+            if let Wait::Turn(limiter, ticket) = wait {
+                limiter.withdraw(ticket);
+            }
+        }
         for slot in self.slots.iter_mut().filter(|slot| slot.is_counted) {
             self.entrance.write_ends(slot.disk_offset, slot.length);
         }

@@ -358,7 +358,7 @@ impl Engine {
         while self.outstanding > 0 {
             self.ring.wait();
             while let Some(reaped) = self.ring.pop() {
-                if reaped.user_data & (WATCH | WAKE) == 0 {
+                if reaped.user_data & (WATCH | WAKE | TIMER) == 0 {
                     self.completed(reaped);
                 }
             }

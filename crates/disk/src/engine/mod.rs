@@ -122,6 +122,8 @@ impl From<&Layer> for FilePair {
 const WATCH: u64 = 1 << 32;
 /// The user data of the descriptor by which other threads tell of a commit, or of what parked requests wait for.
 const WAKE: u64 = 1 << 33;
+/// Marks the user data of a timer.
+const TIMER: u64 = 1 << 34;
 /// Bounce buffers are rare (guests align their buffers), so few of a middling size are enough.
 const BOUNCE_BYTES: usize = 128 * 1024;
 const MAX_BOUNCES: usize = 4;
@@ -201,9 +203,9 @@ impl Engine {
 
     /// Starts to make everything durable that was written (by requests that have ended).
     pub fn flush(&mut self, tag: u16) {
-        let slot = self.claim(tag);
-        slot.phase = Phase::Sync;
-        if self.image.is_some() { self.flush_image(tag) } else { self.issue(u32::from(tag)) }
+        self.claim(tag).phase = Phase::Sync;
+        // A flush is refused by nobody.
+        let _ = self.enter(tag);
     }
 
     /// Starts to give a range back to the storage. What it reads as afterwards is undefined. Storage that cannot do it ignores it.
@@ -292,6 +294,10 @@ impl Engine {
                 self.woken(reaped.more);
                 continue;
             }
+            if reaped.user_data & TIMER != 0 {
+                self.timer_fired(reaped.user_data as u32 as usize);
+                continue;
+            }
             if reaped.user_data & WATCH != 0 {
                 let token = reaped.user_data as u16;
                 if !reaped.more {
@@ -376,11 +382,11 @@ impl Drop for Engine {
         while self.outstanding > 0 {
             self.ring.wait();
             while let Some(Reaped { user_data, .. }) = self.ring.pop() {
-                if user_data & (WATCH | WAKE) == 0 {
+                if user_data & (WATCH | WAKE | TIMER) == 0 {
                     self.outstanding -= 1;
                 }
             }
         }
-        self.end_writes();
+        self.close_entrance();
     }
 }

@@ -141,18 +141,18 @@ fn a_dropped_engine_gives_its_places_back() {
     let directory = directory();
     for disk in disks(directory.path()) {
         disk.set_limits(bandwidth(8 << 20));
-        let mut engine = Engine::new(&disk, 2).unwrap();
+        let mut engine = Engine::new(&disk, 32).unwrap();
         let mut memory = vec![0u8; 8 * MIB];
-        for tag in 0..2 {
+        for tag in 0..32 {
             let segment = iovec { iov_base: memory.as_mut_ptr().cast(), iov_len: memory.len() };
             // SAFETY: the engine is dropped before the memory.
             unsafe { engine.read(tag, 0, &[segment]) }.unwrap();
         }
         drop(engine);
-        // The first read is a second of work, and the second one is none any more.
+        // The first read is a second of work, and the others are none any more.
         read_many(&disk, 1, 1, 512);
         assert_eq!(disk.metered().requests, 2);
-        assert!(disk.metered().throttled_time < Duration::from_millis(1500), "{:?}", disk.metered());
+        assert!(disk.metered().throttled_time < Duration::from_secs(20), "{:?}", disk.metered());
     }
 }
 

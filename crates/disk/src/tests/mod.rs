@@ -4,6 +4,7 @@ mod chains;
 mod commits;
 mod engine;
 mod images;
+mod limited;
 mod locks;
 mod mirrors;
 mod opening;
