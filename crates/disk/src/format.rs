@@ -77,6 +77,15 @@ pub(crate) trait ImageFile: Mapping {
     /// What children know it by.
     fn identity(&self) -> Identity;
 
+    /// The virtual disk's own identity; a child has its parent's.
+    fn disk_id(&self) -> [u8; 16];
+
+    /// Changes when the data is first changed after an open.
+    fn data_write(&self) -> [u8; 16];
+
+    /// What that will be then; what it is if that has happened.
+    fn next_data_write(&self) -> std::io::Result<[u8; 16]>;
+
     /// Whether an image with this identity is the parent.
     fn accepts(&self, parent: Identity) -> bool;
 
@@ -114,6 +123,18 @@ impl ImageFile for vhdx2::Image {
 
     fn identity(&self) -> Identity {
         Identity::Vhdx(self.info().data_write_guid)
+    }
+
+    fn disk_id(&self) -> [u8; 16] {
+        self.info().disk_id.to_bytes()
+    }
+
+    fn data_write(&self) -> [u8; 16] {
+        self.info().data_write_guid.to_bytes()
+    }
+
+    fn next_data_write(&self) -> std::io::Result<[u8; 16]> {
+        Ok(self.next_data_write_guid()?.to_bytes())
     }
 
     fn accepts(&self, Identity::Vhdx(parent): Identity) -> bool {

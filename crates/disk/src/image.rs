@@ -98,19 +98,15 @@ impl Image {
         if tables.is_clean() { Ok(()) } else { tables.settle().map_err(|error| IoError::from(&error)) }
     }
 
-    /// Writes the tables and forgets them. What cannot be written is as after a crash: nothing that was flushed is lost.
-    pub fn close(&self) {
-        let Some(tables) = self.lock().take() else { return };
+    /// Writes the tables and forgets them. What cannot be written is as after a crash: nothing that was flushed is lost. The mark of
+    /// the data as it was left, if there were tables.
+    pub fn close(&self) -> Option<[u8; 16]> {
+        let tables = self.lock().take()?;
         if self.access == Access::ReadWrite {
             let _quiet = self.commits.quiet();
             let _ = tables.close();
         }
-    }
-}
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        self.close();
+        Some(tables.data_write())
     }
 }
 

@@ -19,8 +19,13 @@
 //! an idle queue costs one sleeping thread, and a request costs two system calls.
 //!
 //! # Beside the engine
-//! [`limits`] decides when a request may start, [`dirty`] notes what was written, [`import`] reads disks of other platforms. None of them
-//! is called by an [`Engine`] yet; each is whole without it.
+//! Every request passes the disk's gate, which all its engines share. Writes can be held up there ([`Disk::hold_writes`]: a point in
+//! time), and are marked in [`dirty`] maps while [`Disk::track`] or [`Disk::open_maps`] has them on. A request that has to wait is parked
+//! in its engine, which does everything else meanwhile.
+//!
+//! A [`mirror`] copies a disk to another one while engines use it, and hands over to it; it lives on a thread of its own.
+//!
+//! [`limits`] decides when a request may start ([`Disk::set_limits`]). [`import`] reads disks of other platforms.
 //!
 //! # Errors
 //! Opening fails with an [`OpenError`] and locking with a [`LockError`], whose text names the disk, the cause and the way out. A
@@ -34,19 +39,25 @@ mod disk;
 mod engine;
 mod error;
 mod format;
+mod gate;
 mod geometry;
 mod image;
 pub mod import;
 mod layer;
 pub mod limits;
 mod lock;
+pub mod mirror;
 pub mod tool;
+mod tracking;
+mod wake;
 
 pub use disk::{Access, Cache, Disk, Locking, OpenOptions, SectorSize};
 pub use engine::{Durability, Engine, Event, MAX_DEPTH, Zeroing};
 pub use error::{Chain, EngineError, IoError, LockError, OpenError, ResizeError};
 pub use format::Format;
+pub use gate::Held;
 pub use lock::Holder;
+pub use tracking::TrackError;
 
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,8 @@ use vhdx::{Extent, MapError, Mapping, Place, Ticket};
 use super::commit::{MAX_STEPS, Running};
 use super::pieces::{Cursor, Piece, Search, fill_zeros, push};
 use super::*;
-use crate::commits::{Commits, Goal, Target, Wake};
+use crate::commits::{Commits, Goal, Target};
+use crate::wake::Wake;
 
 /// Parts of requests that can be under way in one engine, and of one request.
 const MAX_PARTS: usize = 64;
@@ -114,11 +115,10 @@ impl Request {
 }
 
 impl ImageSide {
-    pub fn new(disk: &Disk, depth: u16) -> Result<Option<ImageSide>, EngineError> {
+    pub fn new(disk: &Disk, depth: u16, wake: Arc<Wake>) -> Result<Option<ImageSide>, EngineError> {
         let Some(image) = disk.image() else { return Ok(None) };
         let Some(own) = image.tables() else { return Err(EngineError::Unlocked(disk.path().to_owned())) };
         let parents = image.parents().iter().map(|parent| parent.tables.clone() as Arc<dyn Mapping>);
-        let wake = Arc::new(Wake::new().map_err(EngineError::Io)?);
         image.commits.join(wake.clone());
         Ok(Some(ImageSide {
             mappings: std::iter::once(own as Arc<dyn Mapping>).chain(parents).collect(),
@@ -152,13 +152,7 @@ impl Engine {
         request.phase = Some(slot.phase);
         (request.offset, request.length, request.is_durable) = (slot.offset, slot.left, slot.durable);
         (request.is_syncing, request.tries) = (false, 0);
-        let result = self.map(tag);
-        if result.is_err() {
-            // Refused at once: it was never under way.
-            self.end(tag, result);
-            self.in_flight -= 1;
-        }
-        result
+        self.map(tag)
     }
 
     /// Asks where a request's data is, and starts to move it.
@@ -364,7 +358,7 @@ impl Engine {
         while self.outstanding > 0 {
             self.ring.wait();
             while let Some(reaped) = self.ring.pop() {
-                if reaped.user_data & (WATCH | WAKE) == 0 {
+                if reaped.user_data & (WATCH | WAKE | TIMER) == 0 {
                     self.completed(reaped);
                 }
             }

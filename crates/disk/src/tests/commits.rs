@@ -91,6 +91,15 @@ impl ImageFile for Watched {
     fn identity(&self) -> Identity {
         self.image.identity()
     }
+    fn disk_id(&self) -> [u8; 16] {
+        self.image.disk_id()
+    }
+    fn data_write(&self) -> [u8; 16] {
+        self.image.data_write()
+    }
+    fn next_data_write(&self) -> io::Result<[u8; 16]> {
+        self.image.next_data_write()
+    }
     fn accepts(&self, parent: Identity) -> bool {
         self.image.accepts(parent)
     }

@@ -4,8 +4,11 @@ mod chains;
 mod commits;
 mod engine;
 mod images;
+mod limited;
 mod locks;
+mod mirrors;
 mod opening;
+mod tracking;
 
 use std::fs::File;
 use std::io::Write;

@@ -328,6 +328,8 @@ impl Worker {
         let policy = match error {
             IoError::NoSpace => self.shared.on_no_space,
             IoError::UnexpectedEnd | IoError::Damaged | IoError::Os(_) => self.shared.on_error,
+            // Whoever moved the disk activates the device anew, on the disk's new place.
+            IoError::Moved => return true,
             IoError::OutOfRange | IoError::ReadOnly => return false,
         };
         let Some(listener) = &self.shared.listener else { return false };
