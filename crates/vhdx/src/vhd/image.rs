@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::bitmaps::Bitmaps;
-use super::epochs::Epochs;
+use crate::epochs::Epochs;
 use super::error::{Action, OpenError};
 use super::footer::{Footer, Kind, SECTOR, Timestamp, UniqueId};
 use super::header::Header;

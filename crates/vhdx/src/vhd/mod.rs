@@ -15,7 +15,6 @@ mod bytes;
 mod check;
 mod commit;
 mod create;
-mod epochs;
 mod error;
 mod footer;
 mod header;

@@ -27,7 +27,7 @@ impl Image {
         if self.footer.kind() == Kind::Differencing {
             return Err(ResizeError::Differencing);
         }
-        let under_way = self.epochs.in_flight();
+        let under_way = self.epochs.count();
         if under_way > 0 {
             return Err(ResizeError::Busy(under_way));
         }

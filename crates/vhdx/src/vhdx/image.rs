@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::entry::{Entry, State as BlockState};
-use super::epochs::Epochs;
+use crate::epochs::Epochs;
 use super::geometry::{Geometry, Owner};
 use super::header::Headers;
 use super::layout::PAGE;
