@@ -14,6 +14,7 @@ mod bitmaps;
 mod bytes;
 mod check;
 mod commit;
+mod compact;
 mod create;
 mod error;
 mod footer;

@@ -6,8 +6,8 @@
 //!  free ▶ freed ▶ carried by a commit ▶ logged ▶ nobody's (tickets are back) ▶ punched by a commit ▶ free, and zeros
 //! ```
 
-use crate::epochs::Epochs;
 use super::layout::{MAX_FILE, UNIT};
+use crate::epochs::Epochs;
 
 /// Megabytes, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
