@@ -19,8 +19,11 @@
 //! an idle queue costs one sleeping thread, and a request costs two system calls.
 //!
 //! # Beside the engine
-//! [`limits`] decides when a request may start, [`dirty`] notes what was written, [`import`] reads disks of other platforms. None of them
-//! is called by an [`Engine`] yet; each is whole without it.
+//! [`limits`] decides when a request may start, [`dirty`] notes what was written. None of them is called by an [`Engine`] yet; each is
+//! whole without it.
+//!
+//! The feature `tool`, on by default, is what programs for people have and the monitor is built without: `tool` does what `maru disk`
+//! does, `import` reads disks of other platforms.
 //!
 //! # Errors
 //! Opening fails with an [`OpenError`] and locking with a [`LockError`], whose text names the disk, the cause and the way out. A
@@ -36,10 +39,12 @@ mod error;
 mod format;
 mod geometry;
 mod image;
+#[cfg(feature = "tool")]
 pub mod import;
 mod layer;
 pub mod limits;
 mod lock;
+#[cfg(feature = "tool")]
 pub mod tool;
 
 pub use disk::{Access, Cache, Disk, Locking, OpenOptions, SectorSize};
