@@ -25,7 +25,10 @@
 //!
 //! A [`mirror`] copies a disk to another one while engines use it, and hands over to it; it lives on a thread of its own.
 //!
-//! [`limits`] decides when a request may start ([`Disk::set_limits`]). [`import`] reads disks of other platforms.
+//! [`limits`] decides when a request may start ([`Disk::set_limits`]).
+//!
+//! The feature `tool`, on by default, is what programs for people have and the monitor is built without: `tool` does what `maru disk`
+//! does, `import` reads disks of other platforms.
 //!
 //! # Errors
 //! Opening fails with an [`OpenError`] and locking with a [`LockError`], whose text names the disk, the cause and the way out. A
@@ -42,11 +45,13 @@ mod format;
 mod gate;
 mod geometry;
 mod image;
+#[cfg(feature = "tool")]
 pub mod import;
 mod layer;
 pub mod limits;
 mod lock;
 pub mod mirror;
+#[cfg(feature = "tool")]
 pub mod tool;
 mod tracking;
 mod wake;
