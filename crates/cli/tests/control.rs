@@ -68,7 +68,7 @@ fn status() -> Status {
         hotplug_memory: 0,
         balloon: 0,
         confined: true,
-        devices: vec![DeviceStatus { id: "disk0".into(), kind: "block".into(), slot: 1, counters }],
+        devices: vec![DeviceStatus { id: "disk0".into(), kind: "block".into(), slot: 1, files: vec!["/d".into()], counters }],
     }
 }
 
@@ -82,7 +82,7 @@ fn status_is_a_table_or_json() {
     };
     let (code, text, _) = vm().run(&["status"]);
     assert_eq!(code, 0);
-    assert!(text.contains("state     paused\n") && text.contains("disk0   block  1     reads=3\n"), "{text}");
+    assert!(text.contains("state     paused\n") && text.contains("disk0   block  1     /d     reads=3\n"), "{text}");
     let (code, text, _) = vm().run(&["status", "-o", "json"]);
     assert_eq!((code, serde_json::from_str::<Status>(&text).unwrap()), (0, status()));
 }

@@ -22,19 +22,32 @@ pub(crate) struct Parent {
     pub layer: Layer,
 }
 
-/// Opens all parents of an image, the nearest first.
-pub(crate) fn open_parents(own: &Layer, tables: &dyn ImageFile, options: OpenOptions) -> Result<Vec<Parent>, OpenError> {
+/// Opens all parents of an image, the nearest first. The first of them may be `given`, open and not yet locked.
+pub(crate) fn open_parents(
+    own: &Layer,
+    tables: &dyn ImageFile,
+    given: Vec<Layer>,
+    options: OpenOptions,
+) -> Result<Vec<Parent>, OpenError> {
+    let options = OpenOptions { access: Access::ReadOnly, locking: Locking::Later, ..options };
+    let mut given = given.into_iter();
     let mut parents: Vec<Parent> = Vec::new();
     loop {
         let (child, child_tables) = parents.last().map_or((own, tables), |it| (&it.layer, &*it.tables));
         if !child_tables.has_parent() {
-            return Ok(parents);
+            return match given.next() {
+                None => Ok(parents),
+                Some(stray) => Err(OpenError::StrayFile { path: own.path.clone(), stray: stray.path.clone() }),
+            };
         }
         if parents.len() + 1 == MAX_IMAGES {
             return Err(OpenError::ChainTooLong { path: own.path.clone(), limit: MAX_IMAGES });
         }
         let above: Vec<&Layer> = std::iter::once(own).chain(parents.iter().map(|it| &it.layer)).collect();
-        let parent = open_parent(&above, child, child_tables, options)?;
+        let parent = match given.next() {
+            Some(layer) => adopt(&above, child_tables, layer, options)?,
+            None => open_parent(&above, child, child_tables, options)?,
+        };
         parents.push(parent);
     }
 }
@@ -43,30 +56,39 @@ fn open_parent(above: &[&Layer], child: &Layer, tables: &dyn ImageFile, options:
     let place = std::fs::canonicalize(&child.path).unwrap_or_else(|_| child.path.clone());
     let directory = place.parent().unwrap_or(Path::new("/"));
     let tried: Vec<PathBuf> = tables.parent_paths().into_iter().map(|path| clean(&directory.join(path))).collect();
-    let options = OpenOptions { access: Access::ReadOnly, locking: Locking::Now, ..options };
     let mut wrong = None;
     for path in &tried {
-        let chain = || Chain(above.iter().map(|it| it.path.clone()).chain([path.clone()]).collect());
-        let wrap = |source| OpenError::Parent { chain: chain(), source: Box::new(source) };
-        // Before it is locked and read: our own file is locked already.
-        let layer = match Layer::open(path, OpenOptions { locking: Locking::Later, ..options }) {
+        let layer = match Layer::open(path, options) {
             Err(OpenError::NotFound(_)) => continue,
-            other => other.map_err(wrap)?,
+            other => other.map_err(|source| OpenError::Parent { chain: chain(above, path), source: Box::new(source) })?,
         };
-        if above.iter().any(|it| it.identity == layer.identity) {
-            return Err(OpenError::ParentCycle { chain: chain() });
-        }
-        crate::lock::take(&layer.file, Access::ReadOnly, path).map_err(|error| wrap(error.into()))?;
-        let parent = open_tables(&layer, options.format, Access::ReadOnly).map_err(wrap)?;
-        let with_parent: Vec<&Layer> = above.iter().copied().chain([&layer]).collect();
-        match check(&with_parent, tables, &*parent) {
-            Ok(()) => return Ok(Parent { layer, tables: parent }),
+        match adopt(above, tables, layer, options) {
             // Another place may have the right one.
-            Err(error) => wrong = wrong.or(Some(error)),
+            Err(error @ (OpenError::ParentChanged { .. } | OpenError::ParentSectors { .. })) => wrong = wrong.or(Some(error)),
+            other => return other,
         }
     }
     let above = Chain(above.iter().map(|it| it.path.clone()).collect());
     Err(wrong.unwrap_or(OpenError::ParentMissing { chain: above, tried }))
+}
+
+/// Locks an open file and takes it as the parent of the last of those `above` it, whose tables these are.
+fn adopt(above: &[&Layer], tables: &dyn ImageFile, layer: Layer, options: OpenOptions) -> Result<Parent, OpenError> {
+    let chain = || chain(above, &layer.path);
+    let wrap = |source| OpenError::Parent { chain: chain(), source: Box::new(source) };
+    // Before it is locked and read: our own file is locked already.
+    if above.iter().any(|it| it.identity == layer.identity) {
+        return Err(OpenError::ParentCycle { chain: chain() });
+    }
+    crate::lock::take(&layer.file, Access::ReadOnly, &layer.path).map_err(|error| wrap(error.into()))?;
+    let parent = open_tables(&layer, options.format, Access::ReadOnly).map_err(wrap)?;
+    let with_parent: Vec<&Layer> = above.iter().copied().chain([&layer]).collect();
+    check(&with_parent, tables, &*parent)?;
+    Ok(Parent { layer, tables: parent })
+}
+
+fn chain(above: &[&Layer], last: &Path) -> Chain {
+    Chain(above.iter().map(|it| it.path.clone()).chain([last.to_owned()]).collect())
 }
 
 /// Whether the last file's image is the one that its child, the one before, was made from.

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -126,20 +126,49 @@ impl Drop for Inner {
 impl Disk {
     /// Opens the disk at `path`, with all its parents if it is a differencing image.
     pub fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<Disk, OpenError> {
-        Disk::from_layer(Layer::open(path.as_ref(), options)?, options)
+        Disk::from_layer(Layer::open(path.as_ref(), options)?, Vec::new(), options)
     }
 
-    /// Takes a descriptor that is already open, for example one that a more privileged process passed. `name` is what error
-    /// texts call it. The descriptor must allow what `options` ask for.
-    pub fn from_fd(fd: OwnedFd, name: impl Into<std::path::PathBuf>, options: OpenOptions) -> Result<Disk, OpenError> {
-        Disk::from_layer(Layer::from_fd(fd, name.into(), options)?, options)
+    /// Opens the files that the disk at `path` is made of, for a process that may not open any: its own first, then those of its
+    /// parents, with what they are called. Nothing is locked, so what they hold may change until [`Disk::from_files`] looks at it.
+    pub fn open_files(path: impl AsRef<Path>, options: OpenOptions) -> Result<Vec<(PathBuf, OwnedFd)>, OpenError> {
+        let look = OpenOptions { access: Access::ReadOnly, cache: Cache::Host, locking: Locking::Later, ..options };
+        let chain: Vec<PathBuf> = Disk::open(path, look)?.chain().map(Path::to_owned).collect();
+        let mut access = options.access;
+        let open = |path: PathBuf| {
+            let access = std::mem::replace(&mut access, Access::ReadOnly);
+            let layer = Layer::open(&path, OpenOptions { access, locking: Locking::Later, ..options })?;
+            match layer.file.try_clone() {
+                Ok(file) => Ok((path, file.into())),
+                Err(source) => Err(OpenError::Io { path, action: "handing it over", source }),
+            }
+        };
+        chain.into_iter().map(open).collect()
     }
 
-    fn from_layer(own: Layer, options: OpenOptions) -> Result<Disk, OpenError> {
+    /// Takes files that are open already, for example ones that a more privileged process passed: the disk's own, which must allow
+    /// what `options` ask for, then those of its parents, the nearest first. Each comes with what error texts call it. Parents that
+    /// are not passed are opened where their children say that they are.
+    pub fn from_files(files: Vec<(PathBuf, OwnedFd)>, options: OpenOptions) -> Result<Disk, OpenError> {
+        let mut files = files.into_iter();
+        let (name, own) = files.next().ok_or(OpenError::NoFiles)?;
+        let own = Layer::from_fd(own, name, options)?;
+        let parent = OpenOptions { access: Access::ReadOnly, locking: Locking::Later, ..options };
+        let parents = files.map(|(name, fd)| Layer::from_fd(fd, name, parent)).collect::<Result<_, _>>()?;
+        Disk::from_layer(own, parents, options)
+    }
+
+    /// `parents` are those of an image that are open already, not locked yet.
+    fn from_layer(own: Layer, parents: Vec<Layer>, options: OpenOptions) -> Result<Disk, OpenError> {
         let (image, facts) = match options.format {
-            Format::Raw => (None, raw_facts(&own, options)?),
+            Format::Raw => {
+                if let Some(stray) = parents.first() {
+                    return Err(OpenError::StrayFile { path: own.path.clone(), stray: stray.path.clone() });
+                }
+                (None, raw_facts(&own, options)?)
+            }
             _ => {
-                let image = Image::open(&own, options)?;
+                let image = Image::open(&own, parents, options)?;
                 let facts = image.facts(&own, options)?;
                 (Some(image), facts)
             }

@@ -88,6 +88,18 @@ pub enum OpenError {
     /// The file system cannot bypass its cache.
     #[error("disk {path}: its file system cannot do direct I/O; use the host's cache for this disk", path = .0.display())]
     DirectUnsupported(PathBuf),
+    /// No file was passed.
+    #[error("no open file came for the disk; pass its own, then those of its parents")]
+    NoFiles,
+    /// A file was passed as a parent's that is none.
+    #[error("disk {path}: {} was passed as the file of one of its parents, and is none; pass what the disk is made of now",
+        .stray.display(), path = path.display())]
+    StrayFile {
+        /// The disk.
+        path: PathBuf,
+        /// The first file too many.
+        stray: PathBuf,
+    },
     /// Somebody else uses the disk.
     #[error(transparent)]
     Locked(#[from] LockError),

@@ -20,8 +20,9 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Understands a file as an image, and opens its parents. Whose lock is taken later is only read until then.
-    pub fn open(own: &Layer, options: OpenOptions) -> Result<Image, OpenError> {
+    /// Understands a file as an image, and opens its parents, as far as they are not `given`. Whose lock is taken later is only read
+    /// until then.
+    pub fn open(own: &Layer, given: Vec<Layer>, options: OpenOptions) -> Result<Image, OpenError> {
         if own.kind == Kind::BlockDevice {
             return Err(OpenError::ImageOnDevice { path: own.path.clone(), format: options.format });
         }
@@ -30,7 +31,7 @@ impl Image {
             Locking::Later => Access::ReadOnly,
         };
         let tables = open_tables(own, options.format, access)?;
-        let parents = chain::open_parents(own, &*tables, options)?;
+        let parents = chain::open_parents(own, &*tables, given, options)?;
         Ok(Image {
             format: options.format,
             access: options.access,

@@ -109,6 +109,18 @@ pub enum DiskFormat {
     Vhd,
 }
 
+impl DiskConfig {
+    /// How its files are opened.
+    pub fn open_options(&self) -> disk::OpenOptions {
+        disk::OpenOptions {
+            format: self.format.map_or_else(|| disk::Format::from_path(&self.path), disk::Format::from),
+            access: if self.read_only { disk::Access::ReadOnly } else { disk::Access::ReadWrite },
+            cache: if self.direct { disk::Cache::Direct } else { disk::Cache::Host },
+            ..Default::default()
+        }
+    }
+}
+
 impl From<DiskFormat> for disk::Format {
     fn from(format: DiskFormat) -> disk::Format {
         match format {

@@ -36,6 +36,49 @@ fn the_chain_is_found_beside_the_image_wherever_it_is_opened_from() {
 }
 
 #[test]
+fn the_files_of_a_chain_can_be_passed_to_whom_may_not_open_any() {
+    let directory = directory();
+    let at = |name: &str| directory.path().join(name);
+    create(&at("a.vhdx"), MIB, None);
+    write_pattern(&at("a.vhdx"));
+    create(&at("b.vhdx"), MIB, Some(&at("a.vhdx")));
+    create(&at("c.vhdx"), MIB, Some(&at("b.vhdx")));
+    let files = || Disk::open_files(at("c.vhdx"), image_options()).unwrap();
+    let held = files();
+    // Where they were opened, nothing is left.
+    let moved = ["a.vhdx", "b.vhdx", "c.vhdx"].map(|name| (at(name), at("gone").with_extension(name)));
+    moved.iter().for_each(|(from, to)| std::fs::rename(from, to).unwrap());
+    {
+        let disk = Disk::from_files(held, image_options()).unwrap();
+        let chain: Vec<&Path> = disk.chain().collect();
+        assert_eq!(chain, [at("c.vhdx"), at("b.vhdx"), at("a.vhdx")]);
+        let mut engine = Engine::new(&disk, 1).unwrap();
+        assert_eq!(read(&mut engine, 0, 512), [7; 512]);
+        write(&mut engine, 512, &[8; 512], Durability::Durable).unwrap();
+        // All are locked as when the disk is opened by its path.
+        let parent = Disk::open(at("gone.b.vhdx"), image_options());
+        assert!(matches!(parent, Err(OpenError::Locked(_))), "{parent:?}");
+    }
+    moved.iter().for_each(|(to, from)| std::fs::rename(from, to).unwrap());
+
+    let mut swapped = files();
+    swapped.swap(1, 2);
+    assert!(matches!(Disk::from_files(swapped, image_options()), Err(OpenError::ParentChanged { .. })));
+    let mut twice = files();
+    twice.extend(files());
+    assert!(matches!(Disk::from_files(twice, image_options()), Err(OpenError::StrayFile { .. })));
+    let own_twice = files().into_iter().take(1).chain(files()).collect();
+    assert!(matches!(Disk::from_files(own_twice, image_options()), Err(OpenError::ParentCycle { .. })));
+    let own = files().into_iter().take(1).collect();
+    assert_eq!(Disk::from_files(own, image_options()).unwrap().chain().count(), 3);
+}
+
+fn write_pattern(path: &Path) {
+    let disk = Disk::open(path, image_options()).unwrap();
+    write(&mut Engine::new(&disk, 1).unwrap(), 0, &[7; 512], Durability::Durable).unwrap();
+}
+
+#[test]
 fn a_missing_parent_is_named_with_the_whole_chain() {
     let directory = directory();
     let at = |name: &str| directory.path().join(name);

@@ -67,13 +67,19 @@ fn capacity_and_sectors_come_from_the_file() {
 fn a_descriptor_from_elsewhere_is_a_disk_too() {
     let directory = directory();
     let path = patterned(directory.path(), 8192);
-    let fd = || OwnedFd::from(File::options().read(true).write(true).open(&path).unwrap());
+    let passed = |file: File| vec![("passed".into(), OwnedFd::from(file))];
     for options in [OpenOptions::default(), direct(), read_only()] {
-        assert_eq!(Disk::from_fd(fd(), "passed", options).unwrap().capacity(), 8192);
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        assert_eq!(Disk::from_files(passed(file), options).unwrap().capacity(), 8192);
+        let files = Disk::open_files(&path, options).unwrap();
+        assert_eq!((files.len(), &files[0].0), (1, &path));
+        assert_eq!(Disk::from_files(files, options).unwrap().path(), path);
     }
-    let only_read = OwnedFd::from(File::open(&path).unwrap());
-    let error = Disk::from_fd(only_read, "passed", OpenOptions::default()).unwrap_err();
+    let error = Disk::from_files(passed(File::open(&path).unwrap()), OpenOptions::default()).unwrap_err();
     assert!(matches!(error, OpenError::NotWritable { .. }), "{error}");
+    assert!(matches!(Disk::from_files(Vec::new(), OpenOptions::default()), Err(OpenError::NoFiles)));
+    let two = passed(File::open(&path).unwrap()).into_iter().chain(passed(File::open(&path).unwrap())).collect();
+    assert!(matches!(Disk::from_files(two, read_only()), Err(OpenError::StrayFile { .. })));
 }
 
 #[test]

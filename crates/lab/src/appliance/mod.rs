@@ -40,6 +40,7 @@ pub const HOST_MODULES: &[&str] = &[
     "virtio_balloon",
     "softdog",
     "xfs",
+    "ext4",
     "vfat",
     "nls_ascii",
     "loop",
@@ -72,6 +73,9 @@ pub const GUEST_MODULES: &[&str] = &[
     "qemu_fw_cfg",
 ];
 
+/// Modules that a test guest carries for `maru.modules`.
+const GUEST_OPTIONAL_MODULES: &[&str] = &["ext4"];
+
 /// A kernel and an initramfs that boot into `maru-guest` with busybox beside it.
 #[derive(Debug, Clone)]
 pub struct GuestImage {
@@ -102,7 +106,8 @@ pub enum GuestImageError {
 pub fn guest_image() -> Result<GuestImage, GuestImageError> {
     let kernel = kernel()?;
     let init = program("maru-guest").ok_or(GuestImageError::Program)?;
-    let image = Initramfs::new("guest").program(init, "/init").busybox(busybox()?).boot_modules(GUEST_MODULES);
+    let image = Initramfs::new("guest").program(init, "/init").busybox(busybox()?);
+    let image = image.boot_modules(GUEST_MODULES).modules(GUEST_OPTIONAL_MODULES);
     Ok(GuestImage { initramfs: image.build(&kernel)?, kernel: kernel.vmlinuz })
 }
 

@@ -32,6 +32,19 @@ pub fn mount_system() -> Vec<(String, io::Error)> {
     failed
 }
 
+/// Makes the ext4 file system on `device` the root in place of the initramfs, whose files stay in memory. Programs of the new root
+/// mount what else they need.
+///
+/// # Errors
+/// When there is no such file system. Past its mounting nothing fails for PID 1.
+pub fn enter_root(device: &str) -> io::Result<()> {
+    mount(device, "/mnt", "ext4", 0, "")?;
+    std::env::set_current_dir("/mnt")?;
+    mount(".", "/", "", libc::MS_MOVE, "")?;
+    std::os::unix::fs::chroot(".")?;
+    std::env::set_current_dir("/")
+}
+
 fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong, data: &str) -> io::Result<()> {
     let [source, target, kind, data] = [source, target, kind, data].map(CString::new);
     let (source, target, kind, data) = (source?, target?, kind?, data?);

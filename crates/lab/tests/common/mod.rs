@@ -118,6 +118,11 @@ impl<'h> Vm<'h> {
         format!("{}{}{}", status.text(), status.error_text(), seen.unwrap_or_else(|error| error.to_string()))
     }
 
+    /// Types into its console.
+    pub fn type_line(&self, line: &str) {
+        self.process.write_stdin(format!("{line}\n").as_bytes()).expect("the VM runs");
+    }
+
     /// Waits for its end.
     pub fn wait(mut self) -> (i32, String) {
         let deadline = Instant::now() + PATIENCE;

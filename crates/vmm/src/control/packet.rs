@@ -12,8 +12,8 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// The longest packet in bytes.
 pub const MAX_PACKET: usize = 128 * 1024;
-/// The most descriptors with one packet.
-pub const MAX_FDS: usize = 64;
+/// The most descriptors with one packet: what Linux passes at once (`SCM_MAX_FD`).
+pub const MAX_FDS: usize = 253;
 
 /// One end of a connection.
 pub struct Connection(OwnedFd);

@@ -1,6 +1,7 @@
 //! Requests, replies and events: the types on the wire.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,10 +29,13 @@ pub enum Request {
     Stop,
     /// Pause and write the whole VM to the attached file; answered with a [`SavedReport`]. The VM stays paused.
     Save,
-    /// Plug a disk in. The opened file is attached; its path is only a name.
+    /// Plug a disk in. Its opened file is attached, then those of its parents; the paths are only names.
     AddDisk {
         /// The disk.
         disk: DiskConfig,
+        /// The files of its parents, the nearest first.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        parents: Vec<PathBuf>,
     },
     /// Plug a network card in. For a TAP, one opened queue per pair is attached; for vhost-user, the connected socket.
     AddNet {
@@ -214,6 +218,9 @@ pub struct DeviceStatus {
     pub kind: String,
     /// PCI slot.
     pub slot: u8,
+    /// A disk's files: its own, then those of its parents, the nearest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<PathBuf>,
     /// Its counters.
     pub counters: BTreeMap<String, u64>,
 }

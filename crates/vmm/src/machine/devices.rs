@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use disk::{Access, Cache, Disk, OpenError, OpenOptions, ResizeError};
+use disk::{Disk, OpenError, ResizeError};
 
 use super::events::{EventSender, MachineEvent};
 use super::{Machine, RunState};
@@ -170,6 +171,14 @@ impl DeviceHandle {
         }
     }
 
+    /// The files that the device is made of: a disk's own, then those of its parents.
+    pub fn files(&self) -> Vec<PathBuf> {
+        match self {
+            DeviceHandle::Block(block) => block.lock().expect("device lock").disk().chain().map(PathBuf::from).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// The device's counters by name.
     pub fn counters(&self) -> BTreeMap<String, u64> {
         let list: Vec<(&str, u64)> = match self {
@@ -233,7 +242,7 @@ impl Machine {
     pub(super) fn create_devices(&mut self) -> Result<(), DeviceError> {
         let mut disks = std::mem::take(&mut self.config.disks);
         for disk in &mut disks {
-            let made = self.make_disk(disk, Disk::open(&disk.path, options(disk))?)?;
+            let made = self.make_disk(disk, Disk::open(&disk.path, disk.open_options())?)?;
             disk.slot = Some(self.plug(&disk.id, disk.slot, made)?);
         }
         self.config.disks = disks;
@@ -327,10 +336,10 @@ impl Machine {
         self.slots.iter().find(|slot| slot.id == id).ok_or_else(|| DeviceError::Unknown(id.into()))
     }
 
-    /// Adds a disk while the guest runs, and tells it. `file` is the opened disk.
-    pub fn add_disk(&mut self, mut config: DiskConfig, file: OwnedFd) -> Result<(), DeviceError> {
+    /// Adds a disk while the guest runs, and tells it. `files` are the disk's own, then those of its parents.
+    pub fn add_disk(&mut self, mut config: DiskConfig, files: Vec<(PathBuf, OwnedFd)>) -> Result<(), DeviceError> {
         self.check_new(&config.id)?;
-        let disk = Disk::from_fd(file, &config.path, options(&config))?;
+        let disk = Disk::from_files(files, config.open_options())?;
         let made = self.make_disk(&config, disk)?;
         let slot = self.plug(&config.id, config.slot, made)?;
         config.slot = Some(slot);
@@ -429,15 +438,6 @@ impl Machine {
 fn host(id: &str) -> impl FnOnce(std::io::Error) -> DeviceError {
     let id = id.to_string();
     move |source| DeviceError::Host { id, what: "the host refused", source }
-}
-
-fn options(config: &DiskConfig) -> OpenOptions {
-    OpenOptions {
-        format: config.format.map_or_else(|| disk::Format::from_path(&config.path), disk::Format::from),
-        access: if config.read_only { Access::ReadOnly } else { Access::ReadWrite },
-        cache: if config.direct { Cache::Direct } else { Cache::Host },
-        ..Default::default()
-    }
 }
 
 /// A network card. `files`: opened queues of a TAP; `None` opens the TAP by its name.

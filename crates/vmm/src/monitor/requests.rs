@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Ending, Monitor};
 use crate::control::{DeviceStatus, EventKind, Failure, Message, Reply, Request, RunStatus, SavedReport, Status};
-use crate::machine::{DeviceHandle, RunState};
+use crate::machine::{DeviceError, DeviceHandle, RunState};
 
 type Answer = Result<Value, Failure>;
 
@@ -62,9 +62,13 @@ impl Monitor {
                 done
             }
             Request::Save => self.save(token, take_fd(&mut fds, "the file to save to")?),
-            Request::AddDisk { disk } => {
-                machine.add_disk(disk, take_fd(&mut fds, "the opened disk")?).map_err(failure)?;
-                done
+            Request::AddDisk { disk, parents } => {
+                let names: Vec<_> = std::iter::once(disk.path.clone()).chain(parents).collect();
+                if names.len() != fds.len() {
+                    let (wanted, found) = (names.len(), fds.len());
+                    return Err(failure(DeviceError::Descriptors { id: disk.id, wanted, found }));
+                }
+                machine.add_disk(disk, names.into_iter().zip(fds).collect()).map_err(failure).map(|()| Value::Null)
             }
             Request::AddNet { net } => machine.add_net(net, fds).map_err(failure).map(|()| Value::Null),
             Request::Remove { id } => machine.request_removal(&id).map_err(failure).map(|()| Value::Null),
@@ -113,6 +117,7 @@ impl Monitor {
                 id: device.id.clone(),
                 kind: device.handle.kind().into(),
                 slot: device.slot,
+                files: device.handle.files(),
                 counters: device.handle.counters(),
             })
             .collect();

@@ -1,14 +1,13 @@
 //! Devices that are plugged in: this process opens what they need with the user's own rights, and hands it over. A confined
 //! monitor could not open anything any more.
 
-use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 
+use disk::Disk;
 use serde_json::Value;
-use vmm::config::{DiskConfig, NetBackend, VmConfig};
-use vmm::control::{Client, Request};
+use vmm::config::{NetBackend, VmConfig};
+use vmm::control::{Client, MAX_FDS, Request};
 
 use super::ControlError;
 use super::tap::open_tap;
@@ -18,8 +17,13 @@ use crate::options::{DiskOption, NetOption, default_mac};
 pub fn add_disk(client: &mut Client, option: DiskOption) -> Result<(), ControlError> {
     let config: VmConfig = client.call(&Request::Config, &[])?;
     let disk = option.config(|| free_id(&config, "disk").0);
-    let file = open_disk(&disk)?;
-    client.call::<Value>(&Request::AddDisk { disk }, &[file.as_raw_fd()])?;
+    let (names, files): (Vec<_>, Vec<_>) = Disk::open_files(&disk.path, disk.open_options())?.into_iter().unzip();
+    if files.len() > MAX_FDS {
+        return Err(ControlError::ChainTooLong { path: disk.path, files: files.len() });
+    }
+    let fds: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    let parents = names.into_iter().skip(1).collect();
+    client.call::<Value>(&Request::AddDisk { disk, parents }, &fds)?;
     Ok(())
 }
 
@@ -55,21 +59,6 @@ fn free_id(config: &VmConfig, kind: &str) -> (String, usize) {
         }
         index += 1;
     }
-}
-
-fn open_disk(disk: &DiskConfig) -> Result<File, ControlError> {
-    let failed = |source| ControlError::File { what: "cannot open the disk", path: disk.path.clone(), source };
-    // Looked at before it is opened: opening a pipe would wait for its other end.
-    let kind = fs::metadata(&disk.path).map_err(failed)?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        return Err(ControlError::NotADisk(disk.path.clone()));
-    }
-    let mut options = OpenOptions::new();
-    let options = options.read(true).write(!disk.read_only).custom_flags(if disk.direct { libc::O_DIRECT } else { 0 });
-    options.open(&disk.path).map_err(|error| match error.raw_os_error() {
-        Some(libc::EINVAL) if disk.direct => ControlError::NoDirectIo(disk.path.clone()),
-        _ => failed(error),
-    })
 }
 
 #[cfg(test)]

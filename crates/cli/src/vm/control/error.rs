@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use vmm::control::ClientError;
+use vmm::control::{ClientError, MAX_FDS};
 
 use super::tap::TapError;
 
@@ -40,12 +40,21 @@ pub enum ControlError {
         /// Why it failed.
         source: io::Error,
     },
-    /// Something else than a disk.
-    #[error("{} is no disk: neither a file nor a block device", .0.display())]
-    NotADisk(PathBuf),
-    /// A disk that must go around the page cache, on a file system that does not do that.
-    #[error("{}: the file system has no direct I/O; leave 'direct' out", .0.display())]
-    NoDirectIo(PathBuf),
+    /// A disk that cannot be opened.
+    #[error(transparent)]
+    Disk(#[from] disk::OpenError),
+    /// A disk with more files than can be handed over at once.
+    #[error(
+        "disk {}: it is made of {files} files, and a running VM can be given {MAX_FDS}; merge some of them (maru disk merge), or attach \
+         it when the VM starts",
+        .path.display()
+    )]
+    ChainTooLong {
+        /// The disk.
+        path: PathBuf,
+        /// How many there are.
+        files: usize,
+    },
     /// A TAP.
     #[error(transparent)]
     Tap(#[from] TapError),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use vmm::control::{RunStatus, Status};
+use vmm::control::{DeviceStatus, RunStatus, Status};
 
 use crate::size::ByteSize;
 
@@ -33,17 +33,26 @@ pub fn table(status: &Status) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{name:<10}{value}");
     }
-    let header = ["DEVICE", "KIND", "SLOT", "COUNTERS"].map(str::to_owned);
+    let header = ["DEVICE", "KIND", "SLOT", "FILES", "COUNTERS"].map(str::to_owned);
     let rows = status.devices.iter().map(|device| {
         let counters: Vec<String> = device.counters.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        [device.id.clone(), device.kind.clone(), device.slot.to_string(), counters.join(" ")]
+        [device.id.clone(), device.kind.clone(), device.slot.to_string(), files(device), counters.join(" ")]
     });
-    let rows: Vec<[String; 4]> = std::iter::once(header).chain(rows).collect();
+    let rows: Vec<[String; 5]> = std::iter::once(header).chain(rows).collect();
     if rows.len() > 1 {
         text.push('\n');
         columns(&mut text, &rows);
     }
     text
+}
+
+/// A disk's own file, and how many there are below it.
+fn files(device: &DeviceStatus) -> String {
+    match &device.files[..] {
+        [] => "-".into(),
+        [own] => own.display().to_string(),
+        [own, parents @ ..] => format!("{} (+{})", own.display(), parents.len()),
+    }
 }
 
 fn columns<const N: usize>(text: &mut String, rows: &[[String; N]]) {
@@ -57,8 +66,6 @@ fn columns<const N: usize>(text: &mut String, rows: &[[String; N]]) {
 
 #[cfg(test)]
 mod tests {
-    use vmm::control::DeviceStatus;
-
     use super::*;
 
     fn status() -> Status {
@@ -87,12 +94,20 @@ mod tests {
             id: id.into(),
             kind: kind.into(),
             slot,
+            files: Vec::new(),
             counters: counters.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
         };
-        let devices = vec![device("disk0", "block", 1, &[("reads", 7), ("writes", 0)]), device("lan", "net", 12, &[])];
+        let disk = device("disk0", "disk", 1, &[("reads", 7), ("writes", 0)]);
+        let disk = DeviceStatus { files: ["/d/top", "/d/middle", "/d/base"].map(Into::into).into(), ..disk };
+        let devices = vec![disk, device("lan", "net", 12, &[])];
         let status = Status { hotplug_memory: 512 << 20, balloon: 2 << 20, devices, ..status() };
         let text = table(&status);
         assert!(text.contains("memory    1 GiB + 512 MiB added - 2 MiB in the balloon\n"));
-        assert!(text.ends_with("\nDEVICE  KIND   SLOT  COUNTERS\ndisk0   block  1     reads=7 writes=0\nlan     net    12\n"));
+        let table = "
+DEVICE  KIND  SLOT  FILES        COUNTERS
+disk0   disk  1     /d/top (+2)  reads=7 writes=0
+lan     net   12    -
+";
+        assert!(text.ends_with(table), "{text}");
     }
 }

@@ -57,7 +57,10 @@ pub fn print() {
 pub fn wait_for_devices(line: &CommandLine) {
     let deadline = Instant::now() + PATIENCE;
     let nics = line.all("maru.ip").count();
-    let ready = || line.all("maru.disk").all(|name| fs::metadata(format!("/dev/{name}")).is_ok()) && pid1::nics().len() >= nics;
+    let ready = || {
+        line.all("maru.disk").chain(line.get("maru.root")).all(|name| fs::metadata(format!("/dev/{name}")).is_ok())
+            && pid1::nics().len() >= nics
+    };
     while !ready() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }

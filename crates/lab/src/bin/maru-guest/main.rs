@@ -11,6 +11,7 @@
 //! | `maru.test=load` | write, verify, talk and watch the clocks until told otherwise, see below |
 //! | `maru.test=disk-verify` | check what an earlier `load` left on the disks, then power off |
 //! | `maru.test=hostile` | write garbage into everything that the monitor shows, and prove that it survives: see [`hostile`] |
+//! | `maru.root=vda` | go on as `/init` of the ext4 file system on this disk; needs `maru.modules=ext4` |
 //! | `maru.modules=A,B` | more modules to load |
 //! | `maru.no_modules` | load none but those: devices stay without drivers |
 //! | `maru.ip=WHICH,ADDRESS/PREFIX` | address of a NIC, by number or MAC; repeatable |
@@ -37,6 +38,7 @@ mod load;
 mod vsock;
 
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::Duration;
@@ -93,6 +95,10 @@ fn init() {
     }
     move_to_virtio_console(&line);
     facts::wait_for_devices(&line);
+    if let Some(disk) = line.get("maru.root") {
+        println!("maru-guest: FAIL no root on {disk}: {}", enter_root(disk));
+        return;
+    }
     set_up_network(&line);
     facts::print();
     button::watch();
@@ -140,6 +146,14 @@ fn set_up_network(line: &CommandLine) {
         && let Err(error) = pid1::add_default_route(gateway)
     {
         println!("maru-guest: FAIL {}", describe(error));
+    }
+}
+
+/// Returns only if that is impossible.
+fn enter_root(disk: &str) -> io::Error {
+    match pid1::enter_root(&format!("/dev/{disk}")) {
+        Ok(()) => Command::new("/init").exec(),
+        Err(error) => error,
     }
 }
 
