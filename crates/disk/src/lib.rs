@@ -55,6 +55,7 @@ pub mod mirror;
 pub mod tool;
 mod tracking;
 mod wake;
+mod zeros;
 
 pub use disk::{Access, Cache, Disk, Locking, OpenOptions, SectorSize};
 pub use engine::{Durability, Engine, Event, MAX_DEPTH, Zeroing};

@@ -12,7 +12,7 @@ use crate::dirty::{Granularity, Tracker};
 use crate::engine::{Durability, Engine, Zeroing};
 use crate::error::IoError;
 use crate::limits::Admit;
-use crate::tool::is_zero;
+use crate::zeros::is_zero;
 
 /// What is read and written at once: so many pieces of this size. Runs of marked regions are cut into such pieces.
 const PIECES: usize = 8;

@@ -8,10 +8,10 @@ use vhdx::{MapError, Mapping, Storage};
 
 use super::open::{OpenImage, only_vhdx};
 use super::source::{Level, Source, Where};
-use super::zeros::is_zero;
 use super::{Job, ToolError};
 use crate::disk::{Access, Locking};
 use crate::format::Format;
+use crate::zeros::is_zero;
 
 /// Blocks that move with one commit.
 const BLOCKS: usize = 64;

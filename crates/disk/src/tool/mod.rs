@@ -55,4 +55,3 @@ pub use newfile::Existing;
 pub use rebase::{Content as RebaseContent, rebase};
 pub use resize::{Smaller, resize};
 pub use source::{Segment, Where};
-pub(crate) use zeros::is_zero;
