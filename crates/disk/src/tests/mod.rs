@@ -6,6 +6,7 @@ mod engine;
 mod images;
 mod locks;
 mod opening;
+mod vhd;
 
 use std::fs::File;
 use std::io::Write;
