@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use vhdx::vhdx::BeyondEnd;
+
 use crate::chain::{self, Parent};
 use crate::commits::Commits;
 use crate::disk::{Access, Facts, Locking, OpenOptions, SectorSize};
@@ -89,7 +91,7 @@ impl Image {
     pub fn grow(&self, bytes: u64) -> Result<(), ImageError> {
         let Some(tables) = self.tables() else { return Err("its lock is not held".into()) };
         let _quiet = self.commits.quiet();
-        tables.grow(bytes)
+        tables.resize(bytes, BeyondEnd::Refuse)
     }
 
     /// Makes all that is complete durable, if tables were changed.
@@ -100,14 +102,14 @@ impl Image {
     }
 
     /// Writes the tables and forgets them. What cannot be written is as after a crash: nothing that was flushed is lost. The mark of
-    /// the data as it was left, if there were tables.
+    /// the data as it was left, if there were tables and they have one.
     pub fn close(&self) -> Option<[u8; 16]> {
         let tables = self.lock().take()?;
         if self.access == Access::ReadWrite {
             let _quiet = self.commits.quiet();
             let _ = tables.close();
         }
-        Some(tables.data_write())
+        tables.identity().data_mark()
     }
 }
 
@@ -117,5 +119,8 @@ pub(crate) fn open_tables(layer: &Layer, format: Format, access: Access) -> Resu
         return Err(OpenError::VhdDirect(layer.path.clone()));
     }
     let Some(file) = layer.through_cache() else { return Err(OpenError::ImageDirect(layer.path.clone())) };
-    open_image(format, file, access).map_err(|source| OpenError::Image { path: layer.path.clone(), format, source })
+    match open_image(format, file, access) {
+        Ok(image) => Ok(image),
+        Err(source) => Err(OpenError::Image { path: layer.path.clone(), format, source }),
+    }
 }

@@ -61,7 +61,7 @@ pub enum TrackError {
     },
 }
 
-/// What a raw disk's maps fit while it may be written: its time of change says nothing then.
+/// What the maps of a disk without a mark fit while it may be written: its time of change says nothing then.
 const IN_USE: [u8; 16] = [0xFF; 16];
 
 impl Disk {
@@ -117,8 +117,8 @@ impl Disk {
     /// Opens the maps beside the disk and switches them on. Call it before the disk is written: what was written since it was opened is
     /// not in them, and they are refused.
     ///
-    /// A raw file carries no mark of who wrote it. Its maps are known to fit by the file's time of change, after a clean stop; after a
-    /// crash they are taken as they are, so whoever writes a raw disk without its maps has to remove them.
+    /// A raw file and a VHD carry no mark of who wrote them. Their maps are known to fit by the file's time of change, after a clean stop;
+    /// after a crash they are taken as they are, so whoever writes such a disk without its maps has to remove them.
     ///
     /// # Errors
     /// See [`TrackError`]. Where the maps do not fit, new ones are made with [`Disk::create_maps`].
@@ -127,7 +127,7 @@ impl Disk {
             |file, path, identity| {
                 let again = file.try_clone();
                 match (Tracker::open(Box::new(file), path.clone(), identity), again) {
-                    (Err(OpenError::Stale(_)), Ok(file)) if self.image().is_none() => {
+                    (Err(OpenError::Stale(_)), Ok(file)) if !self.has_mark() => {
                         Ok(Tracker::open(Box::new(file), path, Identity { data_write: IN_USE, ..identity })?)
                     }
                     (result, _) => Ok(result?),
@@ -160,14 +160,20 @@ impl Disk {
         let next = match self.image() {
             None => IN_USE,
             Some(image) => {
-                let next = image.tables().map(|tables| tables.next_data_write());
-                next.transpose().map_err(io("getting the image's next identity"))?.unwrap_or(identity.data_write)
+                let next = image.tables().map(|tables| tables.next_identity());
+                let next = next.transpose().map_err(io("getting the image's next identity"))?;
+                next.map_or(identity.data_write, |it| it.data_mark().unwrap_or(IN_USE))
             }
         };
         tracker.announce(next)?;
         let noter = Some(self.start_noter(&tracker).map_err(io("starting a thread"))?);
         self.attach(Tracked { tracker: tracker.clone(), noter, is_beside: true });
         Ok((tracker, more))
+    }
+
+    /// Whether something in its file tells data from what it was before a change.
+    fn has_mark(&self) -> bool {
+        self.image().and_then(Image::tables).is_some_and(|tables| tables.identity().data_mark().is_some())
     }
 
     fn identity(&self) -> Result<Identity, TrackError> {
@@ -183,16 +189,23 @@ impl Disk {
 
 /// What tells a disk from others, as it is now; none if its tables are not there.
 fn identity(own: &Layer, image: Option<&Image>, size: u64) -> io::Result<Option<Identity>> {
-    let Some(image) = image else {
-        let metadata = own.file.metadata()?;
-        // Where birth is not recorded, the inode has to do.
-        let birth =
-            metadata.created().ok().and_then(|it| it.duration_since(UNIX_EPOCH).ok()).map_or(0, |it| it.as_nanos() as u64);
-        let disk = pair(metadata.ino(), birth);
-        let data_write = pair(metadata.mtime() as u64, metadata.mtime_nsec() as u64);
-        return Ok(Some(Identity { disk, data_write, size }));
-    };
-    Ok(image.tables().map(|tables| Identity { disk: tables.disk_id(), data_write: tables.data_write(), size }))
+    let tables = image.map(Image::tables);
+    if let Some(None) = tables {
+        return Ok(None);
+    }
+    let tables = tables.flatten();
+    let metadata = own.file.metadata()?;
+    let disk = tables.as_ref().map_or_else(
+        || {
+            // Where birth is not recorded, the inode has to do.
+            let birth = metadata.created().ok().and_then(|it| it.duration_since(UNIX_EPOCH).ok());
+            pair(metadata.ino(), birth.map_or(0, |it| it.as_nanos() as u64))
+        },
+        |tables| tables.disk_id(),
+    );
+    let changed = || pair(metadata.mtime() as u64, metadata.mtime_nsec() as u64);
+    let data_write = tables.and_then(|tables| tables.identity().data_mark()).unwrap_or_else(changed);
+    Ok(Some(Identity { disk, data_write, size }))
 }
 
 /// The names in the directory of a file are on stable storage.

@@ -167,6 +167,7 @@ impl Engine {
         let mapped = match phase {
             Phase::Read => mapping.map_read(request.offset, request.length, extents),
             Phase::Write => mapping.map_write(request.offset, request.length, extents),
+            Phase::Punch { fallback: Fallback::Nothing } => mapping.map_discard(request.offset, request.length, extents),
             _ => mapping.map_zero(request.offset, request.length, extents),
         };
         match mapped {

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use vhdx::vhdx::BeyondEnd;
 use vhdx::{Commit, Extent, MapError, Mapping, Step, Ticket};
 
 use super::images::*;
@@ -79,8 +80,8 @@ impl Mapping for Watched {
 }
 
 impl ImageFile for Watched {
-    fn grow(&self, bytes: u64) -> Result<(), ImageError> {
-        self.image.grow(bytes)
+    fn resize(&self, bytes: u64, beyond_end: BeyondEnd) -> Result<(), ImageError> {
+        self.image.resize(bytes, beyond_end)
     }
     fn settle(&self) -> Result<(), MapError> {
         self.image.settle()
@@ -94,11 +95,8 @@ impl ImageFile for Watched {
     fn disk_id(&self) -> [u8; 16] {
         self.image.disk_id()
     }
-    fn data_write(&self) -> [u8; 16] {
-        self.image.data_write()
-    }
-    fn next_data_write(&self) -> io::Result<[u8; 16]> {
-        self.image.next_data_write()
+    fn next_identity(&self) -> io::Result<Identity> {
+        self.image.next_identity()
     }
     fn accepts(&self, parent: Identity) -> bool {
         self.image.accepts(parent)

@@ -9,6 +9,7 @@ mod locks;
 mod mirrors;
 mod opening;
 mod tracking;
+mod vhd;
 
 use std::fs::File;
 use std::io::Write;

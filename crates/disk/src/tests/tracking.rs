@@ -11,16 +11,18 @@ use vhdx::testing::Random;
 use super::images::{MIB, create, image_options, read, run, write};
 use super::*;
 use crate::dirty::{self, Granularity, Recovery, Storage, Tracker, file_beside};
+use crate::format::DiskType;
 
 const SIZE: usize = 16 * MIB;
 const REGION: u64 = 65536;
 
 /// Each format, with an empty disk of that size in a directory.
-fn disks(directory: &Path, size: usize) -> [(PathBuf, OpenOptions); 2] {
-    let (raw, image) = (directory.join("a.raw"), directory.join("a.vhdx"));
+fn disks(directory: &Path, size: usize) -> [(PathBuf, OpenOptions); 3] {
+    let [raw, image, vhd] = ["a.raw", "a.vhdx", "a.vhd"].map(|name| directory.join(name));
     File::create(&raw).unwrap().set_len(size as u64).unwrap();
     create(&image, size, None);
-    [(raw, OpenOptions::default()), (image, image_options())]
+    vhd::create(&vhd, DiskType::Dynamic, size);
+    [(raw, OpenOptions::default()), (image, image_options()), (vhd, vhd::options())]
 }
 
 fn marked(tracker: &Tracker, name: &str) -> Vec<Range<u64>> {

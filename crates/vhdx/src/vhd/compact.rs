@@ -59,7 +59,7 @@ impl Core {
             self.cut_end()?;
             return Ok(0);
         }
-        self.storage.flush().during::<MapError>("moving blocks")?;
+        // The commit flushes the copies before it writes the table.
         for (block, from, to) in &moved {
             tables.set_place(&mut state, *block, Some(*to));
             state.space.release(*from, self.epochs.generation());

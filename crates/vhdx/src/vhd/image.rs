@@ -281,7 +281,11 @@ impl Core {
             blocks.as_ref().map_or(footers.end_offset, |blocks| blocks.end)
         };
         let tables = blocks.map(|blocks| tables(&footer, blocks, footer_at));
-        Ok(Core { storage, access, footers: state, footer, parent, epochs: Epochs::default(), tables })
+        let mut core = Core { storage, access, footers: state, footer, parent, epochs: Epochs::default(), tables };
+        if access == Access::ReadWrite {
+            core.release_past_end();
+        }
+        Ok(core)
     }
 
     fn info(&self) -> Info {

@@ -7,7 +7,8 @@ use super::image::{Access, Core, State, Tables};
 use crate::mapping::Change;
 use crate::{Commit, Extent, MapError, Mapping, Place, Ticket};
 
-/// New blocks that wait for a commit; a request that needs more asks for one first.
+/// New blocks that wait for a commit; a request that needs more asks for one first. One that needs more by itself gets them: callers bound
+/// what they zero in a child at once (64 MiB in a VM, which is as many of the smallest blocks).
 const NEW_BLOCKS: usize = 16_384;
 
 /// A part of a request in one block.

@@ -27,7 +27,6 @@ impl Core {
         if size < self.footer.size() && under_way > 0 {
             return Err(ResizeError::Busy(under_way));
         }
-        self.release_past_end();
         self.commit()?;
         let mut footer = self.footer.clone();
         let before = footer.size();
@@ -46,7 +45,7 @@ impl Core {
     }
 
     /// Blocks past the disk's end give their place back: those that were just cut off, or that a crash left before they were.
-    fn release_past_end(&mut self) {
+    pub(super) fn release_past_end(&mut self) {
         let count = |tables: &Tables| self.footer.size().div_ceil(tables.block_size) as u32;
         let Some(tables) = &self.tables else { return };
         let mut state = tables.lock();
