@@ -276,13 +276,21 @@ impl Engine {
         Event::Done { tag, result }
     }
 
-    /// Nothing of this engine is under way any more, and nothing begins.
-    pub(super) fn close_entrance(&mut self) {
-        for (_, wait) in self.entrance.parked.drain(..) {
+    /// Takes all that is parked back, with its places in lines.
+    pub(super) fn take_parked(&mut self) -> Vec<u16> {
+        let parked = self.entrance.parked.drain(..);
+        let take_back = |(tag, wait)| {
             if let Wait::Turn(limiter, ticket) = wait {
                 limiter.withdraw(ticket);
             }
-        }
+            tag
+        };
+        parked.map(take_back).collect()
+    }
+
+    /// Nothing of this engine is under way any more, and nothing begins.
+    pub(super) fn close_entrance(&mut self) {
+        self.take_parked();
         for slot in self.slots.iter_mut().filter(|slot| slot.is_counted) {
             self.entrance.write_ends(slot.disk_offset, slot.length);
         }

@@ -312,6 +312,15 @@ impl Engine {
         }
     }
 
+    /// Ends all requests with [`IoError::Canceled`] that wait for their turn, for writes not to be held, or to be noted, and have
+    /// not begun: who wants to drain the engine soon makes them again later, here or elsewhere.
+    pub fn cancel_parked(&mut self) {
+        for tag in self.take_parked() {
+            let event = self.end(tag, Err(IoError::Canceled));
+            self.ended.push_back(event);
+        }
+    }
+
     /// Waits for everything under way and reports it to `done`. Watched descriptors are not reported.
     pub fn drain(&mut self, mut done: impl FnMut(u16, Result<(), IoError>)) {
         while self.in_flight > 0 {
