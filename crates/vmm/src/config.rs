@@ -97,6 +97,9 @@ pub struct DiskConfig {
     /// PCI slot, 1 to 26; the lowest free one by default.
     #[serde(default)]
     pub slot: Option<u8>,
+    /// Whether what the guest reads from a parent is written to the image itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub copy_on_read: bool,
     /// How much it may do.
     #[serde(default, skip_serializing_if = "DiskLimits::is_none")]
     pub limits: DiskLimits,

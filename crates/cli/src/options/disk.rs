@@ -9,7 +9,7 @@ use super::limits::limits;
 use super::{OptionError, Parts, absolute};
 
 /// The form of a disk.
-pub const DISK_FORM: &str = "FILE[,format=raw|vhdx|vhd][,ro][,direct][,queues=N][,serial=TEXT][,id=ID]\
+pub const DISK_FORM: &str = "FILE[,format=raw|vhdx|vhd][,ro][,direct][,copy-on-read][,queues=N][,serial=TEXT][,id=ID]\
     [,iops=N[,iops-burst=N]][,bandwidth=SIZE[,bandwidth-burst=SIZE]][,burst-seconds=N]";
 /// The form of another file for a saved VM's disk.
 const DISK_OVERRIDE_FORM: &str = "ID=FILE (with --restore)";
@@ -24,6 +24,7 @@ pub struct DiskOption {
     format: Option<DiskFormat>,
     read_only: bool,
     direct: bool,
+    copy_on_read: bool,
     queues: u16,
     serial: Option<String>,
     id: Option<String>,
@@ -46,11 +47,15 @@ impl FromStr for DiskOption {
             format,
             read_only: parts.flag("ro")?,
             direct: parts.flag("direct")?,
+            copy_on_read: parts.flag("copy-on-read")?,
             queues: parts.number("queues")?.unwrap_or(0),
             serial,
             id: device_id(&mut parts)?,
             limits: limits(&mut parts)?,
         };
+        if option.copy_on_read && option.read_only {
+            return Err(parts.wrong("copy-on-read", "the disk is read-only, so that nothing can be copied to it"));
+        }
         parts.finish()?;
         Ok(option)
     }
@@ -65,6 +70,7 @@ impl DiskOption {
             format: self.format,
             read_only: self.read_only,
             direct: self.direct,
+            copy_on_read: self.copy_on_read,
             queues: self.queues,
             serial: self.serial,
             slot: None,
@@ -116,7 +122,7 @@ mod tests {
     fn a_file_is_enough() {
         let disk = parse("/d/root.raw").unwrap();
         assert_eq!((disk.id.as_str(), disk.path.to_str(), disk.queues), ("disk0", Some("/d/root.raw"), 0));
-        assert!(!disk.read_only && !disk.direct && disk.serial.is_none() && disk.format.is_none());
+        assert!(!disk.read_only && !disk.direct && !disk.copy_on_read && disk.serial.is_none() && disk.format.is_none());
         assert_eq!(disk.limits, DiskLimits::default());
     }
 
@@ -132,6 +138,11 @@ mod tests {
     }
 
     #[test]
+    fn copies_on_read_have_to_be_asked_for() {
+        assert!(parse("/d/a.vhdx,copy-on-read").unwrap().copy_on_read);
+    }
+
+    #[test]
     fn mistakes_name_the_part_and_show_the_form() {
         let cases = [
             ("", "the file is missing"),
@@ -142,6 +153,7 @@ mod tests {
             ("/d,queues=70000", "'70000' is no number that can be used"),
             ("/d,queues", "queues: it needs a value"),
             ("/d,format=qcow2", "format: 'qcow2' is no format of disks"),
+            ("/d,ro,copy-on-read", "the disk is read-only"),
             ("/d,iops-burst=5", "give iops, too"),
             ("/d,id=a/b", "id: 'a/b' cannot be a device's name"),
             ("/d,serial=123456789012345678901", "at most 20 bytes"),

@@ -446,6 +446,7 @@ fn options(config: &DiskConfig) -> OpenOptions {
     OpenOptions {
         format: config.format.map_or_else(|| disk::Format::from_path(&config.path), disk::Format::from),
         access: if config.read_only { Access::ReadOnly } else { Access::ReadWrite },
+        copy_on_read: config.copy_on_read,
         cache: if config.direct { Cache::Direct } else { Cache::Host },
         ..Default::default()
     }
