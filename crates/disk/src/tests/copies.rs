@@ -136,6 +136,24 @@ fn a_write_to_what_is_being_copied_waits_and_wins() {
     assert_eq!(own_sectors(&disk, 2 * MIB - 4096, 8192), 16);
 }
 
+#[test]
+fn what_was_written_after_it_was_read_is_not_copied_over() {
+    let directory = directory();
+    let disk = Disk::open(child(directory.path()), copying()).unwrap();
+    let (mut reader, mut writer) = (Engine::new(&disk, 1).unwrap(), Engine::new(&disk, 1).unwrap());
+    let mut memory = vec![0u8; 8192];
+    let segment = iovec { iov_base: memory.as_mut_ptr().cast(), iov_len: memory.len() };
+    // SAFETY: the memory outlives the request, whose end is waited for.
+    unsafe { reader.read(0, 0, &[segment]) }.unwrap();
+    // The kernel has read, and the engine does not know yet.
+    reader.wait();
+    write(&mut writer, 512, &[7; 512], Durability::Volatile).unwrap();
+    reader.drain(|_, result| result.unwrap());
+    assert_eq!(memory[512..1024], [old(512); 512]);
+    assert_eq!(read(&mut writer, 512, 512), [7; 512]);
+    assert_eq!(own_sectors(&disk, 0, 8192), 1);
+}
+
 /// Starts a request and waits for the end of this tag.
 fn run_tag(engine: &mut Engine, tag: u16, start: impl FnOnce(&mut Engine)) {
     start(engine);
