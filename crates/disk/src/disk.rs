@@ -79,6 +79,10 @@ pub struct OpenOptions {
     pub sector_size: Option<SectorSize>,
     /// When to lock it.
     pub locking: Locking,
+    /// Whether what is read from a parent is written to the image itself, so that it is there the next time: for parents on slow
+    /// storage. It takes space, and writes that meet a copy wait for it. Without parents, or read-only, it means nothing. Reads of more
+    /// than 1 MiB are not copied, nor are those beyond 16 at a time in an engine.
+    pub copy_on_read: bool,
 }
 
 /// An open disk. Clones are the same disk.

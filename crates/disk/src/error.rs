@@ -323,6 +323,8 @@ pub enum IoError {
     UnexpectedEnd,
     /// A mirror has taken the disk's place: the request is to be made there.
     Moved,
+    /// It had to wait, and was taken back before it began ([`Engine::cancel_parked`](crate::Engine::cancel_parked)).
+    Canceled,
     /// A table of the image is damaged where the request needs it.
     Damaged,
     /// The system said this (an errno).
@@ -361,6 +363,7 @@ impl IoError {
             IoError::ReadOnly => io::ErrorKind::ReadOnlyFilesystem,
             IoError::UnexpectedEnd => io::ErrorKind::UnexpectedEof,
             IoError::Moved => io::ErrorKind::StaleNetworkFileHandle,
+            IoError::Canceled => io::ErrorKind::Interrupted,
             IoError::Damaged => io::ErrorKind::InvalidData,
             IoError::Os(errno) => io::Error::from_raw_os_error(errno).kind(),
         }
@@ -383,6 +386,7 @@ impl fmt::Display for IoError {
             IoError::OutOfRange => f.write_str("past the end of the disk"),
             IoError::ReadOnly => f.write_str("the disk is read-only"),
             IoError::UnexpectedEnd => f.write_str("the disk's file is shorter than the disk"),
+            IoError::Canceled => f.write_str("the request was taken back before it began"),
             IoError::Moved => f.write_str("the disk was handed over to its mirror"),
             IoError::Damaged => f.write_str("the image's tables are damaged; check it with 'maru disk check'"),
             IoError::Os(errno) => io::Error::from_raw_os_error(*errno).fmt(f),

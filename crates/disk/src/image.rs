@@ -10,6 +10,7 @@ use crate::disk::{Access, Facts, Locking, OpenOptions, SectorSize};
 use crate::error::{IoError, OpenError};
 use crate::format::{Format, ImageError, ImageFile, open_image};
 use crate::layer::{Kind, Layer};
+use crate::ranges::Ranges;
 
 /// What all clones of a disk share about its image.
 pub(crate) struct Image {
@@ -19,6 +20,8 @@ pub(crate) struct Image {
     tables: Mutex<Option<Arc<dyn ImageFile>>>,
     parents: Vec<Parent>,
     pub commits: Arc<Commits>,
+    /// With copy-on-read.
+    pub ranges: Option<Arc<Ranges>>,
 }
 
 impl Image {
@@ -34,12 +37,14 @@ impl Image {
         };
         let tables = open_tables(own, options.format, access)?;
         let parents = chain::open_parents(own, &*tables, given, options)?;
+        let copies = options.copy_on_read && options.access == Access::ReadWrite && !parents.is_empty();
         Ok(Image {
             format: options.format,
             access: options.access,
             tables: Mutex::new(Some(tables)),
             parents,
             commits: Arc::default(),
+            ranges: copies.then(Arc::default),
         })
     }
 

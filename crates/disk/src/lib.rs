@@ -25,6 +25,8 @@
 //!
 //! A [`mirror`] copies a disk to another one while engines use it, and hands over to it; it lives on a thread of its own.
 //!
+//! With [`OpenOptions::copy_on_read`] an engine writes what it read from an image's parents to the image itself.
+//!
 //! [`limits`] decides when a request may start ([`Disk::set_limits`]).
 //!
 //! The feature `tool`, on by default, is what programs for people have and the monitor is built without: `tool` does what `maru disk`
@@ -51,6 +53,7 @@ mod layer;
 pub mod limits;
 mod lock;
 pub mod mirror;
+mod ranges;
 #[cfg(feature = "tool")]
 pub mod tool;
 mod tracking;

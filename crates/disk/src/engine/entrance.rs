@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!   enter ─▶ nothing attached, nothing held ──────────────────────────────────────────────▶ begin
-//!      └───▶ its turn by the limits? ─▶ held? ─▶ marks in maps ─▶ noted on stable storage? ▶ begin
-//!                 │                       │                             │
-//!                 └──────────────────── parked ◀────────────────────────┘
+//!      └───▶ its turn by the limits? ─▶ held, being copied? ─▶ marks in maps ─▶ noted? ────▶ begin
+//!                 │                              │                              │
+//!                 └────────────────────────── parked ◀──────────────────────────┘
 //!                        the seat's eventfd, or a timer in the ring, has all that is parked looked at again
 //! ```
 //! Other requests of the engine, and completions, go on meanwhile.
@@ -16,6 +16,7 @@ use super::*;
 use crate::dirty::Marker;
 use crate::gate::{Gate, Seat};
 use crate::limits::{Admit, Limiter, Ticket};
+use crate::ranges::Ranges;
 use crate::tracking::Tracked;
 
 /// One engine's side of the gate.
@@ -29,6 +30,8 @@ pub(super) struct Entrance {
     is_held: bool,
     has_moved: bool,
     limiter: Option<Arc<Limiter>>,
+    /// With copy-on-read: what changes and what is copied.
+    ranges: Option<Arc<Ranges>>,
     markers: Vec<(Arc<Tracked>, Marker)>,
     parked: VecDeque<(u16, Wait)>,
     /// Timers that the ring has, by number: when they fire, and that as a time from when they were set.
@@ -46,6 +49,8 @@ enum Wait {
     Turn(Arc<Limiter>, Ticket),
     /// That writes are no longer held.
     Open,
+    /// That a copy has ended which has a part of it.
+    Copied,
     /// That it is noted in this tracker's journal, as asked for under this number.
     Noted(Arc<Tracked>, u64),
 }
@@ -63,6 +68,7 @@ impl Entrance {
             is_held: false,
             has_moved: false,
             limiter: None,
+            ranges: disk.image().and_then(|image| image.ranges.clone()),
             markers: Vec::new(),
             parked: VecDeque::new(),
             timers: Vec::new(),
@@ -77,7 +83,7 @@ impl Entrance {
             return;
         }
         let seen = self.gate.look();
-        self.open_word = if seen.is_open() { seen.word } else { NEVER };
+        self.open_word = if seen.is_open() && self.ranges.is_none() { seen.word } else { NEVER };
         (self.word, self.is_held, self.has_moved) = (seen.word, seen.is_held, seen.attached.has_moved);
         self.limiter = seen.attached.limiter;
         let is_same = |(mine, theirs): (&(Arc<Tracked>, Marker), &Arc<Tracked>)| Arc::ptr_eq(&mine.0, theirs);
@@ -85,6 +91,24 @@ impl Entrance {
         if self.markers.len() != tracked.len() || !self.markers.iter().zip(&tracked).all(is_same) {
             // Only while no write is under way, so each write has the same ones at its beginning and its end.
             self.markers = tracked.into_iter().map(|it| (it.clone(), it.tracker.marker())).collect();
+        }
+    }
+
+    /// Whether a mirror has taken the disk's place, as far as is known.
+    pub fn has_moved(&self) -> bool {
+        self.has_moved
+    }
+
+    /// What a request or a copy changes may be copied, or changed, by others.
+    fn end_range(&self, slot: &mut Slot) {
+        if let Some(number) = slot.range.take() {
+            self.range_ends(number);
+        }
+    }
+
+    pub fn range_ends(&self, number: u64) {
+        if self.ranges.as_ref().is_some_and(|ranges| ranges.end(number)) {
+            self.gate.wake();
         }
     }
 
@@ -197,6 +221,14 @@ impl Engine {
             entrance.seat.writes_end(&entrance.gate, 1);
             return Ok(Some(Wait::Open));
         }
+        if let (Some(ranges), None) = (&entrance.ranges, slot.range) {
+            slot.range = ranges.begin_change(slot.disk_offset..slot.disk_offset + slot.length);
+            if slot.range.is_none() {
+                slot.is_counted = false;
+                entrance.seat.writes_end(&entrance.gate, 1);
+                return Ok(Some(Wait::Copied));
+            }
+        }
         let wait = entrance.note(slot.disk_offset, slot.length, wait)?;
         if wait.is_none() {
             self.begin(tag)?;
@@ -272,19 +304,31 @@ impl Engine {
         if std::mem::take(&mut slot.is_counted) {
             self.entrance.write_ends(slot.disk_offset, slot.length);
         }
+        self.entrance.end_range(slot);
         slot.clear();
         Event::Done { tag, result }
     }
 
-    /// Nothing of this engine is under way any more, and nothing begins.
-    pub(super) fn close_entrance(&mut self) {
-        for (_, wait) in self.entrance.parked.drain(..) {
+    /// Takes all that is parked back, with its places in lines.
+    pub(super) fn take_parked(&mut self) -> Vec<u16> {
+        let parked = self.entrance.parked.drain(..);
+        let take_back = |(tag, wait)| {
             if let Wait::Turn(limiter, ticket) = wait {
                 limiter.withdraw(ticket);
             }
-        }
-        for slot in self.slots.iter_mut().filter(|slot| slot.is_counted) {
-            self.entrance.write_ends(slot.disk_offset, slot.length);
+            tag
+        };
+        parked.map(take_back).collect()
+    }
+
+    /// Nothing of this engine is under way any more, and nothing begins.
+    pub(super) fn close_entrance(&mut self) {
+        self.take_parked();
+        for slot in &mut self.slots {
+            if slot.is_counted {
+                self.entrance.write_ends(slot.disk_offset, slot.length);
+            }
+            self.entrance.end_range(slot);
         }
     }
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use vhdx::{Extent, MapError, Mapping, Place, Ticket};
 
 use super::commit::{MAX_STEPS, Running};
+use super::copy::{Copies, Copy};
 use super::pieces::{Cursor, Piece, Search, fill_zeros, push};
 use super::*;
 use crate::commits::{Commits, Goal, Target};
@@ -38,6 +39,8 @@ pub(super) struct ImageSide {
     extents: Vec<Extent>,
     parts: Pool,
     pub steps: Pool,
+    /// With copy-on-read.
+    pub copies: Option<Copies>,
     /// Requests of which no part is under way, because there was no slot for it.
     starved: VecDeque<u16>,
     pub waiting: Vec<(Target, u16)>,
@@ -94,6 +97,8 @@ struct Request {
     in_flight: usize,
     cursor: Cursor,
     error: Option<IoError>,
+    /// What is read goes to the image, too.
+    copy: Option<Copy>,
 }
 
 impl Request {
@@ -120,11 +125,14 @@ impl ImageSide {
         let Some(own) = image.tables() else { return Err(EngineError::Unlocked(disk.path().to_owned())) };
         let parents = image.parents().iter().map(|parent| parent.tables.clone() as Arc<dyn Mapping>);
         image.commits.join(wake.clone());
+        let copies = image.ranges.clone().map(Copies::new);
+        let tags = depth + copies.as_ref().map_or(0, Copies::tags);
         Ok(Some(ImageSide {
             mappings: std::iter::once(own as Arc<dyn Mapping>).chain(parents).collect(),
             commits: image.commits.clone(),
             wake,
-            requests: (0..depth).map(|_| Request::default()).collect(),
+            requests: (0..tags).map(|_| Request::default()).collect(),
+            copies,
             extents: Vec::new(),
             parts: Pool::new(MAX_PARTS),
             steps: Pool::new(MAX_STEPS),
@@ -134,6 +142,13 @@ impl ImageSide {
             running: None,
             is_closing: false,
         }))
+    }
+}
+
+impl ImageSide {
+    /// How many tags there are beyond the callers'.
+    pub fn own_tags(&self) -> u16 {
+        self.copies.as_ref().map_or(0, Copies::tags)
     }
 }
 
@@ -228,9 +243,12 @@ impl Engine {
             return Err(error);
         }
         if request.phase == Some(Phase::Read) {
+            if let Some(copies) = &mut image.copies {
+                request.copy = copies.intercept(request.offset, length, &request.pieces, slot);
+            }
             let (mut cursor, mut end) = (Cursor::default(), 0);
             for (start, length) in request.pieces.iter().map(|piece| (piece.start, piece.length)).chain([(length, 0)]) {
-                // SAFETY: the caller promised that the segments are writable until the request is reported.
+                // SAFETY: the caller promised that the segments are writable until the request is reported; or they are a buffer of ours.
                 unsafe { fill_zeros(&slot.segments, &mut cursor, end, start - end) };
                 end = start + length;
             }
@@ -329,6 +347,10 @@ impl Engine {
         request.give_tickets_back(&image.mappings, result);
         request.pieces.clear();
         request.pieces.shrink_to(KEPT_PIECES);
+        if let Some(copy) = request.copy.take() {
+            self.read_ended(copy, result);
+            return Some(self.end(tag, result));
+        }
         let slot = &self.slots[usize::from(tag)];
         let is_synced = slot.durable && image.mappings[0].is_clean();
         if result.is_ok() && request.is_durable && !is_synced && !image.is_closing {

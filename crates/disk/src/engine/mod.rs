@@ -6,6 +6,7 @@
 //! replaced); the caller only sees its end.
 
 mod commit;
+mod copy;
 mod entrance;
 mod image;
 mod pieces;
@@ -139,12 +140,13 @@ impl Engine {
         let depth = depth.clamp(1, MAX_DEPTH);
         let entrance = Entrance::new(disk)?;
         let image = ImageSide::new(disk, depth, entrance.seat.wake.clone())?;
-        let extra = if image.is_some() { image::EXTRA_SLOTS } else { 0 };
+        let own_tags = image.as_ref().map_or(0, ImageSide::own_tags);
+        let extra = if image.is_some() { image::EXTRA_SLOTS + u32::from(own_tags) } else { 0 };
         let mut engine = Engine {
             ring: Ring::new(u32::from(depth) + extra)?,
             disk: disk.clone(),
             files: disk.layers().map(FilePair::from).collect(),
-            slots: (0..depth).map(|_| Slot::idle()).collect(),
+            slots: (0..depth + own_tags).map(|_| Slot::idle()).collect(),
             depth,
             in_flight: 0,
             outstanding: 0,
@@ -171,7 +173,7 @@ impl Engine {
         self.depth
     }
 
-    /// How many requests were started and not yet reported.
+    /// How many requests were started and not yet reported, with those that copy what was read ([`OpenOptions::copy_on_read`](crate::OpenOptions)).
     pub fn in_flight(&self) -> usize {
         self.in_flight
     }
@@ -285,9 +287,10 @@ impl Engine {
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Option<Event> {
         loop {
-            if let Some(event) = self.ended.pop_front() {
-                self.in_flight -= 1;
-                return Some(event);
+            while let Some(event) = self.ended.pop_front() {
+                if let Some(event) = self.report(event) {
+                    return Some(event);
+                }
             }
             let reaped = self.ring.pop()?;
             if reaped.user_data & WAKE != 0 {
@@ -305,10 +308,30 @@ impl Engine {
                 }
                 return Some(Event::Ready { token });
             }
-            if let Some(event) = self.completed(reaped) {
-                self.in_flight -= 1;
+            if let Some(event) = self.completed(reaped).and_then(|event| self.report(event)) {
                 return Some(event);
             }
+        }
+    }
+
+    /// A request has ended. What is not the caller's is dealt with here.
+    fn report(&mut self, event: Event) -> Option<Event> {
+        self.in_flight -= 1;
+        match event {
+            Event::Done { tag, result } if tag >= self.depth => {
+                self.copy_ended(tag, result);
+                None
+            }
+            event => Some(event),
+        }
+    }
+
+    /// Ends all requests with [`IoError::Canceled`] that wait for their turn, for writes not to be held, or to be noted, and have
+    /// not begun: who wants to drain the engine soon makes them again later, here or elsewhere.
+    pub fn cancel_parked(&mut self) {
+        for tag in self.take_parked() {
+            let event = self.end(tag, Err(IoError::Canceled));
+            self.ended.push_back(event);
         }
     }
 

@@ -76,6 +76,8 @@ pub(super) struct Slot {
     pub length: u64,
     /// It is a change that counts as under way.
     pub is_counted: bool,
+    /// Its number among the parts of the disk that change, where these are known.
+    pub range: Option<u64>,
     /// Where it goes on, in the file.
     pub offset: u64,
     /// How much is left.
@@ -103,6 +105,7 @@ impl Slot {
             disk_offset: 0,
             length: 0,
             is_counted: false,
+            range: None,
             offset: 0,
             left: 0,
             asked: 0,

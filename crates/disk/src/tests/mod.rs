@@ -2,6 +2,7 @@
 
 mod chains;
 mod commits;
+mod copies;
 mod engine;
 mod images;
 mod limited;

@@ -59,6 +59,28 @@ fn what_changes_the_disk_is_marked_and_nothing_else() {
     }
 }
 
+#[test]
+fn a_write_that_ends_after_its_mark_was_taken_is_marked_again() {
+    let directory = directory();
+    for (path, options) in disks(directory.path(), SIZE) {
+        let disk = Disk::open(path, options).unwrap();
+        let tracker = Tracker::in_memory(disk.capacity());
+        disk.track(&tracker).unwrap();
+        add(&tracker, "one");
+        let mut engine = Engine::new(&disk, 1).unwrap();
+        let data = [7u8; 512];
+        let segment = iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+        // SAFETY: the memory outlives the request, whose end is waited for.
+        unsafe { engine.write(0, 0, &[segment], Durability::Volatile) }.unwrap();
+        // Whoever copies the region now may miss the write.
+        let taken = tracker.take("one", 0..u64::MAX).unwrap();
+        assert_eq!(taken.count(), 1);
+        taken.confirm();
+        engine.drain(|_, result| result.unwrap());
+        assert_eq!(tracker.count("one").unwrap(), 1);
+    }
+}
+
 /// Writes here and there until told to stop, with many requests under way.
 fn scribble(disk: &Disk, seed: u64, is_over: &AtomicBool) {
     const DEPTH: usize = 16;
