@@ -4,6 +4,7 @@ mod chains;
 mod commits;
 mod engine;
 mod images;
+mod live;
 mod locks;
 mod opening;
 
