@@ -20,7 +20,7 @@
 //!
 //! # Beside the engine
 //! [`limits`] decides when a request may start, [`dirty`] notes what was written, [`import`] reads disks of other platforms. None of them
-//! is called by an [`Engine`] yet; each is whole without it.
+//! is called by an [`Engine`] yet; each is whole without it. [`nbd`] makes a disk a block device of this machine.
 //!
 //! # Errors
 //! Opening fails with an [`OpenError`] and locking with a [`LockError`], whose text names the disk, the cause and the way out. A
@@ -40,6 +40,7 @@ pub mod import;
 mod layer;
 pub mod limits;
 mod lock;
+pub mod nbd;
 pub mod tool;
 
 pub use disk::{Access, Cache, Disk, Locking, OpenOptions, SectorSize};
