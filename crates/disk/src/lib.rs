@@ -30,7 +30,7 @@
 //! [`limits`] decides when a request may start ([`Disk::set_limits`]).
 //!
 //! The feature `tool`, on by default, is what programs for people have and the monitor is built without: `tool` does what `maru disk`
-//! does, `import` reads disks of other platforms.
+//! does, `import` reads disks of other platforms, `nbd` makes a disk a block device of this machine.
 //!
 //! # Errors
 //! Opening fails with an [`OpenError`] and locking with a [`LockError`], whose text names the disk, the cause and the way out. A
@@ -53,6 +53,8 @@ mod layer;
 pub mod limits;
 mod lock;
 pub mod mirror;
+#[cfg(feature = "tool")]
+pub mod nbd;
 mod ranges;
 #[cfg(feature = "tool")]
 pub mod tool;

@@ -203,6 +203,8 @@ fn what_was_flushed_into_a_chain_outlives_the_hosts_power_and_a_running_vm_takes
         }
     }
     let vm = load(host, &disk(CHILDREN), written + 64);
+    let check = shell(host, &format!("maru disk check {}", disk(CHILDREN)));
+    assert!(check.contains("(maru-vmm), which goes on") && check.contains("nothing is wrong"), "{check}");
     host.power_cut();
     let written = flushed(&vm.output);
     drop(vm);

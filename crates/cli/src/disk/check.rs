@@ -26,7 +26,7 @@ EXIT STATUS
 /// Look for damage, and repair it
 ///
 /// Goes through all tables of an image, and looks whether its parents are there and fit. A disk that is in use can be checked, not
-/// repaired.
+/// repaired: it is looked at several times, and what is reported was there more than once.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct CheckArgs {
@@ -74,7 +74,13 @@ fn render(report: &Report, repaired: bool) -> String {
         let _ = writeln!(text, "{} more problems", report.more);
     }
     if let Some(holder) = &report.in_use_by {
-        let _ = writeln!(text, "in use by {holder}: what was found may be what is just being changed");
+        let _ = writeln!(text, "in use by {holder}, which goes on");
+        if report.passing > 0 {
+            let _ = writeln!(text, "{} more were gone at a second look: changes under way, not damage", report.passing);
+        }
+        if !report.is_sound() {
+            text += "what is named above was there at more than one look\n";
+        }
     }
     if report.log_in_use && report.in_use_by.is_none() {
         text += "the log holds changes: the disk was not closed, the next use makes them\n";
@@ -102,6 +108,7 @@ struct View<'a> {
     allocated_blocks: Option<u64>,
     leaked_bytes: u64,
     in_use_by: Option<String>,
+    changes_under_way: u64,
 }
 
 #[derive(Serialize)]
@@ -128,6 +135,7 @@ impl<'a> From<&'a Report> for View<'a> {
             allocated_blocks: report.allocated_blocks,
             leaked_bytes: report.leaked_bytes,
             in_use_by: report.in_use_by.as_ref().map(ToString::to_string),
+            changes_under_way: report.passing,
         }
     }
 }

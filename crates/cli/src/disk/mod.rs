@@ -1,5 +1,6 @@
 //! `maru disk`: disks that are files: made, looked at, converted. One file for each verb; the work is done by `disk::tool`.
 
+mod attach;
 mod check;
 mod compact;
 mod compare;
@@ -43,6 +44,10 @@ pub enum DiskCommand {
     Rebase(rebase::RebaseArgs),
     /// Copy a disk's file as it is
     Copy(copy::CopyArgs),
+    /// Make a disk a block device of this machine
+    Attach(attach::AttachArgs),
+    /// Take the block device of a disk away again
+    Detach(attach::DetachArgs),
 }
 
 /// Does it; answers the exit status.
@@ -59,6 +64,8 @@ pub fn run(command: DiskCommand) -> anyhow::Result<ExitCode> {
         DiskCommand::Compact(args) => compact::run(&args)?,
         DiskCommand::Rebase(args) => rebase::run(&args)?,
         DiskCommand::Copy(args) => copy::run(&args)?,
+        DiskCommand::Attach(args) => return attach::attach(&args),
+        DiskCommand::Detach(args) => attach::detach(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

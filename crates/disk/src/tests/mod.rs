@@ -6,6 +6,7 @@ mod copies;
 mod engine;
 mod images;
 mod limited;
+mod live;
 mod locks;
 mod mirrors;
 mod opening;

@@ -44,6 +44,7 @@ pub const HOST_MODULES: &[&str] = &[
     "vfat",
     "nls_ascii",
     "loop",
+    "nbd",
     "fuse",
     "qemu_fw_cfg",
     "nvme",
