@@ -36,6 +36,8 @@ pub mod dirty;
 mod disk;
 mod engine;
 mod error;
+#[cfg(feature = "tool")]
+mod export;
 mod format;
 mod geometry;
 mod image;
