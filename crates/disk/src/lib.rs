@@ -39,6 +39,8 @@ mod error;
 #[cfg(feature = "tool")]
 mod export;
 mod format;
+#[cfg(all(feature = "tool", any(test, feature = "testing")))]
+pub mod fuzz;
 mod geometry;
 mod image;
 #[cfg(feature = "tool")]

@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 mod guid;
 mod mapping;
 mod storage;

@@ -11,7 +11,7 @@
 //! all its tables were found to be inside the file and apart from each other; one that is not understood is never written to.
 
 mod bitmaps;
-mod bytes;
+pub(crate) mod bytes;
 mod check;
 mod commit;
 mod create;
