@@ -52,6 +52,10 @@ test: deps-test build ## run every test, the lab's too
 	cargo test $(CARGO_FLAGS) --doc
 	cargo nextest run $(CARGO_FLAGS)
 
+.PHONY: fuzz
+fuzz: ## look for inputs that do harm, a minute for each target, or FUZZ_SECONDS (needs a nightly toolchain and cargo-fuzz)
+	@scripts/fuzz
+
 .PHONY: lint lint-format lint-code lint-dependencies lint-scripts lint-docs
 lint: lint-format lint-docs lint-scripts lint-dependencies lint-code ## format, docs, scripts, licences, clippy
 

@@ -43,7 +43,11 @@ pub mod dirty;
 mod disk;
 mod engine;
 mod error;
+#[cfg(feature = "tool")]
+mod export;
 mod format;
+#[cfg(all(feature = "tool", any(test, feature = "testing")))]
+pub mod fuzz;
 mod gate;
 mod geometry;
 mod image;

@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod epochs;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 mod guid;
 mod mapping;
 mod storage;

@@ -19,13 +19,15 @@ EXAMPLES
   For a program that knows raw disks only:
     maru disk convert root.vhdx root.raw
 
-  For a cloud that takes fixed VHDs:
-    maru disk convert root.vhdx root.vhd --type fixed";
+  For a cloud that takes fixed VHDs, for QEMU and for VMware:
+    maru disk convert root.vhdx root.vhd --type fixed
+    maru disk convert root.vhdx root.qcow2
+    maru disk convert root.vhdx root.vmdk";
 
 /// Copy a disk into a new one of any format
 ///
 /// What is zeros takes no space in the new disk, unless its type is fixed. The new file gets its name when it is whole and durable: if this is
-/// interrupted, nothing is left, or what was there before. qcow2 and VMDK can be read, not written (qemu-img convert does that).
+/// interrupted, nothing is left, or what was there before.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct ConvertArgs {
@@ -55,11 +57,13 @@ pub struct ConvertArgs {
 
 /// Converts the disk.
 pub fn run(args: ConvertArgs) -> anyhow::Result<()> {
+    let from = FormatName::or_extension(args.source_format, &args.source);
+    let existing = if args.overwrite { Existing::Replace } else { Existing::Keep };
     let format = match FormatName::or_extension(args.format, &args.destination) {
         AnyFormat::Own(format) => format,
-        format @ AnyFormat::Foreign(_) => {
-            let way_out = "convert to raw, and from there with qemu-img convert";
-            return Err(ToolError::Unsupported { path: args.destination, format, what: "writing", way_out }.into());
+        AnyFormat::Foreign(format) => {
+            no_kind(&args, format)?;
+            return with_progress(|job| tool::export((&args.source, from), &args.destination, format, existing, job));
         }
     };
     let disk = NewDisk {
@@ -70,7 +74,18 @@ pub fn run(args: ConvertArgs) -> anyhow::Result<()> {
         block_size: args.block_size,
         sector_size: args.sector_size,
     };
-    let from = FormatName::or_extension(args.source_format, &args.source);
-    let existing = if args.overwrite { Existing::Replace } else { Existing::Keep };
     with_progress(|job| tool::convert((&args.source, from), &args.destination, &disk, existing, job))
+}
+
+/// Refuses what only our own formats have.
+fn no_kind(args: &ConvertArgs, format: disk::import::Format) -> Result<(), ToolError> {
+    if args.disk_type.is_none() && args.block_size.is_none() && args.sector_size.is_none() {
+        return Ok(());
+    }
+    Err(ToolError::Unsupported {
+        path: args.destination.clone(),
+        format: AnyFormat::Foreign(format),
+        what: "choosing type, block size or sector size",
+        way_out: "leave these options out",
+    })
 }

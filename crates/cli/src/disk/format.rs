@@ -16,9 +16,9 @@ pub enum FormatName {
     Vhd,
     /// The file is the disk, byte by byte
     Raw,
-    /// QEMU's; can only be read
+    /// QEMU's; to bring disks over
     Qcow2,
-    /// VMware's, with flat extents; can only be read
+    /// VMware's; to bring disks over
     Vmdk,
 }
 

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use room::{Room, child_of, usage, write_raw};
+use room::{Room, child_of, succeed, usage, write_raw};
 
 #[test]
 fn qemu_understands_what_create_makes() {
@@ -43,11 +43,12 @@ fn disks_come_over_from_every_format_and_go_back() {
     let room = Room::new();
     room.pattern("a.raw", 100 << 20);
     room.qemu("convert -f raw -O qcow2 a.raw a.qcow2");
-    room.qemu("convert -f raw -O vmdk -o subformat=monolithicFlat a.raw a.vmdk");
+    room.qemu("convert -f raw -O vmdk -o subformat=monolithicFlat a.raw flat.vmdk");
+    room.qemu("convert -f raw -O vmdk -o subformat=streamOptimized a.raw stream.vmdk");
     for block in [1, 2, 16, 256] {
         room.qemu(&format!("convert -f raw -O vhdx -o block_size={block}M a.raw b{block}.vhdx"));
     }
-    let sources = ["a.raw", "a.qcow2", "a.vmdk", "b1.vhdx", "b2.vhdx", "b16.vhdx", "b256.vhdx"];
+    let sources = ["a.raw", "a.qcow2", "flat.vmdk", "stream.vmdk", "b1.vhdx", "b2.vhdx", "b16.vhdx", "b256.vhdx"];
     for (index, source) in sources.iter().enumerate() {
         for kind in ["dynamic", "fixed"] {
             let target = format!("{index}-{kind}.vhdx");
@@ -59,6 +60,55 @@ fn disks_come_over_from_every_format_and_go_back() {
         }
         room.ok(&format!("convert {source} {index}.raw"));
         assert!(fs::read(room.path(&format!("{index}.raw"))).unwrap() == fs::read(room.path("a.raw")).unwrap(), "{source}");
+    }
+}
+
+#[test]
+fn disks_go_to_other_platforms_from_every_format() {
+    let room = Room::new();
+    room.pattern("a.raw", 100 << 20);
+    // Neither whole units nor whole megabytes.
+    room.pattern("odd.raw", (5 << 20) + 1536);
+    room.pattern("tiny.raw", 512);
+    room.ok("create empty.raw --size 40G");
+    let far = File::options().write(true).open(room.path("empty.raw")).unwrap();
+    [0u64, 3 << 30, (40 << 30) - 4096].iter().for_each(|at| far.write_all_at(b"far apart", *at).unwrap());
+    room.ok("convert a.raw a.vhdx --sector-size 4096");
+    room.ok("create base.vhdx --size 100M");
+    child_of(&room, "vhdx", "a.raw");
+    room.qemu("convert -f raw -O qcow2 -c a.raw a.qcow2");
+    room.qemu("convert -f raw -O vmdk a.raw a.vmdk");
+    let sources = ["a.raw", "a.vhdx", "child.vhdx", "a.qcow2", "a.vmdk", "odd.raw", "tiny.raw", "empty.raw"];
+    for (index, source) in sources.iter().enumerate() {
+        let original = if index < 5 { "a.raw" } else { source };
+        for format in ["qcow2", "vmdk"] {
+            let target = format!("new-{index}.{format}");
+            room.ok(&format!("convert {source} {target}"));
+            let report = room.qemu(&format!("check -f {format} {target}"));
+            assert!(report.contains("No errors were found"), "{target}: {report}");
+            room.qemu(&format!("compare -f raw -F {format} {original} {target}"));
+            room.ok(&format!("compare {original} {target}"));
+            assert!(usage(&room.path(&target)) < 8 << 20, "{target}: {}", usage(&room.path(&target)));
+        }
+    }
+    let target = room.qemu("info -f qcow2 new-5.qcow2");
+    assert!(target.contains("5244416 bytes") && target.contains("compat: 1.1"), "{target}");
+    assert!(room.ok("info new-5.vmdk -o json").contains("5244416"));
+}
+
+#[test]
+fn qemu_writes_into_the_disks_made_for_it() {
+    let room = Room::new();
+    room.pattern("a.raw", 20 << 20);
+    for format in ["qcow2", "vmdk"] {
+        room.ok(&format!("convert a.raw a.{format}"));
+        fs::copy(room.path("a.raw"), room.path("b.raw")).unwrap();
+        write_raw(&room, "b.raw", 7, 2 << 20, 3 << 20);
+        let write = ["-f", format, "-c", "write -P 7 2M 3M", &format!("a.{format}")].map(str::to_owned);
+        let output = Command::new("qemu-io").args(write).current_dir(room.0.path()).output().unwrap();
+        succeed("qemu-io", output);
+        assert!(room.qemu(&format!("check -f {format} a.{format}")).contains("No errors were found"));
+        room.ok(&format!("compare b.raw a.{format}"));
     }
 }
 
@@ -83,7 +133,9 @@ fn convert_replaces_only_when_it_is_told_to_and_nobody_uses_the_disk() {
     assert!(room.fail(1, "convert a.raw b.vhdx").contains("it exists already"));
     room.ok("convert a.raw b.vhdx --overwrite");
     room.ok("compare a.raw b.vhdx");
-    assert!(room.fail(1, "convert a.raw c.qcow2").contains("qemu-img"));
+    room.ok("convert a.raw b.vhdx --overwrite --format qcow2");
+    room.qemu("compare -f raw -F qcow2 a.raw b.vhdx");
+    assert!(room.fail(1, "convert a.raw c.qcow2 --block-size 1M").contains("leave these options out"));
     assert_eq!(room.names(), ["a.raw", "b.vhdx"]);
 }
 
@@ -221,18 +273,21 @@ fn an_interrupted_convert_leaves_the_old_state() {
     // Enough data that it is still at work when the signal comes.
     let file = File::options().write(true).open(room.path("a.raw")).unwrap();
     (0..128u64).for_each(|at| file.write_all_at(&vec![at as u8 | 1; 1 << 20], at << 26).unwrap());
-    let mut command = Command::new(env!("CARGO_BIN_EXE_maru"));
-    command.args(["disk", "convert", "a.raw", "b.vhdx"]).current_dir(room.0.path()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    // SAFETY: no pointers; the child was not waited for, so the id is its own.
-    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) }, 0);
-    let mut line = String::new();
-    let _ = BufReader::new(child.stderr.take().unwrap()).read_line(&mut line);
-    let status = child.wait().unwrap();
-    if status.success() {
-        room.ok("compare a.raw b.vhdx");
-    } else {
-        assert_eq!(room.names(), ["a.raw"], "{line}");
+    for target in ["b.vhdx", "b.qcow2", "b.vmdk"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_maru"));
+        command.args(["disk", "convert", "a.raw", target]).current_dir(room.0.path()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // SAFETY: no pointers; the child was not waited for, so the id is its own.
+        assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) }, 0);
+        let mut line = String::new();
+        let _ = BufReader::new(child.stderr.take().unwrap()).read_line(&mut line);
+        let status = child.wait().unwrap();
+        if status.success() {
+            room.ok(&format!("compare a.raw {target}"));
+            fs::remove_file(room.path(target)).unwrap();
+        } else {
+            assert_eq!(room.names(), ["a.raw"], "{line}");
+        }
     }
 }
 

@@ -67,7 +67,7 @@ impl Room {
     }
 }
 
-fn succeed(words: &str, output: Output) -> String {
+pub fn succeed(words: &str, output: Output) -> String {
     assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }

@@ -52,7 +52,7 @@ impl Gate {
     }
 
     /// The file behind a reference, if it may be opened.
-    fn admit(&self, path: &Path) -> io::Result<PathBuf> {
+    pub fn admit(&self, path: &Path) -> io::Result<PathBuf> {
         if self.references == References::Deny {
             return Err(self.refuse(Refusal::Reference(path.to_owned())));
         }

@@ -1,4 +1,4 @@
-//! What is checked in an image's header before the reader sees it: sizes that it would take memory for, and what it cannot read.
+//! What is checked in a qcow2 image's header before the reader sees it: sizes that it would take memory for, and what it cannot read.
 //!
 //! Field names and offsets are those of QEMU's `docs/interop/qcow2.txt`; numbers are big-endian.
 
@@ -70,17 +70,6 @@ pub(super) fn check_qcow2(path: &Path) -> io::Result<()> {
         return invalid("its L1 table is too small for its size");
     }
     Ok(())
-}
-
-/// Checks a file that is about to be opened as VMDK. Only a descriptor is one for the reader.
-pub(super) fn check_vmdk(path: &Path) -> io::Result<()> {
-    let mut magic = [0; 4];
-    File::open(path)?.read_exact_at(&mut magic, 0)?;
-    match &magic {
-        // Hosted sparse and stream-optimised extents (VMDK 5.0 technical note), and those of old ESX hosts.
-        b"KDMV" | b"COWD" => unsupported("it is a sparse or stream-optimised VMDK"),
-        _ => Ok(()),
-    }
 }
 
 fn unsupported(what: &str) -> io::Result<()> {

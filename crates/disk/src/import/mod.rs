@@ -1,17 +1,18 @@
 //! Disks of other platforms, read so that they can be brought over: qcow2 and VMDK.
 //!
 //! ```text
-//!   open(path, format, references) ──▶ Source ──▶ next_extent(offset): data, zeros, hole ──▶ read_at(offset, buffer)
+//!   open(path, format, references) ──▶ Source ──▶ next_extent(offset, end): data, zeros, hole ──▶ read_at(offset, buffer)
 //! ```
 //!
-//! Reading is done by the crate `imago`, in its synchronous form (no runtime). Nothing is ever written, nor locked: whoever imports a disk sees
-//! to it that nobody uses it. A [`Source`] may be used from several threads.
+//! Reading qcow2 is done by the crate `imago`, in its synchronous form (no runtime), reading VMDK here, in `vmdk`. Nothing is ever written, nor
+//! locked: whoever imports a disk sees to it that nobody uses it. A [`Source`] may be used from several threads.
 //!
 //! # What can be read
 //! - qcow2, versions 2 and 3, with compressed (deflate) clusters, external data files and backing files. Not: encrypted images, extended L2
 //!   entries (subclusters), and compression with zstd.
-//! - VMDK as a descriptor with flat extents (`monolithicFlat`, `twoGbMaxExtentFlat`). Not: sparse and stream-optimised files, which are
-//!   what an OVA has; convert those with `qemu-img convert -O raw` first.
+//! - VMDK as one sparse file (`monolithicSparse`, `streamOptimized`, which is what an OVA has), or as a descriptor with flat and sparse
+//!   extents (`monolithicFlat`, `twoGbMaxExtentFlat`, `twoGbMaxExtentSparse`, `vmfs`). Not: snapshots, which need another disk, and the
+//!   sparse extents of ESX hosts (`vmfsSparse`, `seSparse`).
 //!
 //! # Whom an image may name
 //! A backing file, a data file or an extent is a path *in the image*, so whoever made it decides which file of this host is read.
@@ -19,19 +20,20 @@
 //!
 //! # Errors
 //! An image that is damaged or made to do harm is answered with an error. Sizes in its header are checked before memory is taken for
-//! them; if the reader itself fails an assertion, that is caught, and the source answers [`ReadError::Damaged`] from then on.
+//! them; if the reader of qcow2 itself fails an assertion, that is caught, and the source answers [`ReadError::Damaged`] from then on.
 
 mod error;
 mod gate;
 mod header;
 mod source;
+mod vmdk;
 
 use std::path::Path;
 
 pub use error::{OpenError, ReadError};
 pub use source::{Content, Extent, Source};
 
-/// The formats that can be read.
+/// The formats of other platforms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// QEMU's.

@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use imago::file::File;
 use imago::qcow2::Qcow2;
-use imago::vmdk::Vmdk;
 use imago::{FormatAccess, FormatDriverBuilder, Mapping, Storage, StorageOpenOptions};
 
 use super::error::{OpenError, ReadError, open_error};
 use super::gate::{self, Gate, MAX_DEPTH, Refusal};
-use super::{Format, References, header};
+use super::{Format, References, header, vmdk};
 
 /// What is in a part of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +35,16 @@ pub struct Extent {
 
 /// An image that is open for reading. See [`open`](super::open).
 pub struct Source {
-    image: FormatAccess<File>,
+    image: Image,
     path: PathBuf,
     size: u64,
     /// Set when the reader failed an assertion: what it says afterwards is not to be trusted.
     broken: AtomicBool,
+}
+
+enum Image {
+    Qcow2(FormatAccess<File>),
+    Vmdk(vmdk::Disk),
 }
 
 /// How many of the image's mappings are joined at once. Holes come in pieces of one L2 table, and a large disk has many.
@@ -57,20 +61,18 @@ pub(super) fn open(path: &Path, format: Format, references: References) -> Resul
     if !gate::is_file(&found).map_err(io)? {
         return Err(OpenError::NotAFile { path: path.to_owned(), file: path.to_owned() });
     }
-    let checked = match format {
-        Format::Qcow2 => header::check_qcow2(&found),
-        Format::Vmdk => header::check_vmdk(&found),
-    };
-    checked.map_err(fail)?;
     let gate = Gate::new(&found, references);
-    let passed = gate.clone();
-    let opened = guard(move || {
-        let file = File::open(StorageOpenOptions::new().filename(found).write(false))?;
-        Ok(match format {
-            Format::Qcow2 => FormatAccess::new(Qcow2::<File>::builder(file).open(passed)?),
-            Format::Vmdk => FormatAccess::new(Vmdk::<File>::builder(file).open(passed)?),
-        })
-    });
+    let opened = match format {
+        Format::Qcow2 => {
+            header::check_qcow2(&found).map_err(fail)?;
+            let passed = gate.clone();
+            guard(move || {
+                let file = File::open(StorageOpenOptions::new().filename(found).write(false))?;
+                Ok(Image::Qcow2(FormatAccess::new(Qcow2::<File>::builder(file).open(passed)?)))
+            })
+        }
+        Format::Vmdk => Some(vmdk::Disk::open(&found, &gate).map(Image::Vmdk)),
+    };
     let path = path.to_owned();
     match (opened, gate.take_refusal()) {
         (Some(Ok(image)), _) => Ok(Source { size: image.size(), image, path, broken: AtomicBool::new(false) }),
@@ -97,29 +99,27 @@ impl Source {
         if end > self.size {
             return Err(ReadError::Range { offset, end, size: self.size });
         }
-        self.ask(offset, || self.image.read(buffer, offset))
+        self.ask(offset, || match &self.image {
+            Image::Qcow2(image) => image.read(buffer, offset),
+            Image::Vmdk(disk) => disk.read(buffer, offset),
+        })
     }
 
-    /// What is at `offset`, and how far. The next extent may have the same content. `None` at the end of the disk.
+    /// What is at `offset`, and how far, as far as `end`. The next extent may have the same content. `None` at the end of the disk.
     ///
     /// # Errors
     /// See [`ReadError`].
-    pub fn next_extent(&self, offset: u64) -> Result<Option<Extent>, ReadError> {
+    pub fn next_extent(&self, offset: u64, end: u64) -> Result<Option<Extent>, ReadError> {
+        let end = end.min(self.size);
         let mut joined: Option<Extent> = None;
         for _ in 0..MAX_JOINED {
             let at = offset.saturating_add(joined.map_or(0, |extent| extent.length));
-            if at >= self.size {
+            if at >= end {
                 break;
             }
             let next = self.ask(at, || {
-                let (mapping, length) = self.image.get_mapping(at, self.size - at)?;
-                let content = match mapping {
-                    Mapping::Zero { explicit: true, .. } => Content::Zero,
-                    Mapping::Zero { explicit: false, .. } => Content::Hole,
-                    // Data, compressed, or of a kind not yet known: to be read.
-                    _ => Content::Data,
-                };
-                match length.min(self.size - at) {
+                let (content, length) = self.image.mapping(at, end - at)?;
+                match length.min(end - at) {
                     0 => Err(io::Error::new(io::ErrorKind::InvalidData, "a mapping without length")),
                     length => Ok(Extent { length, content }),
                 }
@@ -145,6 +145,30 @@ impl Source {
                 Err(ReadError::Damaged(self.path.clone()))
             }
         }
+    }
+}
+
+impl Image {
+    fn size(&self) -> u64 {
+        match self {
+            Image::Qcow2(image) => image.size(),
+            Image::Vmdk(disk) => disk.size(),
+        }
+    }
+
+    fn mapping(&self, offset: u64, length: u64) -> io::Result<(Content, u64)> {
+        let image = match self {
+            Image::Qcow2(image) => image,
+            Image::Vmdk(disk) => return disk.mapping(offset),
+        };
+        let (mapping, length) = image.get_mapping(offset, length)?;
+        let content = match mapping {
+            Mapping::Zero { explicit: true, .. } => Content::Zero,
+            Mapping::Zero { explicit: false, .. } => Content::Hole,
+            // Data, compressed, or of a kind not yet known: to be read.
+            _ => Content::Data,
+        };
+        Ok((content, length))
     }
 }
 

@@ -1,4 +1,4 @@
-//! All formats that tools know, those that are only read among them.
+//! All formats that tools know, those that disks are only brought over from and to among them.
 
 use std::fmt;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::import;
 pub enum AnyFormat {
     /// One that can be read and written.
     Own(Format),
-    /// One of another platform, which can only be read.
+    /// One of another platform, which can be read, and made by [`export`](super::export).
     Foreign(import::Format),
 }
 
@@ -27,7 +27,7 @@ impl AnyFormat {
         }
     }
 
-    /// The format, if it can be written.
+    /// The format, if its disks can be changed.
     ///
     /// # Errors
     /// [`ToolError::Unsupported`] with `what` was to be done.

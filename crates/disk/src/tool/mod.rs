@@ -1,7 +1,7 @@
 //! What people do with disks that no VM uses: make, look at, convert, resize, merge.
 //!
 //! ```text
-//!   create, convert, copy ──▶ a new file that has no name until it is whole and durable
+//!   create, convert, export, copy ──▶ a new file that has no name until it is whole and durable
 //!   resize, merge, compact, rebase ──▶ the image itself, in steps that a crash may cut at any point; run again, they finish
 //!   info, check, map, compare ──▶ only read
 //! ```
@@ -24,6 +24,7 @@ mod convert;
 mod copy;
 mod create;
 mod error;
+mod export;
 mod format;
 mod info;
 mod job;
@@ -47,6 +48,7 @@ pub use convert::convert;
 pub use copy::{Method as CopyMethod, copy};
 pub use create::{NewDisk, create};
 pub use error::ToolError;
+pub use export::export;
 pub use format::AnyFormat;
 pub use info::{DiskInfo, ImageInfo, ParentInfo, Usage, info};
 pub use job::Job;

@@ -240,10 +240,10 @@ impl Source {
 }
 
 fn find_foreign(source: &import::Source, offset: u64, length: u64, found: &mut Vec<Segment>) -> Result<(), ToolError> {
-    let mut at = offset;
-    while at < offset + length {
-        let Some(extent) = source.next_extent(at)? else { break };
-        let length = extent.length.min(offset + length - at);
+    let (mut at, end) = (offset, offset + length);
+    while at < end {
+        let Some(extent) = source.next_extent(at, end)? else { break };
+        let length = extent.length;
         let place = if extent.content == Content::Data { Where::Foreign } else { Where::Zero { depth: 0 } };
         push(found, Segment { offset: at, length, place });
         at += length;

@@ -22,7 +22,7 @@
 //! lock but one that many readers share.
 
 mod bitmaps;
-mod bytes;
+pub(crate) mod bytes;
 mod check;
 mod commit;
 mod compact;

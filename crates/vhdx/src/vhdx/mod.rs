@@ -32,7 +32,7 @@ mod error;
 mod geometry;
 mod header;
 mod image;
-mod layout;
+pub(crate) mod layout;
 mod locator;
 mod log;
 mod map;

@@ -19,7 +19,7 @@ fn use_it(path: &Path, format: Format) -> bool {
     let mut at = 0;
     for _ in 0..200 {
         let _ = source.read_at(at, &mut buffer);
-        let Ok(Some(extent)) = source.next_extent(at) else { break };
+        let Ok(Some(extent)) = source.next_extent(at, u64::MAX) else { break };
         at += extent.length.min(65536);
     }
     true
@@ -60,6 +60,72 @@ fn damage_anywhere_is_an_error_or_other_data_but_no_panic() {
         }
     }
     assert!(opened > 100, "only {opened} got past the header");
+}
+
+fn vmdk(directory: &TempDir, kind: &str) -> PathBuf {
+    raw_disk(directory.path());
+    let subformat = format!("subformat={kind}");
+    let arguments = ["convert", "-f", "raw", "-O", "vmdk", "-o", &subformat, "disk.raw", "disk.vmdk"];
+    qemu("qemu-img", directory.path(), &arguments);
+    directory.path().join("disk.vmdk")
+}
+
+#[test]
+fn a_vmdk_that_was_written_as_a_stream_has_its_header_at_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = vmdk(&directory, "streamOptimized");
+    let content = fs::read(directory.path().join("disk.raw")).unwrap();
+    let mut stream = fs::read(&path).unwrap();
+    let footer = stream[..512].to_vec();
+    stream[56..64].fill(0xff);
+    fs::write(&path, &stream).unwrap();
+    let error = open(&path, Format::Vmdk, References::Deny).unwrap_err();
+    assert!(error.to_string().contains("footer at offset"), "{error}");
+    stream.resize(stream.len().next_multiple_of(512) + 512, 0);
+    stream.extend(footer);
+    stream.extend([0; 512]);
+    fs::write(&path, &stream).unwrap();
+    assert!(read_all(&open(&path, Format::Vmdk, References::Deny).unwrap()) == content);
+}
+
+#[test]
+fn damage_in_a_vmdk_names_its_structure_and_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = vmdk(&directory, "streamOptimized");
+    let good = fs::read(&path).unwrap();
+    let u32_at = |at: usize| u32::from_le_bytes(good[at..at + 4].try_into().unwrap());
+    let directory_at = u32_at(56) as usize * 512;
+    let table_at = u32_at(directory_at) as usize * 512;
+    let grain_at = u32_at(table_at) as usize * 512;
+    let broken = |at: usize, bytes: &[u8]| {
+        let mut image = good.clone();
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+        fs::write(&path, image).unwrap();
+        match open(&path, Format::Vmdk, References::Deny) {
+            Err(error) => error.to_string(),
+            Ok(source) => source.read_at(0, &mut [0; 512]).unwrap_err().to_string(),
+        }
+    };
+    for (at, bytes, wanted) in [
+        (4, &[9][..], "version 9".to_owned()),
+        (20, &[3], "header at offset 0: its grain size".to_owned()),
+        (44, &[0, 0], "header at offset 0: its grain tables".to_owned()),
+        (12, &[0xff; 8], "header at offset 0: its capacity".to_owned()),
+        (12, &[0, 0, 0, 0, 0, 1], "more grain tables".to_owned()),
+        (56, &[0xff, 0xff, 0xff], "grain directory at offset".to_owned()),
+        (73, b"\r", "header at offset 0: line ends".to_owned()),
+        (77, &[7], "method 7".to_owned()),
+        (77, &[0], "header at offset 0: it contradicts itself".to_owned()),
+        (36, &[0xff; 4], "descriptor at offset 512".to_owned()),
+        (directory_at, &[0xff; 4], format!("grain table at offset {}", u64::from(u32::MAX) * 512)),
+        (table_at, &[0xff; 4], format!("compressed grain at offset {}", u64::from(u32::MAX) * 512)),
+        (grain_at, &[1], format!("compressed grain at offset {grain_at}: it is one of another place")),
+        (grain_at + 8, &[0xff; 4], format!("compressed grain at offset {grain_at}: its length")),
+        (grain_at + 12, &[0; 8], format!("compressed grain at offset {grain_at}: it cannot be decompressed")),
+    ] {
+        let error = broken(at, bytes);
+        assert!(error.contains(&wanted) && error.contains("disk.vmdk"), "{wanted}: {error}");
+    }
 }
 
 #[test]
@@ -175,6 +241,6 @@ fn reading_past_the_end_is_refused() {
     for offset in [SIZE as u64, SIZE as u64 - 511, u64::MAX] {
         assert!(matches!(source.read_at(offset, &mut [0; 512]), Err(ReadError::Range { .. })), "{offset}");
     }
-    assert_eq!(source.next_extent(SIZE as u64).unwrap(), None);
+    assert_eq!(source.next_extent(SIZE as u64, u64::MAX).unwrap(), None);
     source.read_at(SIZE as u64, &mut []).unwrap();
 }

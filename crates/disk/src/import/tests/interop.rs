@@ -111,15 +111,51 @@ fn flat_vmdk_reads_as_the_disk_it_was_made_from() {
 }
 
 #[test]
+fn sparse_vmdk_of_every_kind_reads_as_the_disk_it_was_made_from() {
+    for kind in ["monolithicSparse", "streamOptimized", "twoGbMaxExtentSparse"] {
+        let directory = tempfile::tempdir().unwrap();
+        let content = raw_disk(directory.path());
+        let subformat = format!("subformat={kind}");
+        let arguments = ["convert", "-f", "raw", "-O", "vmdk", "-o", &subformat, "disk.raw", "disk.vmdk"];
+        qemu("qemu-img", directory.path(), &arguments);
+        let is_alone = kind != "twoGbMaxExtentSparse";
+        let references = if is_alone { References::Deny } else { References::Beside };
+        let source = check(&directory.path().join("disk.vmdk"), Format::Vmdk, references, &content);
+        let data: u64 = extents(&source).iter().filter(|it| it.1.content == Content::Data).map(|it| it.1.length).sum();
+        assert!(data < 3 << 20, "{kind}: {data} bytes would be copied");
+        let denied = open(directory.path().join("disk.vmdk"), Format::Vmdk, References::Deny);
+        assert_eq!(denied.is_ok(), is_alone, "{kind}: {denied:?}");
+    }
+}
+
+#[test]
+fn a_vmdk_in_several_sparse_extents_and_with_zeroed_grains_reads_as_its_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = |program, arguments: &[&str]| qemu(program, directory.path(), arguments);
+    run("qemu-img", &["create", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse,zeroed_grain=on", "disk.vmdk", "5G"]);
+    let commands = ["-c", "write -P 1 2047M 2M", "-c", "write -P 2 4500M 64k", "-c", "write -z 2047M 64k", "disk.vmdk"];
+    run("qemu-io", &[&["-f", "vmdk"], &commands[..]].concat());
+    let source = open(directory.path().join("disk.vmdk"), Format::Vmdk, References::Beside).unwrap();
+    assert_eq!(source.size(), 5 << 30);
+    let mut found = vec![0xee; 2 << 20];
+    source.read_at(2047 << 20, &mut found).unwrap();
+    assert!(found[..65536].iter().all(|byte| *byte == 0) && found[65536..].iter().all(|byte| *byte == 1));
+    source.read_at(4500 << 20, &mut found[..131_072]).unwrap();
+    assert!(found[..65536].iter().all(|byte| *byte == 2) && found[65536..131_072].iter().all(|byte| *byte == 0));
+    let all = extents(&source);
+    assert_eq!(all.iter().filter(|it| it.1.content == Content::Zero).map(|it| it.1.length).sum::<u64>(), 65536);
+    assert_eq!(all.iter().filter(|it| it.1.content == Content::Data).map(|it| it.1.length).sum::<u64>(), 2 << 20);
+}
+
+#[test]
 fn what_cannot_be_read_says_so_with_the_way_out() {
     let directory = tempfile::tempdir().unwrap();
     raw_disk(directory.path());
-    for kind in ["subformat=monolithicSparse", "subformat=streamOptimized"] {
-        qemu("qemu-img", directory.path(), &["convert", "-f", "raw", "-O", "vmdk", "-o", kind, "disk.raw", "disk.vmdk"]);
-        let error = open(directory.path().join("disk.vmdk"), Format::Vmdk, References::Any).unwrap_err();
-        assert!(matches!(error, OpenError::Unsupported { .. }), "{error:?}");
-        assert!(error.to_string().contains("qemu-img convert -O raw"), "{error}");
-    }
+    qemu("qemu-img", directory.path(), &["convert", "-f", "raw", "-O", "vmdk", "disk.raw", "base.vmdk"]);
+    qemu("qemu-img", directory.path(), &["create", "-f", "vmdk", "-b", "base.vmdk", "-F", "vmdk", "disk.vmdk"]);
+    let error = open(directory.path().join("disk.vmdk"), Format::Vmdk, References::Any).unwrap_err();
+    assert!(matches!(error, OpenError::Unsupported { .. }) && error.to_string().contains("snapshot"), "{error:?}");
+    assert!(error.to_string().contains("qemu-img convert -O raw"), "{error}");
     for options in ["compression_type=zstd", "extended_l2=on", "encrypt.format=luks,encrypt.key-secret=key"] {
         let secret = ["--object", "secret,id=key,data=secret"];
         let arguments =

@@ -44,7 +44,7 @@ fn read_all(source: &Source) -> Vec<u8> {
 /// All extents of a disk, with where they begin.
 fn extents(source: &Source) -> Vec<(u64, Extent)> {
     let (mut all, mut at) = (Vec::new(), 0);
-    while let Some(extent) = source.next_extent(at).unwrap() {
+    while let Some(extent) = source.next_extent(at, u64::MAX).unwrap() {
         assert!(extent.length > 0);
         all.push((at, extent));
         at += extent.length;
