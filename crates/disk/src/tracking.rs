@@ -93,7 +93,14 @@ impl Disk {
             let path = file_beside(self.path());
             std::fs::remove_file(&path).and_then(|()| sync_directory(&path))?;
         }
-        self.gate().attach(|attached| attached.tracked.retain(|it| !it.tracker.is(tracker)));
+        let gone = self.gate().attach(|attached| {
+            let all = std::mem::take(&mut attached.tracked);
+            let (gone, kept): (Vec<_>, _) = all.into_iter().partition(|it| it.tracker.is(tracker));
+            attached.tracked = kept;
+            gone
+        });
+        // Not under the gate's lock: this waits for the thread of the journal, which wakes engines at the gate.
+        drop(gone);
         Ok(())
     }
 
