@@ -60,6 +60,8 @@ lint-format:
 
 lint-code:
 	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
+	@# The block layer as the monitor has it.
+	cargo clippy --release --package maru-disk --no-default-features -- -D warnings
 
 lint-dependencies:
 	@scripts/lint-dependencies

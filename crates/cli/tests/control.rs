@@ -89,13 +89,21 @@ fn status_is_a_table_or_json() {
 
 #[test]
 fn actions_are_the_requests_that_their_names_say() {
-    let cases: [(&[&str], Value); 10] = [
+    let cases: [(&[&str], Value); 12] = [
         (&["pause"], json!({"request": "pause"})),
         (&["resume"], json!({"request": "resume"})),
         (&["power-button"], json!({"request": "power-button"})),
         (&["reset"], json!({"request": "reset"})),
         (&["remove", "a"], json!({"request": "remove", "id": "a"})),
         (&["resize-disk", "a", "2M"], json!({"request": "resize-disk", "id": "a", "bytes": 2 << 20})),
+        (
+            &["limit-disk", "a", "iops=9,iops-burst=20,burst-seconds=5,bandwidth=2M"],
+            json!({"request": "set-disk-limits", "id": "a", "limits": {
+                "iops": {"per_second": 9, "burst": {"per_second": 20, "seconds": 5}},
+                "bandwidth": {"per_second": 2 << 20},
+            }}),
+        ),
+        (&["limit-disk", "a", "none"], json!({"request": "set-disk-limits", "id": "a", "limits": {}})),
         (&["set-cpus", "3"], json!({"request": "set-cpus", "count": 3})),
         (&["set-memory", "+4M"], json!({"request": "set-hotplug-memory", "bytes": 4 << 20})),
         (&["set-balloon", "8K"], json!({"request": "set-balloon", "bytes": 8 << 10})),

@@ -7,10 +7,10 @@
 //! Commits are numbered. A flush is done when a commit that began after it became durable: it waits for the number of the next
 //! one to begin, or any later.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::error::IoError;
+use crate::wake::Wake;
 
 /// What all engines of an image share about its commits.
 #[derive(Default)]
@@ -51,31 +51,6 @@ pub(crate) enum Goal {
 pub(crate) struct Target {
     goal: Goal,
     commit: u64,
-}
-
-/// An eventfd that wakes an engine.
-pub(crate) struct Wake(OwnedFd);
-
-impl Wake {
-    pub fn new() -> std::io::Result<Wake> {
-        // SAFETY: a plain eventfd.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        // SAFETY: it is new, and nobody else's.
-        Ok(Wake(unsafe { OwnedFd::from_raw_fd(fd) }))
-    }
-
-    pub fn fd(&self) -> i32 {
-        self.0.as_raw_fd()
-    }
-
-    fn signal(&self) {
-        let one = 1u64;
-        // SAFETY: writes eight bytes to a descriptor of ours. It cannot be full: nobody signals 2^64 times.
-        unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
-    }
 }
 
 /// No commit is under way, and none begins, as long as this exists.

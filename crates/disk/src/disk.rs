@@ -5,13 +5,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use crate::error::{IoError, OpenError, ResizeError};
 use crate::format::Format;
+use crate::gate::{Gate, Held};
 use crate::geometry;
 use crate::image::Image;
 use crate::layer::{Kind, Layer};
+use crate::limits::{Group, Limiter, Limits, Metered};
 use crate::lock;
+use crate::tracking;
 
 /// Whether a disk may be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,6 +79,10 @@ pub struct OpenOptions {
     pub sector_size: Option<SectorSize>,
     /// When to lock it.
     pub locking: Locking,
+    /// Whether what is read from a parent is written to the image itself, so that it is there the next time: for parents on slow
+    /// storage. It takes space, and writes that meet a copy wait for it. Without parents, or read-only, it means nothing. Reads of more
+    /// than 1 MiB are not copied, nor are those beyond 16 at a time in an engine.
+    pub copy_on_read: bool,
 }
 
 /// An open disk. Clones are the same disk.
@@ -95,14 +103,28 @@ pub struct Disk {
 }
 
 struct Inner {
-    // Before the files: an image writes its tables when it is dropped.
     image: Option<Image>,
     own: Layer,
+    gate: Arc<Gate>,
     format: Format,
     access: Access,
     sector: SectorSize,
     physical_sector: u32,
     capacity: AtomicU64,
+}
+
+impl Inner {
+    /// Writes what only this process knows, as far as that goes.
+    fn close(&self) {
+        let left_as = self.image.as_ref().and_then(Image::close);
+        tracking::finish(&self.gate, &self.own, left_as);
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
 }
 
 impl Disk {
@@ -156,8 +178,8 @@ impl Disk {
             }
         };
         let Facts { sector, physical_sector, length } = facts;
-        let (format, access, capacity) = (options.format, options.access, AtomicU64::new(length));
-        Ok(Disk { inner: Arc::new(Inner { image, own, format, access, sector, physical_sector, capacity }) })
+        let (gate, format, access, capacity) = (Arc::default(), options.format, options.access, AtomicU64::new(length));
+        Ok(Disk { inner: Arc::new(Inner { image, own, gate, format, access, sector, physical_sector, capacity }) })
     }
 
     /// The disk's size in bytes, a multiple of the sector size.
@@ -209,6 +231,10 @@ impl Disk {
         if !bytes.is_multiple_of(u64::from(inner.sector.bytes())) {
             return Err(ResizeError::PartialSector { path, asked: bytes, sector: inner.sector.bytes() });
         }
+        // Maps and mirrors are as long as the disk was when they began.
+        if !inner.gate.attached().tracked.is_empty() {
+            return Err(ResizeError::Tracked(path));
+        }
         let io = |source| ResizeError::Io { path: path.clone(), asked: bytes, source };
         match (&inner.image, inner.own.kind) {
             (Some(image), _) => {
@@ -243,21 +269,74 @@ impl Disk {
     }
 
     /// Gives the lock up, so that the receiving side of a move can take it. The caller has dropped all engines and flushed. Tables
-    /// of an image are written, and it can be used no more until the lock is taken again.
+    /// of an image are written, and it can be used no more until the lock is taken again. Dirty maps are switched off, with those
+    /// beside the disk exact: the other side opens them.
     pub fn release_lock(&self) {
-        if let Some(image) = &self.inner.image {
-            image.close();
-        }
+        self.inner.close();
         lock::release(&self.inner.own.file);
     }
 
-    /// Writes what of an image is only in this process's memory, its changed tables: all that was written is there then, even if
-    /// the process ends at once. A raw disk has nothing of the kind. Waits for a commit under way, whose engine has to be run.
+    /// Writes what is only in this process's memory, an image's changed tables and dirty maps: all that was written is there then, even
+    /// if the process ends at once. Waits for a commit under way, whose engine has to be run.
     ///
     /// # Errors
     /// What a flush fails with; it can be tried again.
     pub fn settle(&self) -> Result<(), IoError> {
-        self.inner.image.as_ref().map_or(Ok(()), Image::settle)
+        self.inner.image.as_ref().map_or(Ok(()), Image::settle)?;
+        tracking::checkpoint(&self.inner.gate).map_err(|error| IoError::from(&error.source))
+    }
+
+    /// Waits until no write, discard or zeroing is under way in any engine, and holds up new ones as long as what it returns exists:
+    /// a point in time, for example for the beginning of a backup. Threads with engines have to run them meanwhile; called by one
+    /// of them with writes under way, it waits for ever.
+    ///
+    /// ```
+    /// # let directory = tempfile::tempdir().unwrap();
+    /// # let path = directory.path().join("disk.raw");
+    /// # std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    /// use disk::dirty::{Granularity, Tracker};
+    /// let disk = disk::Disk::open(&path, disk::OpenOptions::default()).unwrap();
+    /// let tracker = Tracker::in_memory(disk.capacity());
+    /// disk.track(&tracker)?;
+    /// let held = disk.hold_writes();
+    /// tracker.add("nightly", Granularity::DEFAULT).unwrap(); // knows each write from here on
+    /// drop(held);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn hold_writes(&self) -> Held {
+        let held = self.inner.gate.hold();
+        self.inner.gate.wait_for_writes(None);
+        held
+    }
+
+    /// Limits what all engines together may do, from now on; [`Limits::default`] has no limit. Requests that wait by earlier limits
+    /// are looked at again at once. A request counts when it starts: a read or write with its bytes, anything else as one operation.
+    pub fn set_limits(&self, limits: Limits) {
+        let now = Instant::now();
+        self.inner.gate.attach(|attached| match &attached.limiter {
+            Some(limiter) => limiter.set(limits, now),
+            None if limits == Limits::default() => {}
+            None => attached.limiter = Some(Arc::new(Limiter::new(limits, now))),
+        });
+    }
+
+    /// Has the disk share what a group may do, besides its own limits; a disk is in one group at most, the last that it joined. What
+    /// waits keeps its place.
+    pub fn join_group(&self, group: &Group, weight: u16) {
+        let now = Instant::now();
+        self.inner.gate.attach(|attached| {
+            let limits = attached.limiter.as_ref().map_or(Limits::default(), |limiter| limiter.limits());
+            attached.limiter = Some(Arc::new(Limiter::in_group(limits, group, weight, now)));
+        });
+    }
+
+    /// What passed the limits since there are any, or since the disk joined its group; nothing was counted if there are none.
+    pub fn metered(&self) -> Metered {
+        self.inner.gate.attached().limiter.map_or(Metered::default(), |limiter| limiter.metered())
+    }
+
+    pub(crate) fn gate(&self) -> &Arc<Gate> {
+        &self.inner.gate
     }
 
     pub(crate) fn own(&self) -> &Layer {

@@ -264,6 +264,10 @@ pub enum ResizeError {
     /// The disk is attached read-only.
     #[error("disk {path}: it is attached read-only", path = .0.display())]
     ReadOnly(PathBuf),
+    /// Dirty maps are on, or a mirror is being made.
+    #[error("disk {path}: a mirror or dirty maps are for the size it has; end the mirror, or grow the disk while nobody uses it",
+        path = .0.display())]
+    Tracked(PathBuf),
     /// The image refused.
     #[error("disk {path}: cannot be grown to {asked} bytes: {source}", path = path.display())]
     Image {
@@ -317,6 +321,10 @@ pub enum IoError {
     ReadOnly,
     /// The file is shorter than the disk: somebody cut it.
     UnexpectedEnd,
+    /// A mirror has taken the disk's place: the request is to be made there.
+    Moved,
+    /// It had to wait, and was taken back before it began ([`Engine::cancel_parked`](crate::Engine::cancel_parked)).
+    Canceled,
     /// A table of the image is damaged where the request needs it.
     Damaged,
     /// The system said this (an errno).
@@ -354,6 +362,8 @@ impl IoError {
             IoError::OutOfRange => io::ErrorKind::InvalidInput,
             IoError::ReadOnly => io::ErrorKind::ReadOnlyFilesystem,
             IoError::UnexpectedEnd => io::ErrorKind::UnexpectedEof,
+            IoError::Moved => io::ErrorKind::StaleNetworkFileHandle,
+            IoError::Canceled => io::ErrorKind::Interrupted,
             IoError::Damaged => io::ErrorKind::InvalidData,
             IoError::Os(errno) => io::Error::from_raw_os_error(errno).kind(),
         }
@@ -376,6 +386,8 @@ impl fmt::Display for IoError {
             IoError::OutOfRange => f.write_str("past the end of the disk"),
             IoError::ReadOnly => f.write_str("the disk is read-only"),
             IoError::UnexpectedEnd => f.write_str("the disk's file is shorter than the disk"),
+            IoError::Canceled => f.write_str("the request was taken back before it began"),
+            IoError::Moved => f.write_str("the disk was handed over to its mirror"),
             IoError::Damaged => f.write_str("the image's tables are damaged; check it with 'maru disk check'"),
             IoError::Os(errno) => io::Error::from_raw_os_error(*errno).fmt(f),
         }

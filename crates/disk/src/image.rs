@@ -2,12 +2,15 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use vhdx::vhdx::BeyondEnd;
+
 use crate::chain::{self, Parent};
 use crate::commits::Commits;
 use crate::disk::{Access, Facts, Locking, OpenOptions, SectorSize};
 use crate::error::{IoError, OpenError};
 use crate::format::{Format, ImageError, ImageFile, open_image};
 use crate::layer::{Kind, Layer};
+use crate::ranges::Ranges;
 
 /// What all clones of a disk share about its image.
 pub(crate) struct Image {
@@ -17,6 +20,8 @@ pub(crate) struct Image {
     tables: Mutex<Option<Arc<dyn ImageFile>>>,
     parents: Vec<Parent>,
     pub commits: Arc<Commits>,
+    /// With copy-on-read.
+    pub ranges: Option<Arc<Ranges>>,
 }
 
 impl Image {
@@ -32,12 +37,14 @@ impl Image {
         };
         let tables = open_tables(own, options.format, access)?;
         let parents = chain::open_parents(own, &*tables, given, options)?;
+        let copies = options.copy_on_read && options.access == Access::ReadWrite && !parents.is_empty();
         Ok(Image {
             format: options.format,
             access: options.access,
             tables: Mutex::new(Some(tables)),
             parents,
             commits: Arc::default(),
+            ranges: copies.then(Arc::default),
         })
     }
 
@@ -89,7 +96,7 @@ impl Image {
     pub fn grow(&self, bytes: u64) -> Result<(), ImageError> {
         let Some(tables) = self.tables() else { return Err("its lock is not held".into()) };
         let _quiet = self.commits.quiet();
-        tables.grow(bytes)
+        tables.resize(bytes, BeyondEnd::Refuse)
     }
 
     /// Makes all that is complete durable, if tables were changed.
@@ -99,19 +106,15 @@ impl Image {
         if tables.is_clean() { Ok(()) } else { tables.settle().map_err(|error| IoError::from(&error)) }
     }
 
-    /// Writes the tables and forgets them. What cannot be written is as after a crash: nothing that was flushed is lost.
-    pub fn close(&self) {
-        let Some(tables) = self.lock().take() else { return };
+    /// Writes the tables and forgets them. What cannot be written is as after a crash: nothing that was flushed is lost. The mark of
+    /// the data as it was left, if there were tables and they have one.
+    pub fn close(&self) -> Option<[u8; 16]> {
+        let tables = self.lock().take()?;
         if self.access == Access::ReadWrite {
             let _quiet = self.commits.quiet();
             let _ = tables.close();
         }
-    }
-}
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        self.close();
+        tables.identity().data_mark()
     }
 }
 
@@ -121,5 +124,8 @@ pub(crate) fn open_tables(layer: &Layer, format: Format, access: Access) -> Resu
         return Err(OpenError::VhdDirect(layer.path.clone()));
     }
     let Some(file) = layer.through_cache() else { return Err(OpenError::ImageDirect(layer.path.clone())) };
-    open_image(format, file, access).map_err(|source| OpenError::Image { path: layer.path.clone(), format, source })
+    match open_image(format, file, access) {
+        Ok(image) => Ok(image),
+        Err(source) => Err(OpenError::Image { path: layer.path.clone(), format, source }),
+    }
 }

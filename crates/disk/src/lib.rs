@@ -19,8 +19,18 @@
 //! an idle queue costs one sleeping thread, and a request costs two system calls.
 //!
 //! # Beside the engine
-//! [`limits`] decides when a request may start, [`dirty`] notes what was written, [`import`] reads disks of other platforms. None of them
-//! is called by an [`Engine`] yet; each is whole without it. [`nbd`] makes a disk a block device of this machine.
+//! Every request passes the disk's gate, which all its engines share. Writes can be held up there ([`Disk::hold_writes`]: a point in
+//! time), and are marked in [`dirty`] maps while [`Disk::track`] or [`Disk::open_maps`] has them on. A request that has to wait is parked
+//! in its engine, which does everything else meanwhile.
+//!
+//! A [`mirror`] copies a disk to another one while engines use it, and hands over to it; it lives on a thread of its own.
+//!
+//! With [`OpenOptions::copy_on_read`] an engine writes what it read from an image's parents to the image itself.
+//!
+//! [`limits`] decides when a request may start ([`Disk::set_limits`]).
+//!
+//! The feature `tool`, on by default, is what programs for people have and the monitor is built without: `tool` does what `maru disk`
+//! does, `import` reads disks of other platforms, `nbd` makes a disk a block device of this machine.
 //!
 //! # Errors
 //! Opening fails with an [`OpenError`] and locking with a [`LockError`], whose text names the disk, the cause and the way out. A
@@ -34,20 +44,31 @@ mod disk;
 mod engine;
 mod error;
 mod format;
+mod gate;
 mod geometry;
 mod image;
+#[cfg(feature = "tool")]
 pub mod import;
 mod layer;
 pub mod limits;
 mod lock;
+pub mod mirror;
+#[cfg(feature = "tool")]
 pub mod nbd;
+mod ranges;
+#[cfg(feature = "tool")]
 pub mod tool;
+mod tracking;
+mod wake;
+mod zeros;
 
 pub use disk::{Access, Cache, Disk, Locking, OpenOptions, SectorSize};
 pub use engine::{Durability, Engine, Event, MAX_DEPTH, Zeroing};
 pub use error::{Chain, EngineError, IoError, LockError, OpenError, ResizeError};
 pub use format::Format;
+pub use gate::Held;
 pub use lock::Holder;
+pub use tracking::TrackError;
 
 #[cfg(test)]
 mod tests;

@@ -76,6 +76,7 @@ pub(crate) fn release(file: &File) {
 }
 
 /// How others use the file now, and who one of them is. It may be out of date when it is read.
+#[cfg(feature = "tool")]
 pub(crate) fn user(file: &File) -> io::Result<Option<(Access, Holder)>> {
     let mut lock = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,

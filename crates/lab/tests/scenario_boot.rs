@@ -75,6 +75,12 @@ fn every_way_to_end_has_its_exit_status() {
     assert_eq!(status, 4, "{output}");
     assert!(output.contains("triple fault"), "{output}");
 
+    // A crash is seen even if it is said on the serial port and the console is another one.
+    let virtio = ["--on-reset", "exit", "--console", "virtio"];
+    let (status, output) = Vm::start(host, "panic", "maru.test=panic", &[&small[..], &virtio].concat()).wait();
+    assert_eq!(status, 3, "{output}");
+    assert!(output.contains("serial port printed at last") && output.contains("Kernel panic"), "{output}");
+
     let mut again = Vm::start(host, "again", "maru.test=reboot", &small);
     again.wait_for("a second boot", |output| output.matches("maru-guest: init").count() == 2);
     again.control(&["stop"]);

@@ -41,11 +41,12 @@ fn rage<'h>(host: &'h Host, name: &str, seed: u64, words: &str, arguments: &[&st
     Vm::start(host, name, &words, &[&EVERYTHING[..], arguments].concat())
 }
 
-/// Waits for the end of a hostile VM. Either its guest found nothing and switched itself off, or the monitor stopped it and said why.
-/// Returns whether it was the guest.
+/// Waits for the end of a hostile VM. Either its guest found nothing and switched itself off, or its kernel crashed, with a panic or a
+/// triple fault. Returns whether it found nothing.
 ///
-/// Emulated hosts now and then lose a guest to a triple fault that has nothing to do with what it did: about one VM in forty on
-/// busy processors, some while their kernels start.
+/// Emulated hosts now and then lose a guest to a crash that has nothing to do with what it did: about one VM in forty on
+/// busy processors with QEMU 7.2, one in some hundreds with QEMU 10, some while their kernels start. A monitor that harmed its guests
+/// would lose most of them.
 fn ends_well(mut vm: Vm) -> bool {
     // However long it rages, it has to say something now and then.
     loop {
@@ -55,15 +56,18 @@ fn ends_well(mut vm: Vm) -> bool {
         }
     }
     let (status, output) = vm.wait();
-    for bad in ["panicked", "a bug in the monitor", "forbidden system call", "FAIL", "Kernel panic"] {
+    for bad in ["panicked", "a bug in the monitor", "forbidden system call", "FAIL"] {
         assert!(!output.contains(bad), "{bad}:\n{output}");
     }
     match status {
         0 => assert!(output.contains("maru-guest: hostile done"), "{output}"),
+        3 => assert!(output.contains("Kernel panic") && output.contains("maru-vmm: the guest reset the machine"), "{output}"),
         4 => assert!(output.contains("maru-vmm: the guest caused a triple fault"), "{output}"),
         status => panic!("exit status {status}:\n{output}"),
     }
-    let of_interest = |line: &&str| ["hostile", "maru-vmm:"].iter().any(|word| line.contains(word)) && !line.contains("rounds=");
+    let of_interest = |line: &&str| {
+        ["hostile", "maru-vmm:", "Kernel panic"].iter().any(|word| line.contains(word)) && !line.contains("rounds=")
+    };
     println!("{}", output.lines().filter(of_interest).collect::<Vec<_>>().join("\n"));
     status == 0
 }

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod epochs;
 mod guid;
 mod mapping;
 mod storage;

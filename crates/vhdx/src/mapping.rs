@@ -161,6 +161,15 @@ pub trait Mapping: Send + Sync {
     /// See [`MapError`].
     fn map_zero(&self, offset: u64, length: u64, extents: &mut Vec<Extent>) -> Result<Ticket, MapError>;
 
+    /// Gives a range's space back as far as that goes; what it reads as afterwards is undefined. As [`Mapping::map_zero`], unless making
+    /// zeros would take space.
+    ///
+    /// # Errors
+    /// See [`MapError`].
+    fn map_discard(&self, offset: u64, length: u64, extents: &mut Vec<Extent>) -> Result<Ticket, MapError> {
+        self.map_zero(offset, length, extents)
+    }
+
     /// What was mapped for writing or zeroing was written, and readers see it from now on.
     fn complete(&self, ticket: Ticket);
 

@@ -60,6 +60,16 @@ pub trait Storage: Send + Sync {
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
         Ok(Some(offset))
     }
+
+    /// The first offset from `offset` on, which is inside the file, from which on there may be zeros; the file's end at the latest, or
+    /// `u64::MAX` where holes are not known.
+    ///
+    /// # Errors
+    /// If the file cannot be asked.
+    fn next_hole(&self, offset: u64) -> io::Result<u64> {
+        let _ = offset;
+        Ok(u64::MAX)
+    }
 }
 
 impl Storage for File {
@@ -114,6 +124,14 @@ impl Storage for File {
             Err(rustix::io::Errno::NXIO) => Ok(None),
             // A file system that does not know its holes.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(Some(offset)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn next_hole(&self, offset: u64) -> io::Result<u64> {
+        match rustix::fs::seek(self, rustix::fs::SeekFrom::Hole(offset)) {
+            Ok(found) => Ok(found),
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(u64::MAX),
             Err(error) => Err(error.into()),
         }
     }

@@ -1,6 +1,8 @@
 //! What a VM is to be: the configuration that the monitor is started with, and that a saved VM carries along.
 
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +97,71 @@ pub struct DiskConfig {
     /// PCI slot, 1 to 26; the lowest free one by default.
     #[serde(default)]
     pub slot: Option<u8>,
+    /// Whether what the guest reads from a parent is written to the image itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub copy_on_read: bool,
+    /// How much it may do.
+    #[serde(default, skip_serializing_if = "DiskLimits::is_none")]
+    pub limits: DiskLimits,
+}
+
+/// How much a disk may do, all its queues together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskLimits {
+    /// Operations: one for each 8 KiB of a request, and at least one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iops: Option<RateConfig>,
+    /// Bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<RateConfig>,
+}
+
+/// How fast, in operations or bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateConfig {
+    /// What is always allowed, in each second.
+    pub per_second: NonZeroU64,
+    /// What is allowed for a while after times of less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<BurstConfig>,
+}
+
+/// A time of more than the rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BurstConfig {
+    /// What is allowed meanwhile, in each second. No more than the rate means no burst.
+    pub per_second: NonZeroU64,
+    /// How long a full burst lasts, in seconds.
+    pub seconds: NonZeroU32,
+}
+
+impl DiskLimits {
+    /// Whether nothing is limited.
+    pub fn is_none(&self) -> bool {
+        *self == DiskLimits::default()
+    }
+}
+
+impl From<DiskLimits> for disk::limits::Limits {
+    fn from(limits: DiskLimits) -> disk::limits::Limits {
+        disk::limits::Limits {
+            operations: limits.iops.map(disk::limits::Rate::from),
+            bandwidth: limits.bandwidth.map(disk::limits::Rate::from),
+        }
+    }
+}
+
+impl From<RateConfig> for disk::limits::Rate {
+    fn from(rate: RateConfig) -> disk::limits::Rate {
+        let burst = rate.burst.map(|burst| disk::limits::Burst {
+            per_second: burst.per_second,
+            length: Duration::from_secs(burst.seconds.get().into()),
+        });
+        disk::limits::Rate { per_second: rate.per_second, burst }
+    }
 }
 
 /// What a disk's file means.
@@ -116,6 +183,7 @@ impl DiskConfig {
             format: self.format.map_or_else(|| disk::Format::from_path(&self.path), disk::Format::from),
             access: if self.read_only { disk::Access::ReadOnly } else { disk::Access::ReadWrite },
             cache: if self.direct { disk::Cache::Direct } else { disk::Cache::Host },
+            copy_on_read: self.copy_on_read,
             ..Default::default()
         }
     }

@@ -93,7 +93,8 @@ fn render(report: &Report, repaired: bool) -> String {
         (false, false) => "something is wrong",
         (false, true) => "something is left that cannot be repaired: restore the disk, or read from it what can be read",
     };
-    let _ = writeln!(text, "{verdict}; {} blocks in the file", report.allocated_blocks);
+    let blocks = report.allocated_blocks.map(|count| format!("; {count} blocks in the file")).unwrap_or_default();
+    let _ = writeln!(text, "{verdict}{blocks}");
     text
 }
 
@@ -104,7 +105,7 @@ struct View<'a> {
     problems: Vec<FindingView<'a>>,
     more_problems: u64,
     log_in_use: bool,
-    allocated_blocks: u64,
+    allocated_blocks: Option<u64>,
     leaked_bytes: u64,
     in_use_by: Option<String>,
     changes_under_way: u64,

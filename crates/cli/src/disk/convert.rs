@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use disk::Format;
 use disk::tool::{self, AnyFormat, Existing, NewDisk, ToolError};
 
 use super::format::{FormatName, TypeName, sector_size, small_size};
@@ -18,7 +17,10 @@ EXAMPLES
     maru disk convert web1.vhdx whole.vhdx
 
   For a program that knows raw disks only:
-    maru disk convert root.vhdx root.raw";
+    maru disk convert root.vhdx root.raw
+
+  For a cloud that takes fixed VHDs:
+    maru disk convert root.vhdx root.vhd --type fixed";
 
 /// Copy a disk into a new one of any format
 ///
@@ -40,7 +42,7 @@ pub struct ConvertArgs {
     /// How the new disk takes space (dynamic when left out)
     #[arg(long = "type", value_enum)]
     disk_type: Option<TypeName>,
-    /// The unit in which the new disk takes space: 1M to 256M (2M when left out)
+    /// The unit in which the new disk takes space: 1M to 256M, in a VHD also less (2M when left out)
     #[arg(long, value_parser = small_size)]
     block_size: Option<u32>,
     /// The unit in which the guest addresses it: 512 or 4096 (the source's when left out)
@@ -54,12 +56,12 @@ pub struct ConvertArgs {
 /// Converts the disk.
 pub fn run(args: ConvertArgs) -> anyhow::Result<()> {
     let format = match FormatName::or_extension(args.format, &args.destination) {
-        AnyFormat::Own(Format::Vhd) => Err(unwritable(&args, AnyFormat::Own(Format::Vhd), "use qemu-img convert -O vpc")),
-        foreign @ AnyFormat::Foreign(_) => {
-            Err(unwritable(&args, foreign, "convert to raw, and from there with qemu-img convert"))
+        AnyFormat::Own(format) => format,
+        format @ AnyFormat::Foreign(_) => {
+            let way_out = "convert to raw, and from there with qemu-img convert";
+            return Err(ToolError::Unsupported { path: args.destination, format, what: "writing", way_out }.into());
         }
-        AnyFormat::Own(format) => Ok(format),
-    }?;
+    };
     let disk = NewDisk {
         format,
         disk_type: args.disk_type.map(Into::into),
@@ -71,8 +73,4 @@ pub fn run(args: ConvertArgs) -> anyhow::Result<()> {
     let from = FormatName::or_extension(args.source_format, &args.source);
     let existing = if args.overwrite { Existing::Replace } else { Existing::Keep };
     with_progress(|job| tool::convert((&args.source, from), &args.destination, &disk, existing, job))
-}
-
-fn unwritable(args: &ConvertArgs, format: AnyFormat, way_out: &'static str) -> ToolError {
-    ToolError::Unsupported { path: args.destination.clone(), format, what: "writing", way_out }
 }

@@ -39,7 +39,7 @@ pub struct CreateArgs {
     /// The parent of a differencing disk; it must not be changed any more
     #[arg(long)]
     parent: Option<PathBuf>,
-    /// The unit in which it takes space: 1M to 256M (2M when left out)
+    /// The unit in which it takes space: 1M to 256M, in a VHD also less (2M when left out)
     #[arg(long, value_parser = small_size)]
     block_size: Option<u32>,
     /// The unit in which the guest addresses it: 512 or 4096

@@ -58,12 +58,18 @@ fn render(disk: &DiskInfo) -> String {
         line("in use by", format!("{}{how}", usage.holder));
     }
     if let Some(image) = &disk.image {
-        line("block size", format!("{}, {} blocks in the file", ByteSize(image.block_size.into()), image.allocated_blocks));
+        if let (Some(size), Some(count)) = (image.block_size, image.allocated_blocks) {
+            line("block size", format!("{}, {count} blocks in the file", ByteSize(size.into())));
+        }
         line("sector size", format!("{} bytes (physical {})", image.logical_sector_size, image.physical_sector_size));
         line("disk id", image.disk_id.clone());
-        line("data id", image.data_id.clone());
-        let log = if image.log_in_use { "holds changes" } else { "empty" };
-        line("log", format!("{log}, {}", ByteSize(image.log_size.into())));
+        if let Some(id) = &image.data_id {
+            line("data id", id.clone());
+        }
+        if let Some(size) = image.log_size {
+            let log = if image.log_in_use { "holds changes" } else { "empty" };
+            line("log", format!("{log}, {}", ByteSize(size.into())));
+        }
         if let Some(parent) = &image.parent {
             line("parent", parent_text(parent));
         }
@@ -107,13 +113,13 @@ struct UsageView<'a> {
 
 #[derive(Serialize)]
 struct ImageView<'a> {
-    block_size: u32,
+    block_size: Option<u32>,
     logical_sector_size: u32,
     physical_sector_size: u32,
     disk_id: &'a str,
-    data_id: &'a str,
-    allocated_blocks: u64,
-    log_size: u32,
+    data_id: Option<&'a str>,
+    allocated_blocks: Option<u64>,
+    log_size: Option<u32>,
     log_in_use: bool,
     parent: Option<ParentView<'a>>,
 }
@@ -148,7 +154,7 @@ impl<'a> From<&'a DiskInfo> for View<'a> {
                 logical_sector_size: image.logical_sector_size,
                 physical_sector_size: image.physical_sector_size,
                 disk_id: &image.disk_id,
-                data_id: &image.data_id,
+                data_id: image.data_id.as_deref(),
                 allocated_blocks: image.allocated_blocks,
                 log_size: image.log_size,
                 log_in_use: image.log_in_use,

@@ -1,14 +1,16 @@
-//! `--disk FILE[,format=FORMAT][,ro][,direct]...`, and what replaces the file of a saved VM's disk.
+//! `--disk FILE[,format=FORMAT][,ro][,direct][,iops=N]...`, and what replaces the file of a saved VM's disk.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use vmm::config::{DiskConfig, DiskFormat, check_id};
+use vmm::config::{DiskConfig, DiskFormat, DiskLimits, check_id};
 
+use super::limits::limits;
 use super::{OptionError, Parts, absolute};
 
 /// The form of a disk.
-pub const DISK_FORM: &str = "FILE[,format=raw|vhdx|vhd][,ro][,direct][,queues=N][,serial=TEXT][,id=ID]";
+pub const DISK_FORM: &str = "FILE[,format=raw|vhdx|vhd][,ro][,direct][,copy-on-read][,queues=N][,serial=TEXT][,id=ID]\
+    [,iops=N[,iops-burst=N]][,bandwidth=SIZE[,bandwidth-burst=SIZE]][,burst-seconds=N]";
 /// The form of another file for a saved VM's disk.
 const DISK_OVERRIDE_FORM: &str = "ID=FILE (with --restore)";
 
@@ -22,9 +24,11 @@ pub struct DiskOption {
     format: Option<DiskFormat>,
     read_only: bool,
     direct: bool,
+    copy_on_read: bool,
     queues: u16,
     serial: Option<String>,
     id: Option<String>,
+    limits: DiskLimits,
 }
 
 impl FromStr for DiskOption {
@@ -43,10 +47,15 @@ impl FromStr for DiskOption {
             format,
             read_only: parts.flag("ro")?,
             direct: parts.flag("direct")?,
+            copy_on_read: parts.flag("copy-on-read")?,
             queues: parts.number("queues")?.unwrap_or(0),
             serial,
             id: device_id(&mut parts)?,
+            limits: limits(&mut parts)?,
         };
+        if option.copy_on_read && option.read_only {
+            return Err(parts.wrong("copy-on-read", "the disk is read-only, so that nothing can be copied to it"));
+        }
         parts.finish()?;
         Ok(option)
     }
@@ -61,9 +70,11 @@ impl DiskOption {
             format: self.format,
             read_only: self.read_only,
             direct: self.direct,
+            copy_on_read: self.copy_on_read,
             queues: self.queues,
             serial: self.serial,
             slot: None,
+            limits: self.limits,
         }
     }
 }
@@ -111,16 +122,24 @@ mod tests {
     fn a_file_is_enough() {
         let disk = parse("/d/root.raw").unwrap();
         assert_eq!((disk.id.as_str(), disk.path.to_str(), disk.queues), ("disk0", Some("/d/root.raw"), 0));
-        assert!(!disk.read_only && !disk.direct && disk.serial.is_none() && disk.format.is_none());
+        assert!(!disk.read_only && !disk.direct && !disk.copy_on_read && disk.serial.is_none() && disk.format.is_none());
+        assert_eq!(disk.limits, DiskLimits::default());
     }
 
     #[test]
     fn every_part_in_any_order_arrives() {
-        let disk = parse("/d/a,,b.raw,id=data,serial=S1,queues=3,direct,format=vhdx,ro").unwrap();
+        let disk = parse("/d/a,,b.raw,id=data,serial=S1,queues=3,direct,format=vhdx,ro,iops=500,bandwidth=1M").unwrap();
         assert_eq!(disk.format, Some(DiskFormat::Vhdx));
         assert_eq!((disk.id.as_str(), disk.path.to_str(), disk.queues), ("data", Some("/d/a,b.raw"), 3));
         assert!(disk.read_only && disk.direct);
         assert_eq!(disk.serial.as_deref(), Some("S1"));
+        assert_eq!(disk.limits.iops.map(|rate| rate.per_second.get()), Some(500));
+        assert_eq!(disk.limits.bandwidth.map(|rate| rate.per_second.get()), Some(1 << 20));
+    }
+
+    #[test]
+    fn copies_on_read_have_to_be_asked_for() {
+        assert!(parse("/d/a.vhdx,copy-on-read").unwrap().copy_on_read);
     }
 
     #[test]
@@ -134,6 +153,8 @@ mod tests {
             ("/d,queues=70000", "'70000' is no number that can be used"),
             ("/d,queues", "queues: it needs a value"),
             ("/d,format=qcow2", "format: 'qcow2' is no format of disks"),
+            ("/d,ro,copy-on-read", "the disk is read-only"),
+            ("/d,iops-burst=5", "give iops, too"),
             ("/d,id=a/b", "id: 'a/b' cannot be a device's name"),
             ("/d,serial=123456789012345678901", "at most 20 bytes"),
             ("/d,", "there is no part ''"),

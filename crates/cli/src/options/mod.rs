@@ -2,6 +2,7 @@
 
 mod cpus;
 mod disk;
+mod limits;
 mod memory;
 mod net;
 mod vsock;
@@ -11,6 +12,7 @@ use std::str::FromStr;
 
 pub use cpus::{CPUS_FORM, CpuOption};
 pub use disk::{DISK_FORM, DiskOption, DiskOverride};
+pub use limits::{LIMITS_FORM, LimitsOption};
 pub use memory::{MEMORY_FORM, MemoryOption};
 pub use net::{NET_FORM, NetOption, NetOverride, default_mac};
 pub use vsock::{VSOCK_FORM, VsockOption};

@@ -19,6 +19,8 @@ pub(super) struct MapFile {
 /// What the newest header says, as far as the next one needs it.
 struct Current {
     identity: Identity,
+    /// What was announced; the identity's own `data_write` if nothing was.
+    next_data_write: [u8; 16],
     snapshot: Snapshot,
 }
 
@@ -55,7 +57,7 @@ impl MapFile {
         storage.write_at(header_at(header.slot()), &header.encode()).map_err(io("writing the header"))?;
         storage.flush().map_err(io("writing the header"))?;
         let journal = Journal::new(storage, identity.size, generation, Noted::nothing().words);
-        Ok(MapFile { path, journal, state: Mutex::new(Current { identity, snapshot }) })
+        Ok(MapFile { path, journal, state: Mutex::new(Current { identity, next_data_write, snapshot }) })
     }
 
     pub fn open(storage: Box<dyn Storage>, path: PathBuf, identity: Identity) -> Result<Opened, OpenError> {
@@ -94,7 +96,8 @@ impl MapFile {
             _ => (grown(maps, size_before, identity.size), Noted::nothing().words),
         };
         let journal = Journal::new(storage, identity.size, header.generation, written);
-        let state = Mutex::new(Current { identity, snapshot: header.snapshot });
+        let next_data_write = identity.data_write;
+        let state = Mutex::new(Current { identity, next_data_write, snapshot: header.snapshot });
         Ok(Opened { file: MapFile { path, journal, state }, maps, widened_bytes: widened + grown_bytes, grown: grown_bytes > 0 })
     }
 
@@ -114,21 +117,20 @@ impl MapFile {
         self.journal.begin_next(writer).map_err(io("writing the journal"))?;
         let snapshot = write_beside(storage, current.snapshot, parts).map_err(io("writing the snapshot"))?;
         storage.flush().map_err(io("writing the snapshot"))?;
-        let next_data_write = announced.unwrap_or(current.identity.data_write);
-        let header = Header {
-            generation,
-            identity: current.identity,
-            next_data_write,
-            coarse_shift: coarse_shift(current.identity.size),
-            snapshot,
+        // Without news both stay: whether what was announced has come about is not known here. With news it has.
+        let (data_write, next_data_write) = match announced {
+            None => (current.identity.data_write, current.next_data_write),
+            Some(next) => (current.next_data_write, next),
         };
+        let identity = Identity { data_write, ..current.identity };
+        let header =
+            Header { generation, identity, next_data_write, coarse_shift: coarse_shift(current.identity.size), snapshot };
         writer.undecided = true;
         storage.write_at(header_at(slot), &header.encode()).map_err(io("writing the header"))?;
         storage.flush().map_err(io("writing the header"))?;
         writer.undecided = false;
         writer.generation = generation;
-        current.snapshot = snapshot;
-        current.identity.data_write = next_data_write;
+        *current = Current { identity, next_data_write, snapshot };
         Ok(())
     }
 }

@@ -59,21 +59,34 @@ impl Journal {
 
     /// Returns once all regions that the range touches are noted on stable storage.
     pub fn note(&self, range: Range<u64>) -> io::Result<()> {
+        if !self.want(&range) {
+            return Ok(());
+        }
+        let mut writer = self.lock();
+        if self.is_stable(&range) { Ok(()) } else { self.write_wanted(&mut writer) }
+    }
+
+    /// Puts the regions that the range touches among the wanted. `false` if there is no need: all are on stable storage.
+    pub fn want(&self, range: &Range<u64>) -> bool {
         // Before this the caller set its bits in the maps; `forget` runs against it. Either it sees those bits, or this sees that
         // nothing is stable any more.
         fence(Ordering::SeqCst);
-        let is_stable = || bits_of(&range, self.size, self.shift).all(|(word, mask)| self.load(word) & mask == mask);
-        if is_stable() {
-            return Ok(());
+        if self.is_stable(range) {
+            return false;
         }
-        for (word, mask) in bits_of(&range, self.size, self.shift) {
+        for (word, mask) in bits_of(range, self.size, self.shift) {
             self.wanted[word].fetch_or(mask, Ordering::Relaxed);
         }
-        let mut writer = self.lock();
-        if is_stable() {
-            return Ok(());
-        }
-        self.write_wanted(&mut writer)
+        true
+    }
+
+    /// Returns once all that was wanted before is noted on stable storage.
+    pub fn note_wanted(&self) -> io::Result<()> {
+        self.write_wanted(&mut self.lock())
+    }
+
+    fn is_stable(&self, range: &Range<u64>) -> bool {
+        bits_of(range, self.size, self.shift).all(|(word, mask)| self.load(word) & mask == mask)
     }
 
     pub fn lock(&self) -> MutexGuard<'_, Writer> {

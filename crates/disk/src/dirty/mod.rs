@@ -46,16 +46,17 @@ mod file;
 mod format;
 mod journal;
 mod map;
+mod noter;
 mod snapshot;
-mod storage;
 mod tracker;
 
 use std::path::{Path, PathBuf};
 
 pub use error::{MapError, OpenError, PersistError};
 pub use map::DirtyMap;
-pub use storage::Storage;
+pub(crate) use noter::Noter;
 pub use tracker::{Marker, Recovery, Taken, Tracker};
+pub use vhdx::Storage;
 
 /// The size of a map's regions: a power of two from 4 KiB to 64 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, Range};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -174,11 +174,29 @@ impl Tracker {
         self.shared.checkpoint(&rare, None)
     }
 
-    /// Says that the disk's `data_write` is about to become another one. When this returns, a crash before or after that change leaves
-    /// maps that are still known to fit.
+    /// Says that the disk's `data_write` is about to become another one, and that what was announced before has come about. When this
+    /// returns, a crash before or after that change leaves maps that are still known to fit. Said twice, only this one fits any more.
     pub fn announce(&self, data_write: [u8; 16]) -> Result<(), PersistError> {
         let rare = self.shared.rare();
         self.shared.checkpoint(&rare, Some(data_write))
+    }
+}
+
+impl Tracker {
+    /// Returns once all writes that [`Marker::wants_note`] wanted noted are on stable storage.
+    pub(super) fn note_wanted(&self) -> Result<(), PersistError> {
+        let Some(file) = &self.shared.file else { return Ok(()) };
+        file.journal.note_wanted().map_err(|source| PersistError { path: file.path.clone(), action: "noting writes", source })
+    }
+
+    /// Where the maps are kept; nowhere if they end with the process.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        self.shared.file.as_ref().map(|file| file.path.as_path())
+    }
+
+    /// Whether both are the same maps.
+    pub(crate) fn is(&self, other: &Tracker) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
     }
 }
 
@@ -261,6 +279,15 @@ impl Marker {
     /// It has ended, well or not, and is about to be reported.
     pub fn write_ended(&mut self, offset: u64, length: u64) {
         self.mark(offset, length);
+    }
+
+    /// The first half of [`write_begins`](Marker::write_begins): what a crash must not hide is to be noted by another thread.
+    pub(crate) fn wants_note(&mut self, offset: u64, length: u64) -> bool {
+        self.mark(offset, length);
+        match &self.shared.file {
+            Some(file) if !self.maps.is_empty() => file.journal.want(&(offset..offset.saturating_add(length))),
+            _ => false,
+        }
     }
 
     fn mark(&mut self, offset: u64, length: u64) {

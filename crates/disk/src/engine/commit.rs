@@ -25,22 +25,6 @@ pub(super) struct Running {
 }
 
 impl Engine {
-    pub(super) fn arm_wake(&mut self) {
-        let Some(image) = &self.image else { return };
-        let fd = types::Fd(image.wake.fd());
-        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build().user_data(WAKE);
-        // SAFETY: the entry points to no memory.
-        unsafe { self.ring.push(&entry) };
-    }
-
-    /// Another engine has news of a commit.
-    pub(super) fn woken(&mut self, is_armed: bool) {
-        if !is_armed {
-            self.arm_wake();
-        }
-        self.look_at_commits();
-    }
-
     /// Has a request wait for the next commit.
     pub(super) fn wait_for_commit(&mut self, tag: u16, goal: Goal) {
         let Some(image) = self.image.as_deref_mut() else { return };
@@ -50,7 +34,7 @@ impl Engine {
     }
 
     /// Ends or continues requests whose commit is over, and begins the next one if nobody does it.
-    fn look_at_commits(&mut self) {
+    pub(super) fn look_at_commits(&mut self) {
         loop {
             let Some(image) = self.image.as_deref_mut() else { return };
             if image.is_closing || image.waiting.is_empty() {

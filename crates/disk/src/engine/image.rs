@@ -12,9 +12,11 @@ use std::sync::Arc;
 use vhdx::{Extent, MapError, Mapping, Place, Ticket};
 
 use super::commit::{MAX_STEPS, Running};
+use super::copy::{Copies, Copy};
 use super::pieces::{Cursor, Piece, Search, fill_zeros, push};
 use super::*;
-use crate::commits::{Commits, Goal, Target, Wake};
+use crate::commits::{Commits, Goal, Target};
+use crate::wake::Wake;
 
 /// Parts of requests that can be under way in one engine, and of one request.
 const MAX_PARTS: usize = 64;
@@ -37,6 +39,8 @@ pub(super) struct ImageSide {
     extents: Vec<Extent>,
     parts: Pool,
     pub steps: Pool,
+    /// With copy-on-read.
+    pub copies: Option<Copies>,
     /// Requests of which no part is under way, because there was no slot for it.
     starved: VecDeque<u16>,
     pub waiting: Vec<(Target, u16)>,
@@ -93,6 +97,8 @@ struct Request {
     in_flight: usize,
     cursor: Cursor,
     error: Option<IoError>,
+    /// What is read goes to the image, too.
+    copy: Option<Copy>,
 }
 
 impl Request {
@@ -114,17 +120,19 @@ impl Request {
 }
 
 impl ImageSide {
-    pub fn new(disk: &Disk, depth: u16) -> Result<Option<ImageSide>, EngineError> {
+    pub fn new(disk: &Disk, depth: u16, wake: Arc<Wake>) -> Result<Option<ImageSide>, EngineError> {
         let Some(image) = disk.image() else { return Ok(None) };
         let Some(own) = image.tables() else { return Err(EngineError::Unlocked(disk.path().to_owned())) };
         let parents = image.parents().iter().map(|parent| parent.tables.clone() as Arc<dyn Mapping>);
-        let wake = Arc::new(Wake::new().map_err(EngineError::Io)?);
         image.commits.join(wake.clone());
+        let copies = image.ranges.clone().map(Copies::new);
+        let tags = depth + copies.as_ref().map_or(0, Copies::tags);
         Ok(Some(ImageSide {
             mappings: std::iter::once(own as Arc<dyn Mapping>).chain(parents).collect(),
             commits: image.commits.clone(),
             wake,
-            requests: (0..depth).map(|_| Request::default()).collect(),
+            requests: (0..tags).map(|_| Request::default()).collect(),
+            copies,
             extents: Vec::new(),
             parts: Pool::new(MAX_PARTS),
             steps: Pool::new(MAX_STEPS),
@@ -134,6 +142,13 @@ impl ImageSide {
             running: None,
             is_closing: false,
         }))
+    }
+}
+
+impl ImageSide {
+    /// How many tags there are beyond the callers'.
+    pub fn own_tags(&self) -> u16 {
+        self.copies.as_ref().map_or(0, Copies::tags)
     }
 }
 
@@ -152,13 +167,7 @@ impl Engine {
         request.phase = Some(slot.phase);
         (request.offset, request.length, request.is_durable) = (slot.offset, slot.left, slot.durable);
         (request.is_syncing, request.tries) = (false, 0);
-        let result = self.map(tag);
-        if result.is_err() {
-            // Refused at once: it was never under way.
-            self.end(tag, result);
-            self.in_flight -= 1;
-        }
-        result
+        self.map(tag)
     }
 
     /// Asks where a request's data is, and starts to move it.
@@ -173,6 +182,7 @@ impl Engine {
         let mapped = match phase {
             Phase::Read => mapping.map_read(request.offset, request.length, extents),
             Phase::Write => mapping.map_write(request.offset, request.length, extents),
+            Phase::Punch { fallback: Fallback::Nothing } => mapping.map_discard(request.offset, request.length, extents),
             _ => mapping.map_zero(request.offset, request.length, extents),
         };
         match mapped {
@@ -233,9 +243,12 @@ impl Engine {
             return Err(error);
         }
         if request.phase == Some(Phase::Read) {
+            if let Some(copies) = &mut image.copies {
+                request.copy = copies.intercept(request.offset, length, &request.pieces, slot);
+            }
             let (mut cursor, mut end) = (Cursor::default(), 0);
             for (start, length) in request.pieces.iter().map(|piece| (piece.start, piece.length)).chain([(length, 0)]) {
-                // SAFETY: the caller promised that the segments are writable until the request is reported.
+                // SAFETY: the caller promised that the segments are writable until the request is reported; or they are a buffer of ours.
                 unsafe { fill_zeros(&slot.segments, &mut cursor, end, start - end) };
                 end = start + length;
             }
@@ -334,6 +347,10 @@ impl Engine {
         request.give_tickets_back(&image.mappings, result);
         request.pieces.clear();
         request.pieces.shrink_to(KEPT_PIECES);
+        if let Some(copy) = request.copy.take() {
+            self.read_ended(copy, result);
+            return Some(self.end(tag, result));
+        }
         let slot = &self.slots[usize::from(tag)];
         let is_synced = slot.durable && image.mappings[0].is_clean();
         if result.is_ok() && request.is_durable && !is_synced && !image.is_closing {
@@ -364,7 +381,7 @@ impl Engine {
         while self.outstanding > 0 {
             self.ring.wait();
             while let Some(reaped) = self.ring.pop() {
-                if reaped.user_data & (WATCH | WAKE) == 0 {
+                if reaped.user_data & (WATCH | WAKE | TIMER) == 0 {
                     self.completed(reaped);
                 }
             }

@@ -6,6 +6,8 @@
 //! replaced); the caller only sees its end.
 
 mod commit;
+mod copy;
+mod entrance;
 mod image;
 mod pieces;
 mod ring;
@@ -24,6 +26,7 @@ use crate::disk::{Access, Disk};
 use crate::error::{EngineError, IoError};
 use crate::geometry::Alignment;
 use crate::layer::Layer;
+use entrance::Entrance;
 use image::ImageSide;
 use ring::{Reaped, Ring};
 use slot::{Fallback, Owner, Phase, Route, Slot};
@@ -88,6 +91,7 @@ pub struct Engine {
     watched: Vec<RawFd>,
     /// Requests that have ended without the kernel's answer to them, or several by one answer.
     ended: VecDeque<Event>,
+    entrance: Entrance,
     /// What only a disk that is an image needs.
     image: Option<Box<ImageSide>>,
 }
@@ -117,8 +121,10 @@ impl From<&Layer> for FilePair {
 
 /// Marks the user data of a watched descriptor; that of others is a slot's number.
 const WATCH: u64 = 1 << 32;
-/// The user data of the descriptor by which another engine of the same image tells of a commit.
+/// The user data of the descriptor by which other threads tell of a commit, or of what parked requests wait for.
 const WAKE: u64 = 1 << 33;
+/// Marks the user data of a timer.
+const TIMER: u64 = 1 << 34;
 /// Bounce buffers are rare (guests align their buffers), so few of a middling size are enough.
 const BOUNCE_BYTES: usize = 128 * 1024;
 const MAX_BOUNCES: usize = 4;
@@ -132,13 +138,15 @@ impl Engine {
     /// Makes an engine for `disk` in which up to `depth` requests can be under way. It stays on this thread.
     pub fn new(disk: &Disk, depth: u16) -> Result<Engine, EngineError> {
         let depth = depth.clamp(1, MAX_DEPTH);
-        let image = ImageSide::new(disk, depth)?;
-        let extra = if image.is_some() { image::EXTRA_SLOTS } else { 0 };
+        let entrance = Entrance::new(disk)?;
+        let image = ImageSide::new(disk, depth, entrance.seat.wake.clone())?;
+        let own_tags = image.as_ref().map_or(0, ImageSide::own_tags);
+        let extra = if image.is_some() { image::EXTRA_SLOTS + u32::from(own_tags) } else { 0 };
         let mut engine = Engine {
             ring: Ring::new(u32::from(depth) + extra)?,
             disk: disk.clone(),
             files: disk.layers().map(FilePair::from).collect(),
-            slots: (0..depth).map(|_| Slot::idle()).collect(),
+            slots: (0..depth + own_tags).map(|_| Slot::idle()).collect(),
             depth,
             in_flight: 0,
             outstanding: 0,
@@ -148,6 +156,7 @@ impl Engine {
             zeros: None,
             watched: Vec::new(),
             ended: VecDeque::new(),
+            entrance,
             image: image.map(Box::new),
         };
         engine.arm_wake();
@@ -164,7 +173,7 @@ impl Engine {
         self.depth
     }
 
-    /// How many requests were started and not yet reported.
+    /// How many requests were started and not yet reported, with those that copy what was read ([`OpenOptions::copy_on_read`](crate::OpenOptions)).
     pub fn in_flight(&self) -> usize {
         self.in_flight
     }
@@ -196,9 +205,9 @@ impl Engine {
 
     /// Starts to make everything durable that was written (by requests that have ended).
     pub fn flush(&mut self, tag: u16) {
-        let slot = self.claim(tag);
-        slot.phase = Phase::Sync;
-        if self.image.is_some() { self.flush_image(tag) } else { self.issue(u32::from(tag)) }
+        self.claim(tag).phase = Phase::Sync;
+        // A flush is refused by nobody.
+        let _ = self.enter(tag);
     }
 
     /// Starts to give a range back to the storage. What it reads as afterwards is undefined. Storage that cannot do it ignores it.
@@ -233,6 +242,22 @@ impl Engine {
         self.arm(token);
     }
 
+    fn arm_wake(&mut self) {
+        let fd = types::Fd(self.entrance.seat.wake.fd());
+        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build().user_data(WAKE);
+        // SAFETY: the entry points to no memory.
+        unsafe { self.ring.push(&entry) };
+    }
+
+    /// Another thread has news.
+    fn woken(&mut self, is_armed: bool) {
+        if !is_armed {
+            self.arm_wake();
+        }
+        self.look_at_commits();
+        self.look_at_parked();
+    }
+
     fn arm(&mut self, token: u16) {
         let fd = types::Fd(self.watched[usize::from(token)]);
         let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build().user_data(WATCH | u64::from(token));
@@ -262,13 +287,18 @@ impl Engine {
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Option<Event> {
         loop {
-            if let Some(event) = self.ended.pop_front() {
-                self.in_flight -= 1;
-                return Some(event);
+            while let Some(event) = self.ended.pop_front() {
+                if let Some(event) = self.report(event) {
+                    return Some(event);
+                }
             }
             let reaped = self.ring.pop()?;
             if reaped.user_data & WAKE != 0 {
                 self.woken(reaped.more);
+                continue;
+            }
+            if reaped.user_data & TIMER != 0 {
+                self.timer_fired(reaped.user_data as u32 as usize);
                 continue;
             }
             if reaped.user_data & WATCH != 0 {
@@ -278,10 +308,30 @@ impl Engine {
                 }
                 return Some(Event::Ready { token });
             }
-            if let Some(event) = self.completed(reaped) {
-                self.in_flight -= 1;
+            if let Some(event) = self.completed(reaped).and_then(|event| self.report(event)) {
                 return Some(event);
             }
+        }
+    }
+
+    /// A request has ended. What is not the caller's is dealt with here.
+    fn report(&mut self, event: Event) -> Option<Event> {
+        self.in_flight -= 1;
+        match event {
+            Event::Done { tag, result } if tag >= self.depth => {
+                self.copy_ended(tag, result);
+                None
+            }
+            event => Some(event),
+        }
+    }
+
+    /// Ends all requests with [`IoError::Canceled`] that wait for their turn, for writes not to be held, or to be noted, and have
+    /// not begun: who wants to drain the engine soon makes them again later, here or elsewhere.
+    pub fn cancel_parked(&mut self) {
+        for tag in self.take_parked() {
+            let event = self.end(tag, Err(IoError::Canceled));
+            self.ended.push_back(event);
         }
     }
 
@@ -329,18 +379,12 @@ impl Engine {
     ) -> Result<(), IoError> {
         let length = segments.iter().fold(0u64, |sum, segment| sum.saturating_add(segment.iov_len as u64));
         self.in_range(offset, length)?;
-        let (file, is_image) = (self.files[0], self.image.is_some());
         let slot = self.claim(tag);
         slot.set_segments(segments);
         slot.durable = durability == Durability::Durable;
         (slot.offset, slot.left) = (offset, length);
         slot.phase = phase;
-        if is_image {
-            return self.start_image(tag);
-        }
-        slot.choose_route(file);
-        self.issue(u32::from(tag));
-        Ok(())
+        self.enter(tag)
     }
 
     fn clear_range(&mut self, tag: u16, offset: u64, length: u64, phase: Phase, durability: Durability) -> Result<(), IoError> {
@@ -350,11 +394,7 @@ impl Engine {
         slot.durable = durability == Durability::Durable;
         (slot.offset, slot.left) = (offset, length);
         slot.phase = phase;
-        if self.image.is_some() {
-            return self.start_image(tag);
-        }
-        self.issue(u32::from(tag));
-        Ok(())
+        self.enter(tag)
     }
 }
 
@@ -365,10 +405,11 @@ impl Drop for Engine {
         while self.outstanding > 0 {
             self.ring.wait();
             while let Some(Reaped { user_data, .. }) = self.ring.pop() {
-                if user_data & (WATCH | WAKE) == 0 {
+                if user_data & (WATCH | WAKE | TIMER) == 0 {
                     self.outstanding -= 1;
                 }
             }
         }
+        self.close_entrance();
     }
 }

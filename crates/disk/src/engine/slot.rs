@@ -25,6 +25,13 @@ pub(super) enum Phase {
     Sync,
 }
 
+impl Phase {
+    /// Whether a request in this phase changes what the disk holds.
+    pub fn is_change(self) -> bool {
+        !matches!(self, Phase::Idle | Phase::Read | Phase::Sync)
+    }
+}
+
 /// What to do where the storage has no holes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fallback {
@@ -64,6 +71,13 @@ pub(super) struct Slot {
     pub route: Route,
     /// Whether it has to be on stable storage when it completes.
     pub durable: bool,
+    /// Of a request: where it is on the virtual disk, and how long.
+    pub disk_offset: u64,
+    pub length: u64,
+    /// It is a change that counts as under way.
+    pub is_counted: bool,
+    /// Its number among the parts of the disk that change, where these are known.
+    pub range: Option<u64>,
     /// Where it goes on, in the file.
     pub offset: u64,
     /// How much is left.
@@ -88,6 +102,10 @@ impl Slot {
             layer: 0,
             route: Route::Plain,
             durable: false,
+            disk_offset: 0,
+            length: 0,
+            is_counted: false,
+            range: None,
             offset: 0,
             left: 0,
             asked: 0,

@@ -100,12 +100,6 @@ impl Engine {
         if self.image.is_some() { self.image_slot_ended(number, result) } else { Some(self.end(number as u16, result)) }
     }
 
-    /// Makes a request's slot free. It stays in flight until the event was handed out.
-    pub(super) fn end(&mut self, tag: u16, result: Result<(), IoError>) -> Event {
-        self.slots[usize::from(tag)].clear();
-        Event::Done { tag, result }
-    }
-
     fn judge(&mut self, number: u32, result: i32) -> Next {
         let slot = &mut self.slots[number as usize];
         let alignment = self.files[usize::from(slot.layer)].direct.map_or(1, |alignment| u64::from(alignment.offset));

@@ -7,6 +7,9 @@
 //!                                                    └───────────────────── Limiter::again(now, ticket) ──▶ Admit::Now
 //! ```
 //!
+//! An [`Engine`](crate::Engine) asks for each request once the disk has limits ([`Disk::set_limits`](crate::Disk::set_limits),
+//! [`Disk::join_group`](crate::Disk::join_group)), parks those that have to wait, and sets a timer in its ring.
+//!
 //! Nothing here sleeps, does I/O or looks at a clock: time is a value that the caller passes. A request that has to wait gets a
 //! [`Ticket`], which is its place in the line. Places are handed out in the order of asking, so queues and threads of one disk
 //! never overtake each other for long and none starves. A place is measured in work, not in time: a changed limit moves everybody
@@ -24,7 +27,7 @@
 //!   lent in proportion to the weights.
 //!
 //! # Cost
-//! A disk without limits takes no lock. A limited disk takes one that is its own, and one of its group for as long as adding a few
+//! A disk without limits is not counted at all, and one whose limits were taken away takes no lock. A limited disk takes one that is its own, and one of its group for as long as adding a few
 //! numbers takes: such a disk is slow by intent, so a shared lock is not what holds it up.
 
 mod bucket;

@@ -100,7 +100,7 @@ fn error_number(result: Result<(), IoError>) -> u32 {
         Err(IoError::ReadOnly) => libc::EPERM,
         Err(IoError::OutOfRange) => libc::EINVAL,
         Err(IoError::NoSpace) => libc::ENOSPC,
-        Err(IoError::UnexpectedEnd | IoError::Damaged | IoError::Os(_)) => libc::EIO,
+        Err(_) => libc::EIO,
     };
     number.unsigned_abs()
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use vhdx::vhdx::BeyondEnd;
 use vhdx::{Commit, Extent, MapError, Mapping, Step, Ticket};
 
 use super::images::*;
@@ -79,8 +80,8 @@ impl Mapping for Watched {
 }
 
 impl ImageFile for Watched {
-    fn grow(&self, bytes: u64) -> Result<(), ImageError> {
-        self.image.grow(bytes)
+    fn resize(&self, bytes: u64, beyond_end: BeyondEnd) -> Result<(), ImageError> {
+        self.image.resize(bytes, beyond_end)
     }
     fn settle(&self) -> Result<(), MapError> {
         self.image.settle()
@@ -90,6 +91,12 @@ impl ImageFile for Watched {
     }
     fn identity(&self) -> Identity {
         self.image.identity()
+    }
+    fn disk_id(&self) -> [u8; 16] {
+        self.image.disk_id()
+    }
+    fn next_identity(&self) -> io::Result<Identity> {
+        self.image.next_identity()
     }
     fn accepts(&self, parent: Identity) -> bool {
         self.image.accepts(parent)

@@ -62,9 +62,10 @@ pub(super) fn flush(engine: &mut Engine) -> Result<(), IoError> {
     })
 }
 
-/// All that a disk holds.
+/// All that a disk holds; its extension says what it is.
 pub(super) fn content(path: &Path) -> Vec<u8> {
-    let disk = Disk::open(path, OpenOptions { access: Access::ReadOnly, ..image_options() }).unwrap();
+    let options = OpenOptions { format: Format::from_path(path), access: Access::ReadOnly, ..OpenOptions::default() };
+    let disk = Disk::open(path, options).unwrap();
     let mut engine = Engine::new(&disk, 1).unwrap();
     read(&mut engine, 0, disk.capacity() as usize)
 }
@@ -142,7 +143,7 @@ fn start(engine: &mut Engine, tag: u16, lane: &mut Lane, random: &mut Random) {
 }
 
 /// Two threads, each with an engine and lanes of its own: neighbours in blocks, and in sectors' bitmaps.
-fn work(path: &Path, options: OpenOptions, model: &mut [u8], seed: u64, count: usize) {
+pub(super) fn work(path: &Path, options: OpenOptions, model: &mut [u8], seed: u64, count: usize) {
     let disk = Disk::open(path, options).unwrap();
     assert_eq!(disk.capacity(), model.len() as u64);
     let lane = |index: usize| {
@@ -163,7 +164,7 @@ fn work(path: &Path, options: OpenOptions, model: &mut [u8], seed: u64, count: u
     assert!(content(path) == model, "the image after it was closed");
 }
 
-fn seeds() -> std::ops::Range<u64> {
+pub(super) fn seeds() -> std::ops::Range<u64> {
     match std::env::var("MARU_TEST_SEED").ok().and_then(|seed| seed.parse().ok()) {
         Some(seed) => seed..seed + 1,
         None => 1..5,

@@ -2,11 +2,16 @@
 
 mod chains;
 mod commits;
+mod copies;
 mod engine;
 mod images;
+mod limited;
 mod live;
 mod locks;
+mod mirrors;
 mod opening;
+mod tracking;
+mod vhd;
 
 use std::fs::File;
 use std::io::Write;

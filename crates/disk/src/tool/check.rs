@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use vhdx::Storage;
 use vhdx::vhdx as vhdx2;
+use vhdx::{Storage, vhd};
 
 use super::{AnyFormat, ToolError};
 use crate::disk::{Access, Disk, Locking, OpenOptions};
@@ -37,9 +37,9 @@ pub struct Report {
     pub more: u64,
     /// The log holds changes that the next open for writing makes.
     pub log_in_use: bool,
-    /// Blocks in the file.
-    pub allocated_blocks: u64,
-    /// Bytes of the file that belong to nothing; a repair gives them back.
+    /// Blocks in the file; not known of a damaged VHD, and none are in a fixed one.
+    pub allocated_blocks: Option<u64>,
+    /// Bytes of the file that belong to nothing; a repair gives them back. Not looked for in a VHD.
     pub leaked_bytes: u64,
     /// Who may write to the disk meanwhile. What is in `findings` was then seen more than once.
     pub in_use_by: Option<Holder>,
@@ -68,7 +68,7 @@ const LOOKS: u32 = 5;
 /// # Errors
 /// If it could not be checked: it cannot be read, or its format has nothing to check.
 pub fn check(path: &Path, format: AnyFormat) -> Result<Report, ToolError> {
-    only_images(path, format)?;
+    let own = only_images(path, format)?;
     let options = OpenOptions { access: Access::ReadOnly, locking: Locking::Later, ..OpenOptions::default() };
     let layer = Layer::open(path, options)?;
     // A reader's lock keeps writers away while we look, unless one is there.
@@ -79,9 +79,9 @@ pub fn check(path: &Path, format: AnyFormat) -> Result<Report, ToolError> {
     };
     let storage: Arc<dyn Storage> = layer.file.clone();
     let looks = if in_use_by.is_some() { LOOKS } else { 1 };
-    let mut report = confirmed(path, looks, || vhdx2::check(&storage).map(translate).map_err(open_error(path)))?;
+    let mut report = confirmed(path, looks, || look(path, own, &storage))?;
     if report.is_sound() {
-        report.findings.extend(chain_problem(path));
+        report.findings.extend(chain_problem(path, own));
     }
     report.in_use_by = in_use_by;
     Ok(report)
@@ -118,58 +118,70 @@ fn unsettled(path: &Path) -> ToolError {
     ToolError::options(path, "it changes faster than it can be looked at; check it again, or when nobody uses it")
 }
 
-/// Replays the log, writes damaged copies again from good ones, and gives leaked space back; the report is of what is left.
+/// Replays the log, writes damaged copies again from good ones, and gives leaked space back; of a VHD, also takes blocks out of the table
+/// that cannot be there. The report is of what is left.
 ///
 /// # Errors
 /// If the disk is in use, or so damaged that it cannot be opened.
 pub fn repair(path: &Path, format: AnyFormat) -> Result<Report, ToolError> {
-    only_images(path, format)?;
+    let own = only_images(path, format)?;
     let layer = Layer::open(path, OpenOptions { access: Access::ReadWrite, ..OpenOptions::default() })?;
     let storage: Arc<dyn Storage> = layer.file.clone();
-    let report = translate(vhdx2::repair(&storage).map_err(open_error(path))?);
+    match own {
+        Format::Vhd => drop(vhd::repair(&*storage).map_err(ToolError::image(path, "repairing it"))?),
+        _ => drop(vhdx2::repair(&storage).map_err(ToolError::image(path, "repairing it"))?),
+    }
+    let report = look(path, own, &storage)?;
     layer.file.sync_all().map_err(ToolError::io(path, "making the repair durable"))?;
     Ok(report)
 }
 
-fn only_images(path: &Path, format: AnyFormat) -> Result<(), ToolError> {
+fn only_images(path: &Path, format: AnyFormat) -> Result<Format, ToolError> {
     match format.own(path, "checking")? {
-        Format::Vhdx => Ok(()),
-        Format::Vhd => Err(super::open::no_vhd(path)),
         Format::Raw => Err(ToolError::Unsupported {
             path: path.to_owned(),
             format,
             what: "checking",
             way_out: "there is nothing in the file but the disk's data; name the right format if it is an image (--format)",
         }),
+        image => Ok(image),
     }
 }
 
-fn open_error(path: &Path) -> impl FnOnce(vhdx2::OpenError) -> ToolError {
-    ToolError::image(path, "checking it")
+/// One look at all tables.
+fn look(path: &Path, format: Format, storage: &Arc<dyn Storage>) -> Result<Report, ToolError> {
+    match format {
+        Format::Vhd => {
+            let report = vhd::check(&**storage).map_err(ToolError::image(path, "checking it"))?;
+            let remedy = if report.is_repairable { Remedy::Repair } else { Remedy::None };
+            let findings = report.damages.into_iter().map(|it| finding(it.structure, it.offset, it.problem, remedy)).collect();
+            let image = vhd::Image::open(Arc::clone(storage), vhd::Access::ReadOnly);
+            let allocated_blocks = image.ok().and_then(|it| it.info().allocated_blocks);
+            Ok(Report { findings, allocated_blocks, ..Report::default() })
+        }
+        _ => {
+            let report = vhdx2::check(storage).map_err(ToolError::image(path, "checking it"))?;
+            let problems = report.problems.into_iter();
+            Ok(Report {
+                findings: problems.map(|it| finding(it.structure, it.offset, it.text, it.remedy)).collect(),
+                more: report.more_problems,
+                log_in_use: report.log_in_use,
+                allocated_blocks: Some(report.allocated_blocks),
+                leaked_bytes: report.leaked_bytes,
+                in_use_by: None,
+                passing: 0,
+            })
+        }
+    }
 }
 
-fn translate(report: vhdx2::Report) -> Report {
-    let findings = report.problems.into_iter().map(|it| Finding {
-        structure: it.structure,
-        offset: Some(it.offset),
-        problem: it.text,
-        remedy: it.remedy,
-    });
-    Report {
-        findings: findings.collect(),
-        more: report.more_problems,
-        log_in_use: report.log_in_use,
-        allocated_blocks: report.allocated_blocks,
-        leaked_bytes: report.leaked_bytes,
-        in_use_by: None,
-        passing: 0,
-    }
+fn finding(structure: &'static str, offset: u64, problem: String, remedy: Remedy) -> Finding {
+    Finding { structure, offset: Some(offset), problem, remedy }
 }
 
 /// What keeps the parents from being used.
-fn chain_problem(path: &Path) -> Option<Finding> {
-    let options =
-        OpenOptions { format: Format::Vhdx, access: Access::ReadOnly, locking: Locking::Later, ..OpenOptions::default() };
+fn chain_problem(path: &Path, format: Format) -> Option<Finding> {
+    let options = OpenOptions { format, access: Access::ReadOnly, locking: Locking::Later, ..OpenOptions::default() };
     match Disk::open(path, options) {
         Ok(_) => None,
         // A parent that is being written is wrong too, but locks come and go.

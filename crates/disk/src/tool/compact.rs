@@ -1,17 +1,16 @@
 //! Makes an image's file as small as what it holds.
 
-use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
 
-use vhdx::{MapError, Mapping, Storage};
+use vhdx::{MapError, Storage};
 
-use super::open::{OpenImage, only_vhdx};
-use super::source::{Level, Source, Where};
-use super::zeros::is_zero;
+use super::open::{OpenImage, only_images};
+use super::source::{Source, Where};
+
 use super::{Job, ToolError};
 use crate::disk::{Access, Locking};
-use crate::format::Format;
+use crate::format::{DiskType, Format};
+use crate::zeros::is_zero;
 
 /// Blocks that move with one commit.
 const BLOCKS: usize = 64;
@@ -24,52 +23,51 @@ const PIECE: u64 = 2 << 20;
 /// # Errors
 /// See [`ToolError`]; the disk holds the same then, and this can be run again.
 pub fn compact(path: &Path, format: Format, job: &Job) -> Result<u64, ToolError> {
-    only_vhdx(path, format, "compacting")?;
-    let open = OpenImage::open(path, Access::ReadWrite, Locking::Now)?;
-    let before = file_size(&open)?;
-    if open.image.info().is_fixed {
+    only_images(path, format, "compacting")?;
+    let open = OpenImage::open(path, format, Access::ReadWrite, Locking::Now)?;
+    compact_image(&open, job)
+}
+
+/// See [`compact`].
+pub(super) fn compact_image(open: &OpenImage, job: &Job) -> Result<u64, ToolError> {
+    let path = &open.path;
+    let size = || open.storage.size().map_err(ToolError::io(path, "reading its size"));
+    let before = size()?;
+    let facts = open.image.facts().map_err(ToolError::map(path))?;
+    if facts.disk_type == DiskType::Fixed {
         return Err(ToolError::options(
             path,
             "a fixed disk keeps all its space; convert it to a dynamic one (maru disk convert)",
         ));
     }
-    free_zeros(&open, job)?;
+    if facts.can_free_zeros {
+        free_zeros(open, job)?;
+    }
     loop {
         job.reach(0)?;
-        let mut copy = |from, to, length| copy_block(&open, from, to, length);
+        let mut copy = |from, to, length| copy_block(&*open.storage, from, to, length);
         let moved = open.image.move_to_front(BLOCKS, &mut copy).map_err(ToolError::image(path, "moving its blocks"))?;
         if moved == 0 {
             break;
         }
     }
     open.close()?;
-    Ok(before.saturating_sub(file_size(&open)?))
-}
-
-fn file_size(open: &OpenImage) -> Result<u64, ToolError> {
-    let metadata = open.layer.file.metadata();
-    Ok(metadata.map_err(ToolError::io(&open.layer.path, "reading its size"))?.len())
+    Ok(before.saturating_sub(size()?))
 }
 
 fn free_zeros(open: &OpenImage, job: &Job) -> Result<(), ToolError> {
-    let path = &open.layer.path;
+    let path = &open.path;
     let (size, block_size) = (open.image.size(), u64::from(open.image.block_size()));
-    let level = Level {
-        path: path.clone(),
-        file: open.layer.file.clone(),
-        tables: Some(Arc::clone(&open.image) as Arc<dyn Mapping>),
-        size,
-    };
-    let source = Source::of_levels(vec![level], true);
+    let source = Source::of_levels(vec![open.level()], true);
     job.begin(size);
     for block in 0..size.div_ceil(block_size) {
         let offset = block * block_size;
         job.reach(offset)?;
         if is_zero_block(&source, offset, block_size.min(size - offset))? {
             loop {
-                match open.image.release_zeros(block) {
+                match open.image.free_zeros(block) {
                     Err(MapError::CommitFirst) => {
-                        open.image.flush().map_err(ToolError::image(path, "writing its tables"))?;
+                        open.image.settle().map_err(ToolError::image(path, "writing its tables"))?;
                     }
                     other => break other.map_err(ToolError::image(path, "freeing a block"))?,
                 }
@@ -108,15 +106,14 @@ fn is_zero_block(source: &Source, offset: u64, length: u64) -> Result<bool, Tool
 }
 
 /// Copies what is data; the new place reads as zeros.
-fn copy_block(open: &OpenImage, from: u64, to: u64, length: u64) -> std::io::Result<()> {
-    let file = &open.layer.file;
+fn copy_block(file: &dyn Storage, from: u64, to: u64, length: u64) -> std::io::Result<()> {
     let end = from + length;
     let mut at = from;
     while let Some(start) = file.next_data(at)?.filter(|it| *it < end) {
-        let stop = super::source::next_hole(file, start)?.min(end).min(start + PIECE);
+        let stop = file.next_hole(start)?.min(end).min(start + PIECE);
         let mut buffer = vec![0; (stop - start) as usize];
-        file.read_exact_at(&mut buffer, start)?;
-        file.write_all_at(&buffer, to + (start - from))?;
+        file.read_at(start, &mut buffer)?;
+        file.write_at(to + (start - from), &buffer)?;
         at = stop;
     }
     Ok(())

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::source::{Segment, Source};
 use super::windows::{WINDOW, in_parallel};
-use super::zeros::is_zero;
 use super::{AnyFormat, Job, ToolError};
+use crate::zeros::is_zero;
 
 /// The offset of the first byte in which the disks differ; `None` if they hold the same. Where one is longer, the rest of it has to be
 /// zeros.

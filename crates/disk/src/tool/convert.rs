@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use vhdx::vhdx as vhdx2;
-
 use super::newfile::{Existing, NewFile};
+use super::open::OpenImage;
 use super::source::{Segment, Source};
 use super::target::Target;
 use super::windows::in_parallel;
 use super::zeros::each_run;
 use super::{AnyFormat, Job, NewDisk, ToolError};
+use crate::disk::Access;
 use crate::format::Format;
 
 /// Makes the disk at `path`, of the kind that `disk` says and with the content of the one at `from`. Its size, if none is given, is that of
@@ -19,13 +19,15 @@ use crate::format::Format;
 /// See [`ToolError`]; nothing is left at `path` then, or what was there before.
 pub fn convert(from: (&Path, AnyFormat), path: &Path, disk: &NewDisk, existing: Existing, job: &Job) -> Result<(), ToolError> {
     let source = Source::open(from.0, from.1)?;
-    let sector = u64::from(disk.sector_size.unwrap_or(if disk.format == Format::Raw { 512 } else { source.sector_size() }));
+    // Only VHDX has sectors of other sizes.
+    let theirs = if disk.format == Format::Vhdx { source.sector_size() } else { 512 };
+    let sector = u64::from(disk.sector_size.unwrap_or(theirs));
     let size = disk.size.unwrap_or(source.size).next_multiple_of(sector);
     if size < source.size {
         return Err(ToolError::options(path, "it would be smaller than the disk that it is made from"));
     }
     let mut disk = NewDisk { size: Some(size), ..disk.clone() };
-    if disk.format != Format::Raw {
+    if disk.format == Format::Vhdx {
         disk.sector_size = Some(sector as u32);
     }
     let parent = disk.open_parent(path)?;
@@ -48,15 +50,10 @@ pub fn convert(from: (&Path, AnyFormat), path: &Path, disk: &NewDisk, existing: 
 }
 
 fn open_target(path: &Path, format: Format, new: &NewFile) -> Result<Target, ToolError> {
-    let image = match format {
-        Format::Raw => None,
-        _ => {
-            let options = vhdx2::OpenOptions { access: vhdx2::Access::ReadWrite };
-            let image = vhdx2::Image::open(new.file().clone(), &options);
-            Some(std::sync::Arc::new(image.map_err(ToolError::image(path, "opening it"))?))
-        }
-    };
-    Ok(Target { path: path.to_owned(), file: new.file().clone(), image })
+    match format {
+        Format::Raw => Ok(Target { path: path.to_owned(), file: new.file().clone(), image: None }),
+        Format::Vhdx | Format::Vhd => Ok(OpenImage::within(new.file().clone(), path, format, Access::ReadWrite)?.target()),
+    }
 }
 
 /// The end of a disk that has no whole sectors is filled up with zeros.

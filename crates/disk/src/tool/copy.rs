@@ -64,7 +64,7 @@ fn copy_data(source: &File, target: &File, size: u64, job: &Job) -> Result<Metho
     let mut method = Method::Kernel;
     let mut at = 0;
     while let Some(start) = source.next_data(at).map_err(Err)?.filter(|it| *it < size) {
-        let end = super::source::next_hole(source, start).map_err(Err)?.min(size);
+        let end = source.next_hole(start).map_err(Err)?.min(size);
         at = start;
         while at < end {
             job.reach(at).map_err(Ok)?;

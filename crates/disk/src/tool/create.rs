@@ -1,35 +1,16 @@
 //! Makes new, empty disks.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use vhdx::vhdx::{self as vhdx2, CreateOptions, Kind};
+use vhdx::{Guid, vhd};
 
 use super::locator::name_parent;
 use super::newfile::{Existing, NewFile};
 use super::{AnyFormat, ToolError};
 use crate::disk::{Access, Disk, OpenOptions};
-use crate::format::Format;
-
-/// How a disk takes space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DiskType {
-    /// All of it from the beginning.
-    Fixed,
-    /// As it is written.
-    Dynamic,
-    /// As it is written; what was not written is read from a parent.
-    Differencing,
-}
-
-impl std::fmt::Display for DiskType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            DiskType::Fixed => "fixed",
-            DiskType::Dynamic => "dynamic",
-            DiskType::Differencing => "differencing",
-        })
-    }
-}
+use crate::format::{DiskType, Format, Identity, vhd_parent, vhdx_parent};
 
 /// A disk to be made. What is `None` has a default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,15 +53,16 @@ impl NewDisk {
             (None, DiskType::Differencing) => refuse("a differencing disk needs a parent (--parent)"),
             (None, _) => Ok(None),
             (Some(_), DiskType::Fixed | DiskType::Dynamic) => refuse("only a differencing disk has a parent"),
-            (Some(_), DiskType::Differencing) if self.format != Format::Vhdx => Err(ToolError::Unsupported {
+            (Some(_), DiskType::Differencing) if !self.format.is_image() => Err(ToolError::Unsupported {
                 path: path.to_owned(),
                 format: AnyFormat::Own(self.format),
                 what: "making a child",
                 way_out: "make a VHDX child (its name ends with .vhdx)",
             }),
             (Some((parent, format)), DiskType::Differencing) => {
-                if *format != Format::Vhdx {
-                    return refuse("the parent of a VHDX image must be one as well; convert it first (maru disk convert)");
+                if *format != self.format {
+                    let problem = format!("the parent of a {0} image must be {0} as well; convert it first", self.format);
+                    return refuse(&format!("{problem} (maru disk convert)"));
                 }
                 Ok(Some(Disk::open(parent, OpenOptions { format: *format, access: Access::ReadOnly, ..OpenOptions::default() })?))
             }
@@ -95,12 +77,7 @@ impl NewDisk {
         match self.format {
             Format::Raw => self.write_raw(path, new, size),
             Format::Vhdx => self.write_vhdx(path, new, size, parent),
-            Format::Vhd => Err(ToolError::Unsupported {
-                path: path.to_owned(),
-                format: AnyFormat::Own(Format::Vhd),
-                what: "making one",
-                way_out: "make a VHDX image, or use qemu-img create -f vpc",
-            }),
+            Format::Vhd => self.write_vhd(path, new, size, parent),
         }
     }
 
@@ -136,12 +113,56 @@ impl NewDisk {
             options.physical_sector_size = parent.physical_sector_size();
             let facts = vhdx2::Image::open(parent.own().file.clone(), &vhdx2::OpenOptions { access: vhdx2::Access::ReadOnly });
             let facts = facts.map_err(ToolError::image(parent.path(), "reading what it is"))?.info();
-            options.kind = Kind::Differencing(name_parent(path, parent.path(), facts.data_write_guid)?);
+            let names = name_parent(path, parent.path(), Identity::Vhdx(facts.data_write_guid))?;
+            let Some(names) = vhdx_parent(&names) else { return Err(ToolError::options(parent.path(), "it is no VHDX image")) };
+            options.kind = Kind::Differencing(names);
             options.disk_id = Some(facts.disk_id);
         }
         vhdx2::create(&**new.file(), &options).map_err(|error| match error {
             vhdx2::CreateError::Options(problem) => ToolError::options(path, problem),
             other => ToolError::image(path, "creating it")(other),
         })
+    }
+
+    fn write_vhd(&self, path: &Path, new: &NewFile, size: u64, parent: Option<&Disk>) -> Result<(), ToolError> {
+        if self.sector_size.is_some_and(|asked| asked != 512) {
+            return Err(ToolError::options(path, "a VHD has sectors of 512 bytes; make a VHDX image"));
+        }
+        let is_fixed = self.resolved_type() == DiskType::Fixed;
+        if is_fixed && self.block_size.is_some() {
+            return Err(ToolError::options(path, "a fixed VHD has no blocks"));
+        }
+        let kind = match parent {
+            None if is_fixed => vhd::NewKind::Fixed,
+            None => vhd::NewKind::Dynamic,
+            Some(parent) if size != parent.capacity() => {
+                let problem = "a VHD child keeps its parent's size; leave --size out, or make VHDX images";
+                return Err(ToolError::options(path, problem));
+            }
+            Some(parent) => {
+                let identity = parent.image().and_then(|it| it.tables()).map(|it| it.identity());
+                let names = identity.map(|identity| name_parent(path, parent.path(), identity)).transpose()?;
+                let Some(names) = names.as_ref().and_then(vhd_parent) else {
+                    return Err(ToolError::options(parent.path(), "it is no VHD image"));
+                };
+                vhd::NewKind::Differencing(names)
+            }
+        };
+        let id = Guid::random().map_err(ToolError::io(path, "getting random numbers"))?;
+        let options = vhd::CreateOptions {
+            size,
+            kind,
+            block_size: self.block_size.unwrap_or(vhd::BLOCK_SIZE),
+            id: vhd::UniqueId(id.to_bytes()),
+            created: SystemTime::now().into(),
+        };
+        vhd::create(&**new.file(), &options).map_err(|error| match error {
+            vhd::CreateError::Size(_) | vhd::CreateError::BlockSize(_) => ToolError::options(path, error.to_string()),
+            other => ToolError::image(path, "creating it")(other),
+        })?;
+        if is_fixed {
+            vhdx::Storage::allocate(&**new.file(), 0, size).map_err(ToolError::io(path, "taking the disk's space"))?;
+        }
+        Ok(())
     }
 }

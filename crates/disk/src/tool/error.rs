@@ -8,6 +8,7 @@ use vhdx::MapError;
 
 use super::format::AnyFormat;
 use crate::error::{LockError, OpenError};
+use crate::format::ImageError;
 use crate::import;
 
 /// Why an operation on a disk failed. Causes that [`Error::source`] gives are not part of the text.
@@ -103,6 +104,11 @@ impl ToolError {
     /// For what an image refuses.
     pub(super) fn image<E: Error + Send + Sync + 'static>(path: &Path, action: &'static str) -> impl FnOnce(E) -> ToolError {
         move |source| ToolError::Image { path: path.to_owned(), action, source: Box::new(source) }
+    }
+
+    /// For what an image of any format refuses.
+    pub(super) fn boxed(path: &Path, action: &'static str) -> impl FnOnce(ImageError) -> ToolError {
+        move |source| ToolError::Image { path: path.to_owned(), action, source }
     }
 
     /// For tables that cannot be read.

@@ -2,17 +2,13 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use vhdx::Mapping;
-use vhdx::vhdx as vhdx2;
 
 use super::open::OpenImage;
 use super::{AnyFormat, DiskType, ToolError};
 use crate::chain::MAX_IMAGES;
 use crate::disk::{Access, Locking, OpenOptions};
 use crate::error::OpenError;
-use crate::format::{Format, host_path};
+use crate::format::{Format, ImageFacts, ParentFacts};
 use crate::import;
 use crate::layer::{Kind, Layer};
 use crate::lock::{self, Holder};
@@ -50,20 +46,20 @@ pub struct Usage {
 /// What an image says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageInfo {
-    /// The unit in which space is taken, in bytes.
-    pub block_size: u32,
+    /// The unit in which space is taken, in bytes; `None` if the disk takes all its space at once, in one piece.
+    pub block_size: Option<u32>,
     /// 512 or 4096.
     pub logical_sector_size: u32,
     /// 512 or 4096.
     pub physical_sector_size: u32,
     /// The virtual disk's identity, which a guest may see.
     pub disk_id: String,
-    /// Changes with the data; children know their parent by it.
-    pub data_id: String,
-    /// Blocks that are in the file.
-    pub allocated_blocks: u64,
-    /// Bytes of the log.
-    pub log_size: u32,
+    /// Changes with the data, and children know their parent by it. VHD has none: its children know their parent by `disk_id`.
+    pub data_id: Option<String>,
+    /// Blocks that are in the file, if there are blocks.
+    pub allocated_blocks: Option<u64>,
+    /// Bytes of the log; `None` if the format has none.
+    pub log_size: Option<u32>,
     /// The log holds changes: the image is in use, or was not closed.
     pub log_in_use: bool,
     /// Of a differencing image.
@@ -93,6 +89,7 @@ pub fn info(path: &Path, format: AnyFormat) -> Result<Vec<DiskInfo>, ToolError> 
     let mut chain: Vec<DiskInfo> = Vec::new();
     let mut seen = Vec::new();
     let mut next = Some(path.to_owned());
+    // A parent is of its child's format.
     while let Some(path) = next.take() {
         if chain.len() == MAX_IMAGES {
             return Err(OpenError::ChainTooLong { path, limit: MAX_IMAGES }.into());
@@ -103,7 +100,7 @@ pub fn info(path: &Path, format: AnyFormat) -> Result<Vec<DiskInfo>, ToolError> 
             return Err(OpenError::ParentCycle { chain: crate::error::Chain(chain) }.into());
         }
         seen.push(layer.identity);
-        let disk = one(layer, if chain.is_empty() { format } else { AnyFormat::Own(Format::Vhdx) })?;
+        let disk = one(layer, format)?;
         next = disk.image.as_ref().and_then(|it| it.parent.as_ref()).and_then(|it| it.found.clone());
         chain.push(disk);
     }
@@ -137,18 +134,16 @@ fn one(layer: Layer, format: AnyFormat) -> Result<DiskInfo, ToolError> {
             let is_full = layer.kind == Kind::BlockDevice || disk.disk_usage >= file_size;
             disk.disk_type = Some(if is_full { DiskType::Fixed } else { DiskType::Dynamic });
         }
-        AnyFormat::Own(Format::Vhdx) => {
-            let image = retried(|| OpenImage::open(&path, Access::ReadOnly, Locking::Later), disk.usage.is_some())?.image;
-            disk.virtual_size = image.size();
-            let facts = image.info();
-            disk.disk_type = Some(match (&facts.parent, facts.is_fixed) {
-                (Some(_), _) => DiskType::Differencing,
-                (None, true) => DiskType::Fixed,
-                (None, false) => DiskType::Dynamic,
-            });
-            disk.image = Some(describe(&path, &image, facts)?);
+        AnyFormat::Own(own) => {
+            let look = || {
+                let open = OpenImage::open(&path, own, Access::ReadOnly, Locking::Later)?;
+                let facts = open.image.facts().map_err(ToolError::map(&path))?;
+                Ok((open, facts))
+            };
+            let (open, facts) = retried(look, disk.usage.is_some())?;
+            (disk.virtual_size, disk.disk_type) = (open.image.size(), Some(facts.disk_type));
+            disk.image = Some(describe(&open, own, facts));
         }
-        AnyFormat::Own(Format::Vhd) => return Err(super::open::no_vhd(&path)),
         AnyFormat::Foreign(format) => disk.virtual_size = import::open(&path, format, import::References::Beside)?.size(),
     }
     Ok(disk)
@@ -164,34 +159,33 @@ fn retried<T>(mut look: impl FnMut() -> Result<T, ToolError>, in_use: bool) -> R
     look()
 }
 
-fn describe(path: &Path, image: &Arc<vhdx2::Image>, facts: vhdx2::Info) -> Result<ImageInfo, ToolError> {
-    Ok(ImageInfo {
-        block_size: facts.block_size,
-        logical_sector_size: facts.logical_sector_size,
-        physical_sector_size: facts.physical_sector_size,
-        disk_id: facts.disk_id.to_string(),
-        data_id: facts.data_write_guid.to_string(),
-        allocated_blocks: image.allocated_blocks().map_err(ToolError::map(path))?,
-        log_size: facts.log_size,
-        log_in_use: facts.log_in_use,
-        parent: facts.parent.map(|parent| find_parent(path, parent)),
-    })
+fn describe(open: &OpenImage, format: Format, facts: ImageFacts) -> ImageInfo {
+    ImageInfo {
+        block_size: facts.blocks.map(|(size, _)| size),
+        logical_sector_size: open.image.logical_sector_size(),
+        physical_sector_size: open.image.physical_sector_size(),
+        disk_id: facts.disk_id,
+        data_id: facts.data_id,
+        allocated_blocks: facts.blocks.map(|(_, count)| count),
+        log_size: facts.log.map(|(size, _)| size),
+        log_in_use: facts.log.is_some_and(|(_, in_use)| in_use),
+        parent: facts.parent.map(|parent| find_parent(open, format, parent)),
+    }
 }
 
-fn find_parent(child: &Path, parent: vhdx2::Parent) -> ParentInfo {
-    let place = child.canonicalize().unwrap_or_else(|_| child.to_owned());
+fn find_parent(child: &OpenImage, format: Format, parent: ParentFacts) -> ParentInfo {
+    let place = child.path.canonicalize().unwrap_or_else(|_| child.path.clone());
     let directory = place.parent().unwrap_or(Path::new("/"));
-    let paths = [&parent.relative_path, &parent.absolute_path].into_iter().flatten().filter_map(|path| host_path(path));
-    let there: Vec<PathBuf> =
-        paths.map(|path| directory.join(path).components().collect()).filter(|it: &PathBuf| it.exists()).collect();
+    let paths = child.image.parent_paths().into_iter().map(|path| directory.join(path).components().collect());
+    let there: Vec<PathBuf> = paths.filter(|it: &PathBuf| it.exists()).collect();
     let fitting = there.iter().find(|path| {
-        let opened = OpenImage::open(path, Access::ReadOnly, Locking::Later);
-        opened.is_ok_and(|it| parent.accepts(it.image.info().data_write_guid))
+        let opened = OpenImage::open(path, format, Access::ReadOnly, Locking::Later);
+        opened.is_ok_and(|it| child.image.accepts(it.image.identity()))
     });
     ParentInfo {
         fits: fitting.is_some(),
         found: fitting.or(there.first()).cloned(),
-        data_id: parent.linkage.to_string(),
+        data_id: parent.identity.to_string(),
         relative_path: parent.relative_path,
         absolute_path: parent.absolute_path,
     }

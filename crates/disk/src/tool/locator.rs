@@ -2,25 +2,24 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use vhdx::Guid;
-use vhdx::vhdx::Parent;
-
 use super::ToolError;
+use crate::format::{Identity, ParentNames};
 
 /// The names of `parent` for an image at `child`: from the child's directory, as Windows writes it, and from the root, as we do.
-pub(super) fn name_parent(child: &Path, parent: &Path, linkage: Guid) -> Result<Parent, ToolError> {
+pub(super) fn name_parent(child: &Path, parent: &Path, identity: Identity) -> Result<ParentNames, ToolError> {
     let directory = child.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let directory = directory.canonicalize().map_err(ToolError::io(child, "looking for its directory"))?;
-    let parent = parent.canonicalize().map_err(ToolError::io(parent, "looking for it"))?;
+    let looking = || ToolError::io(parent, "looking for it");
+    let parent = parent.canonicalize().map_err(looking())?;
     let Some(absolute) = parent.to_str() else {
         return Err(ToolError::options(&parent, "its path is not UTF-8, so no image can name it; rename it"));
     };
     let relative = relative(&directory, &parent).to_str().filter(|it| !it.contains('\\')).map(|it| it.replace('/', "\\"));
-    Ok(Parent {
-        linkage,
+    Ok(ParentNames {
+        identity,
         relative_path: relative.map(|it| if it.starts_with("..") { it } else { format!(".\\{it}") }),
-        absolute_path: Some(absolute.to_owned()),
-        ..Parent::default()
+        absolute_path: absolute.to_owned(),
+        changed: parent.metadata().and_then(|it| it.modified()).map_err(looking())?,
     })
 }
 
@@ -48,8 +47,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let parent = directory.path().join("base.vhdx");
         std::fs::write(&parent, "").unwrap();
-        let named = name_parent(&directory.path().join("child.vhdx"), &parent, Guid::ZERO).unwrap();
+        let named = name_parent(&directory.path().join("child.vhdx"), &parent, Identity::Vhdx(vhdx::Guid::ZERO)).unwrap();
         assert_eq!(named.relative_path.as_deref(), Some(".\\base.vhdx"));
-        assert_eq!(named.absolute_path.as_deref(), parent.canonicalize().unwrap().to_str());
+        assert_eq!(Some(named.absolute_path.as_str()), parent.canonicalize().unwrap().to_str());
     }
 }

@@ -39,12 +39,13 @@ mod target;
 mod windows;
 mod zeros;
 
+pub use crate::format::DiskType;
 pub use check::{Finding, Remedy, Report, check, repair};
 pub use compact::compact;
 pub use compare::compare;
 pub use convert::convert;
 pub use copy::{Method as CopyMethod, copy};
-pub use create::{DiskType, NewDisk, create};
+pub use create::{NewDisk, create};
 pub use error::ToolError;
 pub use format::AnyFormat;
 pub use info::{DiskInfo, ImageInfo, ParentInfo, Usage, info};
@@ -55,3 +56,6 @@ pub use newfile::Existing;
 pub use rebase::{Content as RebaseContent, rebase};
 pub use resize::{Smaller, resize};
 pub use source::{Segment, Where};
+
+#[cfg(test)]
+mod tests;

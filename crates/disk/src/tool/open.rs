@@ -1,72 +1,75 @@
 //! Opens one file of a disk, without the parents, for tools that change it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vhdx::vhdx as vhdx2;
+use vhdx::{Mapping, Storage};
 
+use super::source::Level;
+use super::target::Target;
 use super::{AnyFormat, ToolError};
 use crate::disk::{Access, Locking, OpenOptions};
 use crate::error::OpenError;
-use crate::format::Format;
+use crate::format::{Format, ToolImage, open_image};
 use crate::layer::{Kind, Layer};
 
-/// A VHDX image, with its lock.
+/// An image, with its lock.
 pub(super) struct OpenImage {
     // Before the file that it is in.
-    pub image: Arc<vhdx2::Image>,
-    pub layer: Layer,
+    pub image: Arc<dyn ToolImage>,
+    pub storage: Arc<dyn Storage>,
+    pub path: PathBuf,
+    _lock: Option<Layer>,
 }
 
 impl OpenImage {
-    pub fn open(path: &Path, access: Access, locking: Locking) -> Result<OpenImage, ToolError> {
-        let layer = Layer::open(path, OpenOptions { access, locking, format: Format::Vhdx, ..OpenOptions::default() })?;
-        OpenImage::from_layer(layer, access)
+    pub fn open(path: &Path, format: Format, access: Access, locking: Locking) -> Result<OpenImage, ToolError> {
+        let layer = Layer::open(path, OpenOptions { access, locking, format, ..OpenOptions::default() })?;
+        if layer.kind == Kind::BlockDevice {
+            return Err(OpenError::ImageOnDevice { path: layer.path.clone(), format }.into());
+        }
+        let open = OpenImage::within(layer.file.clone(), path, format, access)?;
+        Ok(OpenImage { _lock: Some(layer), ..open })
     }
 
-    pub fn from_layer(layer: Layer, access: Access) -> Result<OpenImage, ToolError> {
-        if layer.kind == Kind::BlockDevice {
-            return Err(OpenError::ImageOnDevice { path: layer.path.clone(), format: Format::Vhdx }.into());
+    /// An image in any storage; the caller sees to it that nobody else has it. `path` is what error texts call it.
+    pub fn within(storage: Arc<dyn Storage>, path: &Path, format: Format, access: Access) -> Result<OpenImage, ToolError> {
+        match open_image(format, storage.clone(), access) {
+            Ok(image) => Ok(OpenImage { image, storage, path: path.to_owned(), _lock: None }),
+            Err(source) => Err(OpenError::Image { path: path.to_owned(), format, source }.into()),
         }
-        let access = match access {
-            Access::ReadOnly => vhdx2::Access::ReadOnly,
-            Access::ReadWrite => vhdx2::Access::ReadWrite,
-        };
-        match vhdx2::Image::open(layer.file.clone(), &vhdx2::OpenOptions { access }) {
-            Ok(image) => Ok(OpenImage { image: Arc::new(image), layer }),
-            Err(source) => {
-                Err(OpenError::Image { path: layer.path.clone(), format: Format::Vhdx, source: Box::new(source) }.into())
-            }
+    }
+
+    /// To be read.
+    pub fn level(&self) -> Level {
+        Level {
+            path: self.path.clone(),
+            file: Arc::clone(&self.storage),
+            tables: Some(Arc::clone(&self.image) as Arc<dyn Mapping>),
+            size: self.image.size(),
         }
+    }
+
+    /// To be written.
+    pub fn target(&self) -> Target {
+        Target { path: self.path.clone(), file: Arc::clone(&self.storage), image: Some(Arc::clone(&self.image)) }
     }
 
     /// Writes the tables, and leaves the file as one that nobody uses.
     pub fn close(&self) -> Result<(), ToolError> {
-        let path = &self.layer.path;
-        self.image.close().map_err(ToolError::image(path, "closing it"))?;
-        self.layer.file.sync_all().map_err(ToolError::io(path, "making it durable"))
+        self.target().close()
     }
 }
 
-/// Refuses what only VHDX images have.
-pub(super) fn only_vhdx(path: &Path, format: Format, what: &'static str) -> Result<(), ToolError> {
+/// Refuses what only images have.
+pub(super) fn only_images(path: &Path, format: Format, what: &'static str) -> Result<(), ToolError> {
     match format {
-        Format::Vhdx => Ok(()),
-        _ => Err(ToolError::Unsupported {
+        Format::Vhdx | Format::Vhd => Ok(()),
+        Format::Raw => Err(ToolError::Unsupported {
             path: path.to_owned(),
             format: AnyFormat::Own(format),
             what,
-            way_out: "convert the disk to VHDX (maru disk convert)",
+            way_out: "convert the disk to VHDX (maru disk convert), or name the right format if it is an image",
         }),
-    }
-}
-
-/// VHD images are not understood here.
-pub(super) fn no_vhd(path: &Path) -> ToolError {
-    ToolError::Unsupported {
-        path: path.to_owned(),
-        format: AnyFormat::Own(Format::Vhd),
-        what: "this",
-        way_out: "convert the disk to VHDX with qemu-img convert -f vpc -O vhdx",
     }
 }

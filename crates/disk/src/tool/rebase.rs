@@ -1,15 +1,10 @@
 //! Gives a child another parent.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use vhdx::Mapping;
-use vhdx::vhdx as vhdx2;
 
 use super::locator::name_parent;
-use super::open::{OpenImage, only_vhdx};
-use super::source::{Level, Segment, Source, Where};
-use super::target::Target;
+use super::open::{OpenImage, only_images};
+use super::source::{Segment, Source, Where};
 use super::windows::in_parallel;
 use super::{AnyFormat, Job, ToolError};
 use crate::disk::{Access, Disk, Locking, OpenOptions};
@@ -32,8 +27,8 @@ const GRAIN: usize = 4096;
 /// # Errors
 /// See [`ToolError`]; the child has its old parent then, and reads as before.
 pub fn rebase(path: &Path, format: Format, parent: &Path, content: Content, job: &Job) -> Result<(), ToolError> {
-    only_vhdx(path, format, "another parent")?;
-    let options = OpenOptions { format: Format::Vhdx, access: Access::ReadOnly, ..OpenOptions::default() };
+    only_images(path, format, "another parent")?;
+    let options = OpenOptions { format, access: Access::ReadOnly, ..OpenOptions::default() };
     let own = real(path)?;
     // Without locks: if the child is among them, it is to be written.
     let unlocked = Disk::open(parent, OpenOptions { locking: Locking::Later, ..options })?;
@@ -43,17 +38,17 @@ pub fn rebase(path: &Path, format: Format, parent: &Path, content: Content, job:
         }
     }
     drop(unlocked);
-    let new = Source::open(parent, AnyFormat::Own(Format::Vhdx))?;
+    let new = Source::open(parent, AnyFormat::Own(format))?;
     let old = match content {
         Content::Keep => {
             let disk = Disk::open(path, options)?;
             let Some(old) = disk.chain().nth(1).map(Path::to_owned) else { return Err(no_parent(path)) };
             drop(disk);
-            Some(Source::open(&old, AnyFormat::Own(Format::Vhdx))?)
+            Some(Source::open(&old, AnyFormat::Own(format))?)
         }
         Content::Trust => None,
     };
-    let child = OpenImage::open(path, Access::ReadWrite, Locking::Now)?;
+    let child = OpenImage::open(path, format, Access::ReadWrite, Locking::Now)?;
     if !child.image.has_parent() {
         return Err(no_parent(path));
     }
@@ -65,8 +60,9 @@ pub fn rebase(path: &Path, format: Format, parent: &Path, content: Content, job:
     if let Some(old) = &old {
         copy_differences(&child, old, &new, job)?;
     }
-    let names = name_parent(path, parent, identity(&new)?)?;
-    child.image.set_parent(&names).map_err(ToolError::image(path, "naming its new parent"))?;
+    let Some(identity) = new.identity() else { return Err(ToolError::options(parent, "it is no image")) };
+    let names = name_parent(path, parent, identity)?;
+    child.image.set_parent(&names).map_err(ToolError::boxed(path, "naming its new parent"))?;
     child.close()
 }
 
@@ -78,19 +74,10 @@ fn real(path: &Path) -> Result<PathBuf, ToolError> {
     path.canonicalize().map_err(ToolError::io(path, "looking for it"))
 }
 
-fn identity(parent: &Source) -> Result<vhdx::Guid, ToolError> {
-    let file = parent.levels[0].file.clone();
-    let image = vhdx2::Image::open(file, &vhdx2::OpenOptions { access: vhdx2::Access::ReadOnly });
-    Ok(image.map_err(ToolError::image(&parent.path, "reading what it is"))?.info().data_write_guid)
-}
-
 /// What the child would read otherwise under the new parent goes into it. It reads the same at every moment.
 fn copy_differences(child: &OpenImage, old: &Source, new: &Source, job: &Job) -> Result<(), ToolError> {
-    let (path, file, image) = (child.layer.path.clone(), child.layer.file.clone(), Arc::clone(&child.image));
-    let tables = Arc::clone(&image) as Arc<dyn Mapping>;
-    let level = Level { path: path.clone(), file: file.clone(), tables: Some(tables), size: image.size() };
-    let source = Source::of_levels(vec![level], true);
-    let target = Target { path, file, image: Some(image) };
+    let source = Source::of_levels(vec![child.level()], true);
+    let target = child.target();
     let is_parents = |segment: &Segment| segment.place == Where::Below;
     in_parallel(&source, is_parents, job, |window, buffer| {
         for segment in window.segments.iter().filter(|it| is_parents(it)) {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use vhdx::vhdx::{BeyondEnd, ChangeError};
+use vhdx::vhdx::BeyondEnd;
 
 use super::ToolError;
 use super::open::OpenImage;
@@ -32,7 +32,6 @@ pub fn resize(path: &Path, format: Format, size: u64, smaller: Smaller) -> Resul
         Ok(())
     };
     match format {
-        Format::Vhd => Err(super::open::no_vhd(path)),
         Format::Raw => {
             let layer = Layer::open(path, OpenOptions { access: Access::ReadWrite, ..OpenOptions::default() })?;
             if layer.kind == Kind::BlockDevice {
@@ -45,13 +44,10 @@ pub fn resize(path: &Path, format: Format, size: u64, smaller: Smaller) -> Resul
             refuse_smaller(layer.file.metadata().map_err(resizing())?.len())?;
             layer.file.set_len(size).and_then(|()| layer.file.sync_all()).map_err(resizing())
         }
-        Format::Vhdx => {
-            let open = OpenImage::open(path, Access::ReadWrite, Locking::Now)?;
-            refuse_smaller(open.image.info().size)?;
-            open.image.resize(size, BeyondEnd::Discard).map_err(|error| match error {
-                ChangeError::Size { problem, .. } => ToolError::options(path, format!("a size of {size} bytes: {problem}")),
-                other => ToolError::image(path, "changing its size")(other),
-            })?;
+        Format::Vhdx | Format::Vhd => {
+            let open = OpenImage::open(path, format, Access::ReadWrite, Locking::Now)?;
+            refuse_smaller(open.image.size())?;
+            open.image.resize(size, BeyondEnd::Discard).map_err(ToolError::boxed(path, "changing its size"))?;
             open.close()
         }
     }

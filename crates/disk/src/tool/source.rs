@@ -1,7 +1,5 @@
 //! A disk that is read: one file, a chain of images, or a disk of another platform.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +7,7 @@ use vhdx::{Extent, Mapping, Place, Storage};
 
 use super::{AnyFormat, ToolError};
 use crate::disk::{Access, Disk, OpenOptions};
+use crate::format::Identity;
 use crate::import::{self, Content};
 
 /// Where a part of the virtual disk is.
@@ -63,7 +62,7 @@ impl Segment {
 /// One file of a chain.
 pub(super) struct Level {
     pub path: PathBuf,
-    pub file: Arc<File>,
+    pub file: Arc<dyn Storage>,
     /// None of a raw disk.
     pub tables: Option<Arc<dyn Mapping>>,
     pub size: u64,
@@ -78,14 +77,13 @@ pub(super) struct Source {
     /// Whether there is something under the last level.
     pub is_cut: bool,
     /// Keeps the locks.
-    _disk: Option<Disk>,
+    disk: Option<Disk>,
 }
 
 impl Source {
     /// Opens a disk with all its parents, and locks it against writers. Disks of other platforms cannot be locked.
     pub fn open(path: &Path, format: AnyFormat) -> Result<Source, ToolError> {
         let (disk, foreign) = match format {
-            AnyFormat::Own(crate::Format::Vhd) => return Err(super::open::no_vhd(path)),
             AnyFormat::Own(format) => {
                 let options = OpenOptions { format, access: Access::ReadOnly, ..OpenOptions::default() };
                 (Some(Disk::open(path, options)?), None)
@@ -103,19 +101,24 @@ impl Source {
                 size: disk.capacity(),
             });
             for parent in disk.image().iter().flat_map(|it| it.parents()) {
-                let (path, file) = (parent.layer.path.clone(), parent.layer.file.clone());
+                let (path, file) = (parent.layer.path.clone(), parent.layer.file.clone() as Arc<dyn Storage>);
                 let (size, tables) = (parent.tables.size(), Arc::clone(&parent.tables) as Arc<dyn Mapping>);
                 levels.push(Level { path, file, tables: Some(tables), size });
             }
         }
         let size = foreign.as_ref().map_or_else(|| levels.first().map_or(0, |it| it.size), import::Source::size);
-        Ok(Source { levels, foreign, path: path.to_owned(), size, is_cut: false, _disk: disk })
+        Ok(Source { levels, foreign, path: path.to_owned(), size, is_cut: false, disk })
     }
 
     /// Files that the caller has opened and locked.
     pub fn of_levels(levels: Vec<Level>, is_cut: bool) -> Source {
         let (path, size) = levels.first().map_or_else(Default::default, |it| (it.path.clone(), it.size));
-        Source { levels, foreign: None, path, size, is_cut, _disk: None }
+        Source { levels, foreign: None, path, size, is_cut, disk: None }
+    }
+
+    /// What children know an image by; `None` while it is none, or not locked.
+    pub fn identity(&self) -> Option<Identity> {
+        Some(self.disk.as_ref()?.image()?.tables()?.identity())
     }
 
     /// The unit of the disk's addresses.
@@ -187,7 +190,7 @@ impl Source {
                 at = data;
             }
             if at < end {
-                let hole = next_hole(&level.file, at).map_err(asking())?.clamp(at + 1, end);
+                let hole = level.file.next_hole(at).map_err(asking())?.clamp(at + 1, end);
                 let place = Where::File { depth, offset: at };
                 push(found, Segment { offset: offset + (at - start), length: hole - at, place });
                 at = hole;
@@ -201,7 +204,7 @@ impl Source {
         match segment.place {
             Where::File { depth, offset } => {
                 let level = &self.levels[depth];
-                level.file.read_exact_at(buffer, offset).map_err(ToolError::io(&level.path, "reading it"))
+                level.file.read_at(offset, buffer).map_err(ToolError::io(&level.path, "reading it"))
             }
             Where::Foreign => match &self.foreign {
                 Some(foreign) => Ok(foreign.read_at(segment.offset, buffer)?),
@@ -246,18 +249,6 @@ fn find_foreign(source: &import::Source, offset: u64, length: u64, found: &mut V
         at += length;
     }
     Ok(())
-}
-
-pub(super) fn next_hole(file: &File, offset: u64) -> std::io::Result<u64> {
-    use std::os::fd::AsRawFd;
-    // SAFETY: lseek takes numbers. The file's position is nobody's concern: all reads name theirs.
-    let result = unsafe { libc::lseek(file.as_raw_fd(), offset as libc::off_t, libc::SEEK_HOLE) };
-    if result >= 0 {
-        return Ok(result as u64);
-    }
-    let error = std::io::Error::last_os_error();
-    // A file system that does not know its holes.
-    if error.raw_os_error() == Some(libc::EINVAL) { Ok(u64::MAX) } else { Err(error) }
 }
 
 /// Appends a segment, joined with the last one if it goes on there.

@@ -1,20 +1,18 @@
 //! A disk that is written.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use vhdx::vhdx as vhdx2;
-use vhdx::{Extent, MapError, Mapping, Place, Storage, Ticket};
+use vhdx::{Extent, MapError, Place, Storage, Ticket};
 
 use super::ToolError;
+use crate::format::ToolImage;
 
 /// A disk's file, and its tables if it is an image.
 pub(super) struct Target {
     pub path: PathBuf,
-    pub file: Arc<File>,
-    pub image: Option<Arc<vhdx2::Image>>,
+    pub file: Arc<dyn Storage>,
+    pub image: Option<Arc<dyn ToolImage>>,
 }
 
 impl Target {
@@ -22,14 +20,14 @@ impl Target {
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), ToolError> {
         let writing = || ToolError::io(&self.path, "writing it");
         let Some(image) = &self.image else {
-            return self.file.write_all_at(data, offset).map_err(writing());
+            return self.file.write_at(offset, data).map_err(writing());
         };
-        let (ticket, extents) = self.mapped(image, |extents| image.map_write(offset, data.len() as u64, extents))?;
+        let (ticket, extents) = self.mapped(&**image, |extents| image.map_write(offset, data.len() as u64, extents))?;
         let mut done = 0;
         for Extent { length, place } in extents {
             let part = &data[done..done + length as usize];
             if let Place::File(at) = place
-                && let Err(error) = self.file.write_all_at(part, at)
+                && let Err(error) = self.file.write_at(at, part)
             {
                 image.finish(ticket);
                 return Err(writing()(error));
@@ -46,7 +44,7 @@ impl Target {
         let Some(image) = &self.image else {
             return self.file.punch(offset, length).map_err(zeroing());
         };
-        let (ticket, extents) = self.mapped(image, |extents| image.map_zero(offset, length, extents))?;
+        let (ticket, extents) = self.mapped(&**image, |extents| image.map_zero(offset, length, extents))?;
         for Extent { length, place } in extents {
             if let Place::File(at) = place
                 && let Err(error) = self.file.punch(at, length)
@@ -62,14 +60,14 @@ impl Target {
     /// Maps, and writes tables first where that is asked for.
     fn mapped(
         &self,
-        image: &vhdx2::Image,
+        image: &dyn ToolImage,
         mut map: impl FnMut(&mut Vec<Extent>) -> Result<Ticket, MapError>,
     ) -> Result<(Ticket, Vec<Extent>), ToolError> {
         let mut extents = Vec::new();
         loop {
             match map(&mut extents) {
                 Ok(ticket) => return Ok((ticket, extents)),
-                Err(MapError::CommitFirst) => image.flush().map_err(ToolError::image(&self.path, "writing its tables"))?,
+                Err(MapError::CommitFirst) => image.settle().map_err(ToolError::image(&self.path, "writing its tables"))?,
                 Err(error) => return Err(ToolError::map(&self.path)(error)),
             }
         }
@@ -80,6 +78,6 @@ impl Target {
         if let Some(image) = &self.image {
             image.close().map_err(ToolError::image(&self.path, "closing it"))?;
         }
-        self.file.sync_all().map_err(ToolError::io(&self.path, "making it durable"))
+        self.file.flush().map_err(ToolError::io(&self.path, "making it durable"))
     }
 }

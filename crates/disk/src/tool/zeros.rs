@@ -2,17 +2,12 @@
 
 use std::ops::Range;
 
+use crate::zeros::is_zero;
+
 /// Zeros shorter than this are written with what is around them: a hole costs the file system more than they do.
 const MIN_HOLE: usize = 32 << 10;
 /// The unit in which zeros are looked for: no sector is larger.
 const GRAIN: usize = 4096;
-
-/// Whether all bytes are zero.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    // SIMD, as the compiler makes it: a word at a time, without an early end inside a grain.
-    let (words, rest) = bytes.as_chunks::<8>();
-    words.iter().fold(0, |all, word| all | u64::from_ne_bytes(*word)) == 0 && rest.iter().all(|byte| *byte == 0)
-}
 
 /// Calls `write` for each run of bytes that has to be written into a disk that is all zeros. Runs begin and end at whole grains.
 pub(super) fn each_run<E>(bytes: &[u8], mut write: impl FnMut(Range<usize>) -> Result<(), E>) -> Result<(), E> {

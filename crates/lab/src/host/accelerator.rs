@@ -50,8 +50,10 @@ impl Accelerator {
         match self {
             Accelerator::Kvm => "",
             // The translator's time-stamp counter is steady, but does not say so; its emulation of the mitigations
-            // costs time and protects nothing.
-            Accelerator::Tcg => "tsc=reliable mitigations=off",
+            // costs time and protects nothing. Its processors, each a thread, may use a map of the devices that another one is
+            // just replacing, and QEMU then ends (`iotlb_to_section` in its physmem.c): so there is one until devices are in
+            // their places; init starts the others.
+            Accelerator::Tcg => "tsc=reliable mitigations=off maxcpus=1",
         }
     }
 }

@@ -4,7 +4,7 @@ use super::error::{Action, Damage, OpenError, RepairError};
 use super::footer::{Footer, Kind, SECTOR};
 use super::header::Header;
 use super::image::{FooterState, footer_state, heal};
-use super::layout::{ABSENT, Footers, Layout, check_blocks, read_header, read_table, slot_size};
+use super::layout::{ABSENT, Footers, Layout, check_blocks, find_fixed, read_header, read_table, slot_size};
 use crate::Storage;
 
 /// The most that is reported at once.
@@ -15,6 +15,8 @@ const MOST: usize = 100;
 pub struct Report {
     /// All that is not as it must be, up to 100 of it.
     pub damages: Vec<Damage>,
+    /// There is something, and [`repair`] mends it or did; otherwise it would say what is lost.
+    pub is_repairable: bool,
 }
 
 impl Report {
@@ -31,13 +33,25 @@ impl Report {
 pub fn check(storage: &dyn Storage) -> Result<Report, RepairError> {
     let footers = Footers::read(storage).map_err(unread)?;
     let mut damages = footer_damages(&footers);
-    if let Some(footer) = footers.chosen() {
-        let found =
-            if footer.kind() == Kind::Fixed { fixed_damages(&footers, footer) } else { tables(storage, &footers, footer)?.1 };
-        damages.extend(found);
-    }
+    let doubt = footers.doubt(storage).during::<RepairError>("the file cannot be read")?;
+    let is_mendable = match footers.chosen() {
+        _ if doubt.is_some() => false,
+        Some(footer) if footer.kind() == Kind::Fixed => {
+            let found = fixed_damages(&footers, footer);
+            let is_mendable = found.is_empty();
+            damages.extend(found);
+            is_mendable
+        }
+        Some(footer) => {
+            let (found, table_damages) = tables(storage, &footers, footer)?;
+            damages.extend(table_damages);
+            found.is_some_and(|(header, table)| plan(&footers, footer, &header, &table).is_ok())
+        }
+        None => find_fixed(storage, footers.file_size).during::<RepairError>("the file cannot be read")?.is_some(),
+    };
+    damages.extend(doubt);
     damages.truncate(MOST);
-    Ok(Report { damages })
+    Ok(Report { is_repairable: is_mendable && !damages.is_empty(), damages })
 }
 
 /// Repairs what can be repaired for certain, and says what that was:
@@ -48,10 +62,14 @@ pub fn check(storage: &dyn Storage) -> Result<Report, RepairError> {
 ///   is there, and reads as zeros from there on.
 ///
 /// # Errors
-/// [`RepairError::Lost`] for what exists only once, such as the header, or two blocks in one place. The file is not changed then.
+/// [`RepairError::Lost`] for what exists only once, such as the header, or two blocks in one place; [`RepairError::Doubtful`] if the
+/// file may be one of two disks. It is not changed then.
 pub fn repair(storage: &dyn Storage) -> Result<Report, RepairError> {
     let footers = Footers::read(storage).map_err(unread)?;
     let mut damages = footer_damages(&footers);
+    if let Some(damage) = footers.doubt(storage).during::<RepairError>("the file cannot be read")? {
+        return Err(RepairError::Doubtful(damage));
+    }
     let Some(footer) = footers.chosen().cloned() else {
         return repair_fixed(storage, &footers, damages);
     };
@@ -62,7 +80,7 @@ pub fn repair(storage: &dyn Storage) -> Result<Report, RepairError> {
         if footers.short {
             write_over(storage, footers.end_offset, &footer)?;
         }
-        return Ok(Report { damages });
+        return Ok(Report { is_repairable: !damages.is_empty(), damages });
     }
     let (found, table_damages) = tables(storage, &footers, &footer)?;
     let Some((header, table)) = found else {
@@ -97,7 +115,7 @@ pub fn repair(storage: &dyn Storage) -> Result<Report, RepairError> {
     {
         heal(storage, &layout.footers, &layout.footer, blocks).map_err(unread)?;
     }
-    Ok(Report { damages })
+    Ok(Report { is_repairable: !damages.is_empty(), damages })
 }
 
 fn unread(error: OpenError) -> RepairError {
@@ -189,40 +207,11 @@ fn write_over(storage: &dyn Storage, offset: u64, footer: &Footer) -> Result<(),
     storage.flush().during("the file cannot be flushed")
 }
 
-/// A fixed disk whose footer is not where the file ends: it is the last data in the file then, with nothing but zeros behind it, and it
-/// says a size that ends before it.
+/// A fixed disk whose footer is not where the file ends.
 fn repair_fixed(storage: &dyn Storage, footers: &Footers, damages: Vec<Damage>) -> Result<Report, RepairError> {
-    let Some(offset) = last_data(storage, footers.file_size)? else { return Err(RepairError::NoFooter) };
-    let mut bytes = [0; 512];
-    storage.read_at(offset, &mut bytes).during::<RepairError>("the file cannot be read")?;
-    match Footer::parse(&bytes) {
-        Ok(footer) if footer.kind() == Kind::Fixed && footer.size() == offset => {
-            storage.set_size(offset + SECTOR).during::<RepairError>("the file cannot be cut behind its footer")?;
-            storage.flush().during::<RepairError>("the file cannot be flushed")?;
-            Ok(Report { damages })
-        }
-        _ => Err(RepairError::NoFooter),
-    }
-}
-
-/// The last whole sector that is not zeros. Holes are skipped where the file system knows them.
-fn last_data(storage: &dyn Storage, file_size: u64) -> Result<Option<u64>, RepairError> {
-    const PIECE: u64 = 1 << 20;
-    let end = file_size - file_size % SECTOR;
-    let mut buffer = vec![0; PIECE as usize];
-    let mut piece = end.div_ceil(PIECE);
-    while piece > 0 {
-        piece -= 1;
-        let start = piece * PIECE;
-        let next = storage.next_data(start).during::<RepairError>("the file cannot be read")?;
-        if next.is_none_or(|next| next >= start + PIECE) {
-            continue;
-        }
-        let part = &mut buffer[..(end - start).min(PIECE) as usize];
-        storage.read_at(start, part).during::<RepairError>("the file cannot be read")?;
-        if let Some(last) = part.iter().rposition(|byte| *byte != 0) {
-            return Ok(Some(start + last as u64 / SECTOR * SECTOR));
-        }
-    }
-    Ok(None)
+    let found = find_fixed(storage, footers.file_size).during::<RepairError>("the file cannot be read")?;
+    let Some((offset, _)) = found else { return Err(RepairError::NoFooter) };
+    storage.set_size(offset + SECTOR).during::<RepairError>("the file cannot be cut behind its footer")?;
+    storage.flush().during::<RepairError>("the file cannot be flushed")?;
+    Ok(Report { damages, is_repairable: true })
 }

@@ -19,13 +19,13 @@ use std::collections::VecDeque;
 use std::mem;
 
 use super::footer::SECTOR;
-use super::image::{Access, Image, InCommit, State, Tables};
+use super::image::{Access, Core, InCommit, State, Tables};
 use crate::{Commit, MapError, Mapping, Step};
 
 /// The longest single write of table sectors, in sectors.
 const RUN: usize = 2048;
 
-impl Image {
+impl Core {
     pub(super) fn next_commit(&self) -> Option<Commit> {
         let plain = |steps: &[Step], id| Some(Commit { steps: steps.iter().cloned().collect(), id });
         if self.access == Access::ReadOnly {
@@ -66,8 +66,9 @@ impl Image {
             steps.push_back(Step::Flush);
         }
         steps.push_back(Step::Durable);
-        let generation = self.epochs.advance();
-        for range in state.space.begin_commit(generation) {
+        // As far as it can: two steps bring back what nobody knows.
+        let _ = self.epochs.advance() && self.epochs.advance();
+        for range in state.space.begin_commit(self.epochs.generation()) {
             steps.push_back(Step::Punch { offset: range.start, length: range.end - range.start });
         }
         let id = carried.id;
@@ -106,11 +107,8 @@ impl Image {
         state.space.end_commit(durable, self.epochs.generation());
     }
 
-    /// A commit whose steps are done here, for tools and before the file's layout changes.
-    ///
-    /// # Errors
-    /// If a step failed. What the commit carried is part of the next one.
-    pub fn commit(&self) -> Result<(), MapError> {
+    /// A commit whose steps are done here. No other is under way.
+    pub(super) fn commit(&self) -> Result<(), MapError> {
         let Some(mut commit) = self.begin_commit()? else {
             let source = std::io::ErrorKind::ResourceBusy.into();
             return Err(MapError::Io { action: "another commit is under way", source });

@@ -28,7 +28,7 @@ pub enum OpenError {
     /// There is no footer: neither at the end of the file nor at its beginning.
     #[error(
         "this is not a VHD: there is no footer in the last sector (offset {end}: {problem}) and no copy in the first; \
-         if it was one, 'maru disk repair' looks for the footer"
+         if it was one, 'maru disk check --repair' looks for the footer"
     )]
     NotVhd {
         /// Where the footer should be.
@@ -41,7 +41,7 @@ pub enum OpenError {
     Damaged(#[from] Damage),
     /// The footer is one byte short, as old versions of Virtual PC wrote it.
     #[error(
-        "the footer at offset {0} of the file has 511 bytes; open the image for reading only, or run 'maru disk repair' on it"
+        "the footer at offset {0} of the file has 511 bytes; open the image for reading only, or run 'maru disk check --repair' on it"
     )]
     ShortFooter(u64),
     /// The file could not be read or written.
@@ -117,8 +117,8 @@ pub enum ResizeError {
     /// Differencing disks keep the size they have.
     #[error("a differencing disk keeps its size; merge it into its parent and resize that")]
     Differencing,
-    /// Requests are under way.
-    #[error("{0} requests to the disk are under way; resize it when they are done")]
+    /// It was to become smaller while requests are under way.
+    #[error("{0} requests to the disk are under way; make it smaller when they are done")]
     Busy(u64),
     /// The image was opened for reading only.
     #[error("the image is open for reading only")]
@@ -145,6 +145,9 @@ pub enum RepairError {
     /// What is damaged exists only once.
     #[error("{0}; there is no second copy of it: restore the image from a backup")]
     Lost(Damage),
+    /// The file may be one of two disks.
+    #[error("{0}")]
+    Doubtful(Damage),
     /// The file could not be read or written.
     #[error("{action}: {source}")]
     Io {

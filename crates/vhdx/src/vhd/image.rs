@@ -3,17 +3,17 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::bitmaps::Bitmaps;
-use super::epochs::Epochs;
-use super::error::{Action, OpenError};
+use super::error::{Action, OpenError, ParentError, ResizeError};
 use super::footer::{Footer, Kind, SECTOR, Timestamp, UniqueId};
 use super::header::Header;
 use super::layout::{ABSENT, Blocks, Footers, Layout, bitmap_size, slot_size, table_size};
 use super::parent::{ParentName, read_parent};
 use super::space::{Shape, Space};
-use crate::Storage;
+use crate::epochs::Epochs;
+use crate::{Commit, Extent, MapError, Mapping, Storage, Ticket};
 
 /// What an image is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +60,18 @@ pub struct Info {
     pub parent: Option<ParentName>,
 }
 
-/// An open VHD.
+/// An open VHD; see [`Mapping`] for what it answers.
 pub struct Image {
+    /// Written only when the disk gets another size or parent.
+    core: RwLock<Core>,
+    /// Whether a commit is under way, or something that none may disturb.
+    is_busy: Mutex<bool>,
+    /// Rings when that ends.
+    idle: Condvar,
+}
+
+/// An image as it is between two changes of its size or parent.
+pub(super) struct Core {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) access: Access,
     pub(super) footers: FooterState,
@@ -80,6 +90,8 @@ pub(super) struct Tables {
     /// Where each block's bitmap is, in sectors of the file. Read without a lock, changed under `state`.
     pub entries: Vec<AtomicU32>,
     pub bitmaps: Bitmaps,
+    /// The header in the file may be another than the one here.
+    pub is_broken: bool,
     pub state: Mutex<State>,
 }
 
@@ -133,6 +145,15 @@ impl Tables {
     }
 }
 
+/// No commit is under way, and none begins, as long as this exists.
+struct Quiet<'a>(&'a Image);
+
+impl Drop for Quiet<'_> {
+    fn drop(&mut self) {
+        self.0.end_busy();
+    }
+}
+
 impl Image {
     /// Opens an image. With [`Access::ReadWrite`] a footer that is missing at the end, or wrong at the beginning, is written again from
     /// the other: after a crash this is how a good image looks.
@@ -140,6 +161,104 @@ impl Image {
     /// # Errors
     /// The first thing in the file that is not as it must be. Nothing is written then.
     pub fn open(storage: Arc<dyn Storage>, access: Access) -> Result<Image, OpenError> {
+        let core = Core::open(storage, access)?;
+        Ok(Image { core: RwLock::new(core), is_busy: Mutex::new(false), idle: Condvar::new() })
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Core> {
+        self.core.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Core> {
+        self.core.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn busy(&self) -> MutexGuard<'_, bool> {
+        self.is_busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end_busy(&self) {
+        *self.busy() = false;
+        self.idle.notify_all();
+    }
+
+    /// Waits until no commit is under way.
+    fn quiet(&self) -> Quiet<'_> {
+        let mut busy = self.idle.wait_while(self.busy(), |busy| *busy).unwrap_or_else(PoisonError::into_inner);
+        *busy = true;
+        Quiet(self)
+    }
+
+    /// What the image says about itself.
+    #[must_use]
+    pub fn info(&self) -> Info {
+        self.read().info()
+    }
+
+    /// Makes durable what is complete, on this thread; waits for a commit that is under way elsewhere.
+    ///
+    /// # Errors
+    /// If a step failed. What the commit carried is part of the next one.
+    pub fn commit(&self) -> Result<(), MapError> {
+        let _quiet = self.quiet();
+        self.read().commit()
+    }
+
+    /// Writes everything, and gives back what was freed. All tickets must be back: what they complete later is not in the file, and what
+    /// they know is not given back.
+    ///
+    /// # Errors
+    /// If something could not be written; nothing that was flushed is lost.
+    pub fn close(&self) -> Result<(), MapError> {
+        let _quiet = self.quiet();
+        let core = self.read();
+        // A commit takes what was freed out of the table, the next one punches it.
+        while core.access == Access::ReadWrite && !core.is_clean() {
+            core.commit()?;
+            if core.epochs.count() > 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the disk another size in bytes; what is new reads as zeros, what is past a smaller size is lost. Durable when it returns. A
+    /// crash leaves the old or the new size. Waits for a commit that is under way; a disk that grows may be in use meanwhile.
+    ///
+    /// # Errors
+    /// See [`ResizeError`]. After [`ResizeError::Io`] the image has to be opened again.
+    pub fn resize(&self, size: u64) -> Result<(), ResizeError> {
+        let _quiet = self.quiet();
+        self.write().resize(size)
+    }
+
+    /// Names another parent, for one that was moved, or that has another id but is known to hold the same data. Durable when it returns;
+    /// a crash leaves the old or the new parent. Waits for a commit that is under way.
+    ///
+    /// # Errors
+    /// See [`ParentError`]. What could not be written is the old parent still, or the new one.
+    pub fn set_parent(&self, parent: ParentName) -> Result<(), ParentError> {
+        let _quiet = self.quiet();
+        self.write().set_parent(parent)
+    }
+
+    /// Moves up to `most` blocks from the end of the file into free space before them; answers how many. When there is none left to
+    /// move, the file is cut off behind the last. No request is under way. `copy` gets the old offset, the new one, and a length.
+    ///
+    /// # Errors
+    /// See [`MapError`]; blocks are where they were then, or in their new place.
+    pub fn move_to_front(
+        &self,
+        most: usize,
+        copy: &mut dyn FnMut(u64, u64, u64) -> std::io::Result<()>,
+    ) -> Result<u64, MapError> {
+        let _quiet = self.quiet();
+        self.write().move_to_front(most, copy)
+    }
+}
+
+impl Core {
+    fn open(storage: Arc<dyn Storage>, access: Access) -> Result<Core, OpenError> {
         let Layout { footers, footer, blocks } = Layout::read(&*storage)?;
         let state = footer_state(&footers, &footer);
         if access == Access::ReadWrite {
@@ -162,11 +281,14 @@ impl Image {
             blocks.as_ref().map_or(footers.end_offset, |blocks| blocks.end)
         };
         let tables = blocks.map(|blocks| tables(&footer, blocks, footer_at));
-        Ok(Image { storage, access, footers: state, footer, parent, epochs: Epochs::default(), tables })
+        let mut core = Core { storage, access, footers: state, footer, parent, epochs: Epochs::default(), tables };
+        if access == Access::ReadWrite {
+            core.release_past_end();
+        }
+        Ok(core)
     }
 
-    /// What the image says about itself.
-    pub fn info(&self) -> Info {
+    fn info(&self) -> Info {
         let allocated =
             |tables: &Tables| tables.entries.iter().filter(|entry| entry.load(Ordering::Relaxed) != ABSENT).count() as u64;
         Info {
@@ -185,7 +307,72 @@ impl Image {
 
 impl std::fmt::Debug for Image {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Image").field("access", &self.access).field("info", &self.info()).finish_non_exhaustive()
+        f.debug_struct("Image").field("info", &self.info()).finish_non_exhaustive()
+    }
+}
+
+impl Mapping for Image {
+    fn size(&self) -> u64 {
+        self.read().size()
+    }
+
+    fn logical_sector_size(&self) -> u32 {
+        self.read().logical_sector_size()
+    }
+
+    fn physical_sector_size(&self) -> u32 {
+        self.read().physical_sector_size()
+    }
+
+    fn block_size(&self) -> u32 {
+        self.read().block_size()
+    }
+
+    fn has_parent(&self) -> bool {
+        self.read().has_parent()
+    }
+
+    fn map_read(&self, offset: u64, length: u64, extents: &mut Vec<Extent>) -> Result<Ticket, MapError> {
+        self.read().map_read(offset, length, extents)
+    }
+
+    fn map_write(&self, offset: u64, length: u64, extents: &mut Vec<Extent>) -> Result<Ticket, MapError> {
+        self.read().map_write(offset, length, extents)
+    }
+
+    fn map_zero(&self, offset: u64, length: u64, extents: &mut Vec<Extent>) -> Result<Ticket, MapError> {
+        self.read().map_zero(offset, length, extents)
+    }
+
+    fn map_discard(&self, offset: u64, length: u64, extents: &mut Vec<Extent>) -> Result<Ticket, MapError> {
+        self.read().map_discard(offset, length, extents)
+    }
+
+    fn complete(&self, ticket: Ticket) {
+        self.read().complete(ticket);
+    }
+
+    fn finish(&self, ticket: Ticket) {
+        self.read().finish(ticket);
+    }
+
+    fn is_clean(&self) -> bool {
+        self.read().is_clean()
+    }
+
+    fn begin_commit(&self) -> Result<Option<Commit>, MapError> {
+        let mut busy = self.busy();
+        if *busy {
+            return Ok(None);
+        }
+        let commit = self.read().begin_commit()?;
+        *busy = commit.is_some();
+        Ok(commit)
+    }
+
+    fn end_commit(&self, commit: Commit, result: Result<(), std::io::ErrorKind>) {
+        self.read().end_commit(commit, result);
+        self.end_busy();
     }
 }
 
@@ -245,6 +432,7 @@ fn tables(footer: &Footer, blocks: Blocks, footer_at: u64) -> Tables {
         block_size: u64::from(block_size),
         bitmap_size: shape.bitmap,
         header,
+        is_broken: false,
         state: Mutex::new(State {
             space: Space::new(shape, footer_at, gaps),
             footer_at,

@@ -1,5 +1,7 @@
 //! Finds the parts of an image in its file and makes sure that each is where nothing else is, before anything is believed.
 
+use std::io;
+
 use super::bytes::round_up;
 use super::error::{Action, Damage, OpenError};
 use super::footer::{Footer, Kind, SECTOR};
@@ -60,6 +62,23 @@ impl Footers {
         }
     }
 
+    /// A footer at the beginning of the file counts only where it cannot be a guest's: not if a fixed disk seems to end before the file
+    /// does, as a crash leaves it that became larger. Its first sector may hold anything.
+    pub fn doubt(&self, storage: &dyn Storage) -> io::Result<Option<Damage>> {
+        if self.end.is_ok() || self.copy.is_err() {
+            return Ok(None);
+        }
+        let damage = |(offset, _)| {
+            let problem = format!(
+                "a fixed disk seems to end here, but the first sector is that of another kind, which a guest may have written; \
+                 if the disk is fixed, cut the file behind this footer (truncate -s {}), otherwise append a copy of the first sector",
+                offset + SECTOR
+            );
+            Damage::new("footer", offset, problem)
+        };
+        Ok(find_fixed(storage, self.file_size)?.map(damage))
+    }
+
     /// Whether the footer at the end is this disk's.
     pub fn end_is_good(&self) -> bool {
         self.end.as_ref().is_ok_and(|end| self.chosen() == Some(end))
@@ -99,6 +118,9 @@ impl Layout {
             let problem = footers.end.as_ref().err().cloned().unwrap_or_default();
             return Err(OpenError::NotVhd { end: footers.end_offset, problem });
         };
+        if let Some(damage) = footers.doubt(storage).during::<OpenError>("the file cannot be read")? {
+            return Err(damage.into());
+        }
         let blocks = if footer.kind() == Kind::Fixed {
             if footer.size() > footers.end_offset {
                 let problem = format!("the disk has {} bytes, more than there are before its footer", footer.size());
@@ -118,6 +140,37 @@ impl Layout {
         };
         Ok(Layout { footers, footer, blocks })
     }
+}
+
+/// The footer of a fixed disk that is not where the file ends: the last data in the file, with nothing but zeros behind it, and a size
+/// that ends before it.
+pub(crate) fn find_fixed(storage: &dyn Storage, file_size: u64) -> io::Result<Option<(u64, Footer)>> {
+    let Some(offset) = last_data(storage, file_size)? else { return Ok(None) };
+    let mut bytes = [0; 512];
+    storage.read_at(offset, &mut bytes)?;
+    let footer = Footer::parse(&bytes).ok();
+    Ok(footer.filter(|footer| footer.kind() == Kind::Fixed && footer.size() == offset).map(|footer| (offset, footer)))
+}
+
+/// The last whole sector that is not zeros. Holes are skipped where the file system knows them.
+fn last_data(storage: &dyn Storage, file_size: u64) -> io::Result<Option<u64>> {
+    const PIECE: u64 = 1 << 20;
+    let end = file_size - file_size % SECTOR;
+    let mut buffer = vec![0; PIECE as usize];
+    let mut piece = end.div_ceil(PIECE);
+    while piece > 0 {
+        piece -= 1;
+        let start = piece * PIECE;
+        if storage.next_data(start)?.is_none_or(|next| next >= start + PIECE) {
+            continue;
+        }
+        let part = &mut buffer[..(end - start).min(PIECE) as usize];
+        storage.read_at(start, part)?;
+        if let Some(last) = part.iter().rposition(|byte| *byte != 0) {
+            return Ok(Some(start + last as u64 / SECTOR * SECTOR));
+        }
+    }
+    Ok(None)
 }
 
 /// The size of a block's bitmap in the file.
@@ -163,7 +216,7 @@ pub(crate) fn read_table(storage: &dyn Storage, header: &Header, limit: u64) -> 
 }
 
 /// Where the footer's copy, the header, the table, and the parent's names are.
-fn own_ranges(footer: &Footer, header: &Header) -> Vec<(u64, u64, &'static str)> {
+pub(crate) fn own_ranges(footer: &Footer, header: &Header) -> Vec<(u64, u64, &'static str)> {
     let mut ranges = vec![
         (0, SECTOR, "the footer's copy"),
         (footer.header_offset(), footer.header_offset() + HEADER, "the header"),

@@ -3,11 +3,12 @@
 use super::bitmaps::{all_set, is_set, run_end};
 use super::error::Action;
 use super::footer::{Kind, SECTOR};
-use super::image::{Access, Image, State, Tables};
+use super::image::{Access, Core, State, Tables};
 use crate::mapping::Change;
 use crate::{Commit, Extent, MapError, Mapping, Place, Ticket};
 
-/// New blocks that wait for a commit; a request that needs more asks for one first.
+/// New blocks that wait for a commit; a request that needs more asks for one first. One that needs more by itself gets them: callers bound
+/// what they zero in a child at once (64 MiB in a VM, which is as many of the smallest blocks).
 const NEW_BLOCKS: usize = 16_384;
 
 /// A part of a request in one block.
@@ -60,7 +61,7 @@ fn push(extents: &mut Vec<Extent>, first: usize, length: u64, place: Place) {
     extents.push(Extent { length, place });
 }
 
-impl Image {
+impl Core {
     fn range(&self, offset: u64, length: u64) -> Result<(), MapError> {
         let size = self.footer.size();
         let end = offset.saturating_add(length);
@@ -242,7 +243,7 @@ impl Image {
     }
 }
 
-impl Mapping for Image {
+impl Mapping for Core {
     fn size(&self) -> u64 {
         self.footer.size()
     }
@@ -307,6 +308,28 @@ impl Mapping for Image {
         }
     }
 
+    fn map_discard(&self, offset: u64, length: u64, extents: &mut Vec<Extent>) -> Result<Ticket, MapError> {
+        match &self.tables {
+            Some(tables) if self.has_parent() => {
+                self.writable(offset, length)?;
+                self.with_ticket(extents, |extents| {
+                    let first = extents.len();
+                    for part in tables.parts(offset, length) {
+                        self.read_part(tables, &part, extents, first)?;
+                    }
+                    // What the parent has takes no space here, and would if it was hidden.
+                    let mut index = 0;
+                    extents.retain(|extent| {
+                        index += 1;
+                        index <= first || matches!(extent.place, Place::File(_))
+                    });
+                    Ok(Change::Nothing)
+                })
+            }
+            _ => self.map_zero(offset, length, extents),
+        }
+    }
+
     fn complete(&self, ticket: Ticket) {
         if let (Change::Present { offset, length }, Some(tables)) = (&ticket.change, &self.tables) {
             for part in tables.parts(*offset, *length) {
@@ -336,6 +359,10 @@ impl Mapping for Image {
     }
 
     fn begin_commit(&self) -> Result<Option<Commit>, MapError> {
+        if self.tables.as_ref().is_some_and(|tables| tables.is_broken) {
+            let action = "changing the image: an earlier failure left its tables unsure; open it again";
+            return Err(MapError::Io { action, source: std::io::ErrorKind::Other.into() });
+        }
         Ok(self.next_commit())
     }
 

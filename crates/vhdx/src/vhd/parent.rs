@@ -4,7 +4,7 @@ use super::bytes::round_up;
 use super::error::{Action, OpenError, ParentError};
 use super::footer::{Footer, Kind, SECTOR, Timestamp, UniqueId};
 use super::header::{ABSOLUTE, HEADER, Header, Locator, MAX_PATH, NAME_UNITS, RELATIVE};
-use super::image::{Access, Image};
+use super::image::{Access, Core};
 use crate::{MapError, Storage};
 
 /// What a differencing disk knows of its parent.
@@ -81,15 +81,12 @@ pub(super) fn read_parent(storage: &dyn Storage, header: &Header) -> Result<Pare
     })
 }
 
-impl Image {
-    /// Names another parent, for one that was moved, or that has another id but is known to hold the same data.
+impl Core {
+    /// See [`Image::set_parent`](super::Image::set_parent).
     ///
     /// The header has no copy and is larger than a sector, so it is not written over: a new one is written at the end of the file, and
-    /// then the footers point to it. A crash leaves the old or the new parent.
-    ///
-    /// # Errors
-    /// See [`ParentError`]. What could not be written is the old parent still, or the new one.
-    pub fn set_parent(&mut self, parent: ParentName) -> Result<(), ParentError> {
+    /// then the footers point to it.
+    pub(super) fn set_parent(&mut self, parent: ParentName) -> Result<(), ParentError> {
         if self.access == Access::ReadOnly {
             return Err(ParentError::ReadOnly);
         }

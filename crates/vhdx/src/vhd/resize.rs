@@ -1,4 +1,4 @@
-//! Other sizes for fixed and dynamic disks, while no requests are under way.
+//! Other sizes for fixed and dynamic disks. A disk grows while it is in use: nothing that a request knows changes its place.
 
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU32;
@@ -6,18 +6,14 @@ use std::sync::atomic::AtomicU32;
 use super::bitmaps::Bitmaps;
 use super::error::{Action, ResizeError};
 use super::footer::{Footer, Kind, MAX_SIZE, SECTOR};
-use super::image::{Access, Image, Tables};
+use super::image::{Access, Core, Tables};
 use super::layout::{ABSENT, table_size};
 use super::parent::switch_footers;
 use crate::Storage;
 
-impl Image {
-    /// Gives the disk another size in bytes; what is new reads as zeros, what is past a smaller size is lost. A crash leaves the old or
-    /// the new size.
-    ///
-    /// # Errors
-    /// See [`ResizeError`]. After [`ResizeError::Io`] the image has to be opened again.
-    pub fn resize(&mut self, size: u64) -> Result<(), ResizeError> {
+impl Core {
+    /// See [`Image::resize`](super::Image::resize).
+    pub(super) fn resize(&mut self, size: u64) -> Result<(), ResizeError> {
         if self.access == Access::ReadOnly {
             return Err(ResizeError::ReadOnly);
         }
@@ -27,11 +23,10 @@ impl Image {
         if self.footer.kind() == Kind::Differencing {
             return Err(ResizeError::Differencing);
         }
-        let under_way = self.epochs.in_flight();
-        if under_way > 0 {
+        let under_way = self.epochs.count();
+        if size < self.footer.size() && under_way > 0 {
             return Err(ResizeError::Busy(under_way));
         }
-        self.release_past_end();
         self.commit()?;
         let mut footer = self.footer.clone();
         let before = footer.size();
@@ -50,7 +45,7 @@ impl Image {
     }
 
     /// Blocks past the disk's end give their place back: those that were just cut off, or that a crash left before they were.
-    fn release_past_end(&mut self) {
+    pub(super) fn release_past_end(&mut self) {
         let count = |tables: &Tables| self.footer.size().div_ceil(tables.block_size) as u32;
         let Some(tables) = &self.tables else { return };
         let mut state = tables.lock();
@@ -123,10 +118,13 @@ fn grow(storage: &dyn Storage, tables: &mut Tables, before: u64, old: &Footer, n
         flush()?;
         // All that changed is in the first sector, which arrives as a whole or not at all.
         let first = &header.bytes()[..SECTOR as usize];
+        tables.is_broken = true;
         storage.write_at(old.header_offset(), first).during::<ResizeError>("the header cannot be written")?;
-        tables.header = header;
+        flush()?;
+        (tables.header, tables.is_broken) = (header, false);
+    } else {
+        flush()?;
     }
-    flush()?;
     let end = tables.state.get_mut().unwrap_or_else(PoisonError::into_inner).footer_at;
     switch_footers(storage, new, end).during("the footers cannot be written")
 }

@@ -103,6 +103,17 @@ impl Space {
         Some(at)
     }
 
+    /// A place for one block in space before this place.
+    pub fn take_before(&mut self, limit: u64) -> Option<u64> {
+        if self.free.keys().next().is_some_and(|start| *start < limit) { self.take() } else { None }
+    }
+
+    /// Nothing is taken from here on, and the file ends.
+    pub fn cut(&mut self, end: u64) {
+        self.free.split_off(&end);
+        self.end = end;
+    }
+
     /// Gives back what [`Space::take`] gave and nobody has seen; `end` is the end before.
     pub fn untake(&mut self, places: Vec<u64>, end: u64) {
         self.end = end;

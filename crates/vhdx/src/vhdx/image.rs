@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::entry::{Entry, State as BlockState};
-use super::epochs::Epochs;
 use super::geometry::{Geometry, Owner};
 use super::header::Headers;
 use super::layout::PAGE;
@@ -17,6 +16,7 @@ use super::regions::Regions;
 use super::scan::Rules;
 use super::space::Space;
 use super::table::{Page, Table, WORDS};
+use crate::epochs::Epochs;
 use crate::{Guid, MapError, Storage};
 
 /// An open VHDX image; see [`Mapping`](crate::Mapping) for what it answers.

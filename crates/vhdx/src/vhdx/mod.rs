@@ -28,7 +28,6 @@ mod commit;
 mod compact;
 mod create;
 mod entry;
-mod epochs;
 mod error;
 mod geometry;
 mod header;

@@ -136,7 +136,7 @@ impl Image {
             data_end,
             bat: Table::new(MAX_BAT / PAGE as u64),
             bitmaps: Table::new(if facts.has_parent { chunks * 256 } else { 0 }),
-            tickets: super::epochs::Epochs::default(),
+            tickets: crate::epochs::Epochs::default(),
             started: AtomicBool::new(false),
             idle: Condvar::new(),
             log_capacity,

@@ -130,6 +130,6 @@ impl Image {
 
     /// Whether another commit would give no more space back.
     pub(super) fn is_space_settled(&self, state: &mut State) -> bool {
-        state.space.is_settled() || self.tickets.has_any()
+        state.space.is_settled() || self.tickets.count() > 0
     }
 }

@@ -6,8 +6,8 @@
 //!  free ▶ freed ▶ carried by a commit ▶ logged ▶ nobody's (tickets are back) ▶ punched by a commit ▶ free, and zeros
 //! ```
 
-use super::epochs::Epochs;
 use super::layout::{MAX_FILE, UNIT};
+use crate::epochs::Epochs;
 
 /// Megabytes, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,7 +190,7 @@ impl Space {
         if !self.draining.is_empty() && tickets.is_drained() {
             self.unused.append(&mut self.draining);
         }
-        if self.draining.is_empty() && !self.logged.is_empty() && tickets.switch() {
+        if self.draining.is_empty() && !self.logged.is_empty() && tickets.advance() {
             self.draining = std::mem::take(&mut self.logged);
             if tickets.is_drained() {
                 self.unused.append(&mut self.draining);

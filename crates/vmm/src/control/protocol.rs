@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{DiskConfig, NetConfig};
+use crate::config::{DiskConfig, DiskLimits, NetConfig};
 
 /// What a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +53,13 @@ pub enum Request {
         id: String,
         /// Its new size; a block device must have grown already.
         bytes: u64,
+    },
+    /// Limit how much a disk may do, from now on.
+    SetDiskLimits {
+        /// Its name.
+        id: String,
+        /// The limits; what is left out has none.
+        limits: DiskLimits,
     },
     /// Have this many vCPUs.
     SetCpus {

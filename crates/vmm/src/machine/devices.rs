@@ -10,7 +10,7 @@ use disk::{Disk, OpenError, ResizeError};
 
 use super::events::{EventSender, MachineEvent};
 use super::{Machine, RunState};
-use crate::config::{BUILT_IN_IDS, ConfigError, ConsoleConfig, DiskConfig, NetBackend, NetConfig, check_id};
+use crate::config::{BUILT_IN_IDS, ConfigError, ConsoleConfig, DiskConfig, DiskLimits, NetBackend, NetConfig, check_id};
 use crate::devices::balloon::{Balloon, BalloonConfig, BalloonHandle};
 use crate::devices::block::{Block, BlockConfig, BlockError, ErrorPolicy};
 use crate::devices::console::{Console, ConsoleHandle};
@@ -287,6 +287,7 @@ impl Machine {
     }
 
     fn make_disk(&self, config: &DiskConfig, disk: Disk) -> Result<Made, DeviceError> {
+        disk.set_limits(config.limits.into());
         let events: EventSender = self.events.clone();
         let id = config.id.clone();
         let queues = match config.queues {
@@ -401,6 +402,16 @@ impl Machine {
             DeviceHandle::Block(block) => Ok(block.lock().expect("device lock").set_capacity(bytes)?),
             _ => Err(DeviceError::Kind { id: id.into(), wanted: "a disk" }),
         }
+    }
+
+    /// Limits what a disk may do, from now on.
+    pub fn set_disk_limits(&mut self, id: &str, limits: DiskLimits) -> Result<(), DeviceError> {
+        match &self.device(id)?.handle {
+            DeviceHandle::Block(block) => block.lock().expect("device lock").disk().set_limits(limits.into()),
+            _ => return Err(DeviceError::Kind { id: id.into(), wanted: "a disk" }),
+        }
+        self.config.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.limits = limits);
+        Ok(())
     }
 
     /// Plugs a network card's cable in or out.

@@ -111,6 +111,8 @@ pub struct Machine {
     acpi: Arc<Mutex<AcpiController>>,
     platform_devices: PlatformDevices,
     console: ConsoleOutput,
+    /// The console itself, unless that is a virtio one.
+    serial_output: ConsoleOutput,
     slots: Vec<DeviceSlot>,
     vcpus: Vec<Vcpu>,
     boot: BootFiles,
@@ -156,7 +158,7 @@ impl Machine {
         let console = ConsoleOutput::new();
         // With a virtio console, what the serial port prints (a firmware, an early crash) is kept apart.
         let serial_output = if config.console == ConsoleConfig::Serial { console.clone() } else { ConsoleOutput::new() };
-        let platform_devices = PlatformDevices::new(&buses.ports, &interrupts, serial_output, &events)?;
+        let platform_devices = PlatformDevices::new(&buses.ports, &interrupts, serial_output.clone(), &events)?;
 
         let power_on = (Vec::new(), KvmState::save(&kvm.vm)?);
         let mut machine = Machine {
@@ -169,6 +171,7 @@ impl Machine {
             acpi,
             platform_devices,
             console,
+            serial_output,
             slots: Vec::new(),
             vcpus: Vec::new(),
             boot,
@@ -298,6 +301,11 @@ impl Machine {
     /// What the guest prints on its console.
     pub fn console(&self) -> &ConsoleOutput {
         &self.console
+    }
+
+    /// What the guest prints on its serial port where its console is another one: an early crash, for example.
+    pub fn serial_output(&self) -> Option<&ConsoleOutput> {
+        (self.config.console != ConsoleConfig::Serial).then_some(&self.serial_output)
     }
 
     /// Lets the guest run. Does nothing if it does already.

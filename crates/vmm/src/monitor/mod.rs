@@ -18,7 +18,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::config::OnReset;
 use crate::control::{Connection, Event, EventKind, Failure, Listener, Message, Reply, Request};
 use crate::cpu::vcpu::VcpuEvent;
-use crate::devices::console::host::{Attachment, InputPump, StartAt};
+use crate::devices::console::host::{Attachment, ConsoleOutput, InputPump, StartAt};
 use crate::devices::pvpanic::GuestPanic;
 use crate::error_chain;
 use crate::machine::events::{EventQueue, MachineEvent};
@@ -48,6 +48,11 @@ impl Ending {
     }
 }
 
+/// Text without what a terminal would obey.
+fn printable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).chars().filter(|character| *character == '\n' || !character.is_control()).collect()
+}
+
 impl std::fmt::Display for Ending {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -67,6 +72,8 @@ const FIRST_CLIENT: u64 = 2;
 const MAX_CLIENTS: usize = 64;
 /// How long the last output may take to reach its readers when the VM has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How much of the serial port is shown in the end.
+const SERIAL_LAST_BYTES: usize = 4096;
 
 struct Peer {
     connection: Connection,
@@ -158,7 +165,19 @@ impl Monitor {
         for (attachment, _) in self.consoles.drain(..) {
             attachment.finish(LAST_WORDS);
         }
+        if ending.exit_status() != 0 {
+            self.print_serial_output();
+        }
         Ok(ending)
+    }
+
+    /// A guest with another console that crashes early or for good often says so on its serial port, and only there.
+    fn print_serial_output(&self) {
+        let Some((_, printed)) = self.machine.serial_output().map(ConsoleOutput::scroll_back) else { return };
+        let end = &printed[printed.len().saturating_sub(SERIAL_LAST_BYTES)..];
+        if !end.is_empty() {
+            eprintln!("maru-vmm: the guest's serial port printed at last:\n{}", printable(end));
+        }
     }
 
     fn machine_events(&mut self) {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::{Args, Subcommand, ValueEnum};
 use vmm::memory::BLOCK;
 
-use crate::options::{DISK_FORM, DiskOption, NET_FORM, NetOption};
+use crate::options::{DISK_FORM, DiskOption, LIMITS_FORM, LimitsOption, NET_FORM, NetOption};
 use crate::output::Output;
 use crate::size::ByteSize;
 
@@ -98,6 +98,14 @@ pub(super) enum Action {
         /// Its new size, like 20G
         size: ByteSize,
     },
+    /// Limit how much a disk may do, from now on
+    LimitDisk {
+        /// The disk
+        id: String,
+        /// The limits, as for `maru vm run --disk`; what is left out has none
+        #[arg(value_name = LIMITS_FORM)]
+        limits: LimitsOption,
+    },
     /// Give the VM this many vCPUs, at most its `max`
     SetCpus {
         /// The number
@@ -186,7 +194,7 @@ mod tests {
 
     #[test]
     fn every_action_has_its_form() {
-        let lines: [&[&str]; 19] = [
+        let lines: [&[&str]; 20] = [
             &["status"],
             &["status", "-o", "json"],
             &["config"],
@@ -200,6 +208,7 @@ mod tests {
             &["add-net", "tap=t"],
             &["remove", "disk0"],
             &["resize-disk", "disk0", "20G"],
+            &["limit-disk", "disk0", "iops=500"],
             &["set-cpus", "4"],
             &["set-memory", "+1G"],
             &["set-balloon", "0"],
@@ -214,13 +223,14 @@ mod tests {
 
     #[test]
     fn mistakes_are_explained() {
-        let cases: [(&[&str], &str); 8] = [
+        let cases: [(&[&str], &str); 9] = [
             (&["set-memory", "1G"], "write +1G"),
             (&["set-memory", "+1"], "'1' has no unit"),
             (&["set-memory", "+1M"], "multiple of 2M"),
             (&["set-balloon", "big"], "'big' is no size"),
             (&["set-link", "net0", "left"], "up, down"),
             (&["add-disk", "/d,rw"], "there is no part 'rw'"),
+            (&["limit-disk", "disk0", "iops=many"], "'many' is no number"),
             (&["add-net", "br0"], "tap= or vhost-user= is missing"),
             (&["powerbutton"], "power-button"),
         ];

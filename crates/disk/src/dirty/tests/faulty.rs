@@ -117,6 +117,18 @@ impl Storage for Faulty {
         result
     }
 
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.content().len() as u64)
+    }
+
+    fn set_size(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn punch(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn flush(&self) -> io::Result<()> {
         let mut state = self.0.lock().unwrap();
         // A flush that fails leaves everything open, as on Linux.

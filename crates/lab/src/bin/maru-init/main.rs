@@ -1,7 +1,7 @@
 //! PID 1 of the appliance.
 //!
 //! ```text
-//!   mount ─► modules ─► name, NICs ─► services ─► reap, restart ─► (SIGUSR2, SIGTERM) stop services ─► power
+//!   mount ─► modules ─► processors ─► name, NICs ─► services ─► reap, restart ─► (SIGUSR2, SIGTERM) stop services ─► power
 //! ```
 //!
 //! Configuration comes from the kernel command line, because the appliance has no disk of its own:
@@ -47,6 +47,21 @@ fn main() -> ExitCode {
     }
 }
 
+/// Starts the processors that the kernel was told to leave alone (`maxcpus=`).
+fn start_processors() -> Option<std::io::Error> {
+    let start = || {
+        for entry in std::fs::read_dir("/sys/devices/system/cpu")? {
+            // The first processor has no such file: it cannot be stopped.
+            let switch = entry?.path().join("online");
+            if switch.exists() && std::fs::read(&switch)?.starts_with(b"0") {
+                std::fs::write(switch, "1")?;
+            }
+        }
+        Ok(())
+    };
+    start().err()
+}
+
 fn init() -> ExitCode {
     let mut problems: Vec<String> =
         pid1::mount_system().into_iter().map(|(what, error)| format!("cannot mount {what}: {error}")).collect();
@@ -57,6 +72,7 @@ fn init() -> ExitCode {
     for (module, error) in pid1::load_boot_modules() {
         problems.push(format!("cannot load module {module}: {error}"));
     }
+    problems.extend(start_processors().into_iter().map(|error| format!("a processor does not start: {error}")));
     if !std::path::Path::new("/dev/kvm").exists() {
         problems.push("there is no /dev/kvm: this processor has no virtualization, or the firmware has switched it off".into());
     }

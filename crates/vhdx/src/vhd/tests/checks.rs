@@ -17,7 +17,7 @@ fn first_bytes(memory: &Arc<Memory>) -> Vec<u8> {
 fn repaired(bytes: Vec<u8>) -> Arc<Memory> {
     let memory = Arc::new(Memory::of(bytes));
     let found = check(&*memory).unwrap();
-    assert!(!found.is_good());
+    assert!(!found.is_good() && found.is_repairable);
     assert_eq!(memory.writes(), 0);
     assert_eq!(repair(&*memory).unwrap(), found);
     assert_eq!(check(&*memory).unwrap(), Report::default());
@@ -86,6 +86,25 @@ fn a_header_that_is_lost_is_not_repaired() {
     let mut bytes = sample(NewKind::Dynamic);
     bytes[600] ^= 1;
     let memory = Arc::new(Memory::of(bytes));
+    assert!(!check(&*memory).unwrap().is_repairable);
     assert!(matches!(repair(&*memory), Err(RepairError::Lost(Damage { structure: "header", offset: 512, .. }))));
+    assert_eq!(memory.writes(), 0);
+}
+
+#[test]
+fn a_guests_first_sector_does_not_make_a_fixed_disk_another() {
+    let mut bytes = sample(NewKind::Fixed);
+    let forged = sample(NewKind::Dynamic);
+    bytes[..forged.len().min(4096)].copy_from_slice(&forged[..forged.len().min(4096)]);
+    // The footer at the end counts, whatever a guest wrote.
+    assert_eq!(open(&Arc::new(Memory::of(bytes.clone()))).info().kind, Kind::Fixed);
+    // A crash left the file longer than its footer says.
+    bytes.resize(bytes.len() + (2 << 20), 0);
+    let memory = Arc::new(Memory::of(bytes));
+    let error = Image::open(memory.clone(), Access::ReadWrite).unwrap_err();
+    assert!(error.to_string().contains("truncate -s 37376"), "{error}");
+    assert!(matches!(repair(&*memory), Err(RepairError::Doubtful(_))));
+    let report = check(&*memory).unwrap();
+    assert!(!report.is_good() && !report.is_repairable);
     assert_eq!(memory.writes(), 0);
 }

@@ -142,7 +142,7 @@ fn a_crash_while_the_parent_changes_leaves_the_old_or_the_new_one() {
         let mut other = parent();
         other.relative_path = Some(".\\other.vhd".into());
         let cut = Arc::new(Cut { memory: memory.clone(), left: (1 + random.below(9) as usize).into() });
-        let mut image = Image::open(cut.clone(), Access::ReadWrite).unwrap();
+        let image = Image::open(cut.clone(), Access::ReadWrite).unwrap();
         write(&image, &*memory, 0, &[9; 512]);
         image.commit().ok();
         let _ = image.set_parent(other.clone());
@@ -174,7 +174,55 @@ fn a_crash_while_the_size_changes_leaves_the_old_or_the_new_one() {
         if found > SIZE {
             assert!(read(&image, &*left, SIZE, found - SIZE).iter().all(|byte| *byte == 0), "seed {seed}: not zeros");
         }
+        image.close().unwrap();
+        assert_eq!(check(&*left).unwrap(), Report::default(), "seed {seed}: blocks past the end are left");
     }
+}
+
+/// Moves blocks to the front until none can move.
+fn compact(image: &Image, storage: &dyn Storage) -> Result<(), MapError> {
+    let mut copy = |from: u64, to: u64, length: u64| {
+        let mut bytes = vec![0; length as usize];
+        storage.read_at(from, &mut bytes)?;
+        storage.write_at(to, &bytes)
+    };
+    while image.move_to_front(2, &mut copy)? > 0 {}
+    image.close()
+}
+
+#[test]
+fn a_crash_while_blocks_move_leaves_the_same_disk_and_compacting_again_finishes() {
+    let mut sizes = std::collections::BTreeSet::new();
+    for seed in 0..3000 {
+        let mut random = Random(seed);
+        let memory = new(NewKind::Dynamic, SIZE, BLOCK);
+        let image = open(&memory);
+        for sector in 0..SECTORS as u64 {
+            write(&image, &*memory, sector * 512, &[1 + (sector % 250) as u8; 512]);
+        }
+        for block in [1, 2, 3, 6] {
+            zero(&image, &*memory, block * u64::from(BLOCK), u64::from(BLOCK));
+        }
+        let content = read(&image, &*memory, 0, SIZE);
+        image.commit().unwrap();
+        drop(image);
+        let cut = Arc::new(Cut { memory: memory.clone(), left: (1 + random.below(40) as usize).into() });
+        let image = Image::open(cut.clone(), Access::ReadWrite);
+        let is_done = image.is_ok_and(|image| compact(&image, &*cut).is_ok());
+        let left = Arc::new(Memory::of(memory.crash(&mut random)));
+        let image = Image::open(left.clone(), Access::ReadWrite).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        assert!(read(&image, &*left, 0, SIZE) == content, "seed {seed}: after the crash");
+        assert_eq!(check(&*left).unwrap(), Report::default(), "seed {seed}");
+        compact(&image, &*left).unwrap();
+        drop(image);
+        assert!(read(&open(&left), &*left, 0, SIZE) == content, "seed {seed}: afterwards");
+        assert_eq!(check(&*left).unwrap(), Report::default(), "seed {seed}");
+        sizes.insert((is_done, left.size().unwrap()));
+    }
+    // It was cut, and it was not; the file is as short in the end, but for what blocks are aligned to.
+    let slot = 512 + u64::from(BLOCK);
+    assert!(sizes.iter().any(|it| it.0) && sizes.iter().any(|it| !it.0));
+    assert!(sizes.iter().all(|it| it.1 <= 2048 + 512 + 6 * (slot + 4096)), "{sizes:?}");
 }
 
 /// Fails all changes after some.

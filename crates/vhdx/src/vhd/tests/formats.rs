@@ -55,7 +55,7 @@ fn the_parents_names_are_utf16_in_two_byte_orders() {
 fn another_parent_is_found_after_opening_again() {
     let memory = new(NewKind::Differencing(parent()), 100 << 20, BLOCK_SIZE);
     let other = ParentName { id: UniqueId([9; 16]), name: "other".into(), absolute_path: None, ..parent() };
-    let mut image = open(&memory);
+    let image = open(&memory);
     write(&image, &*memory, 512, &[1; 512]);
     image.set_parent(other.clone()).unwrap();
     write(&image, &*memory, 50 << 20, &[2; 512]);

@@ -27,7 +27,7 @@ fn use_all(bytes: Vec<u8>) {
             assert!(!matches!(extent.place, Place::File(offset) if offset + extent.length > length));
         }
     }
-    if let Ok(mut image) = Image::open(memory.clone(), Access::ReadWrite) {
+    if let Ok(image) = Image::open(memory.clone(), Access::ReadWrite) {
         let size = image.size().min(64 << 10);
         let _ = try_write(&image, &*memory, 0, &vec![1; size as usize]);
         zero(&image, &*memory, 0, size);

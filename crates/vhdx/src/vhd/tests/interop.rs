@@ -78,7 +78,7 @@ fn qemu_reads_what_was_resized() {
     let (vhd, raw) = (directory.path().join("a.vhd"), directory.path().join("a.raw"));
     let storage = file(&vhd);
     create(&*storage, &options(NewKind::Dynamic, SIZE, BLOCK_SIZE)).unwrap();
-    let mut image = Image::open(storage.clone(), Access::ReadWrite).unwrap();
+    let image = Image::open(storage.clone(), Access::ReadWrite).unwrap();
     write(&image, &*storage, 0, &[7; 512]);
     // More than 128 blocks, so the table has to move.
     let size = 600 << 20;

@@ -161,3 +161,17 @@ fn threads_that_write_zero_and_commit_keep_their_own_blocks() {
     write(&image, &*memory, 0, &[1; 64 * BLOCK as usize]);
     assert!(memory.size().unwrap() <= size.max(66 * 8192), "space did not come back");
 }
+
+#[test]
+fn a_discard_in_a_differencing_disk_takes_no_space() {
+    let memory = new(NewKind::Differencing(parent()), 1 << 20, BLOCK);
+    let image = open(&memory);
+    write(&image, &*memory, 512, &[1; 512]);
+    image.commit().unwrap();
+    let mut extents = Vec::new();
+    let ticket = image.map_discard(0, 1 << 20, &mut extents).unwrap();
+    assert!(matches!(extents[..], [Extent { length: 512, place: Place::File(_) }]), "{extents:?}");
+    image.complete(ticket);
+    assert!(image.is_clean());
+    assert_eq!(place(&image, 1024), Place::Parent);
+}

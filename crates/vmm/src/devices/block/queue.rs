@@ -131,6 +131,8 @@ impl Worker {
             stopping = self.take_events();
             self.tell_driver();
         }
+        // What waits for a limit could keep a pause waiting for minutes.
+        self.engine.cancel_parked();
         while self.engine.in_flight() > 0 {
             self.engine.wait();
             self.take_events();
@@ -328,6 +330,8 @@ impl Worker {
         let policy = match error {
             IoError::NoSpace => self.shared.on_no_space,
             IoError::UnexpectedEnd | IoError::Damaged | IoError::Os(_) => self.shared.on_error,
+            // It has not begun, and does when the device is activated anew, where the disk is then.
+            IoError::Moved | IoError::Canceled => return true,
             IoError::OutOfRange | IoError::ReadOnly => return false,
         };
         let Some(listener) = &self.shared.listener else { return false };

@@ -59,6 +59,32 @@ fn requests_in_flight_during_a_pause_are_answered_exactly_once() {
 }
 
 #[test]
+fn a_pause_does_not_wait_for_limits() {
+    let mut machine = Machine::new(Options::default());
+    // A byte in each second: the first request is free, the next ones have to wait for minutes.
+    let rate = disk::limits::Rate::steady(std::num::NonZeroU64::MIN);
+    let limits = disk::limits::Limits { operations: None, bandwidth: Some(rate) };
+    machine.harness.device.disk().set_limits(limits);
+    for slot in 0..3 {
+        let chain = [machine.header(slot, READ, slot), writable(DATA + slot * 512, 512), machine.status(slot)];
+        machine.harness.queues[0].push(&chain);
+    }
+    machine.harness.queues[0].kick();
+    machine.harness.wait_used(0);
+    let begin = Instant::now();
+    let queues = machine.harness.device.quiesce();
+    assert!(begin.elapsed() < Duration::from_secs(100), "{:?}", begin.elapsed());
+    // What waited is part of the device's state, and goes on with it.
+    let held = BlockState::decode(&machine.harness.device.save()[..]).unwrap().held;
+    assert_eq!(held.iter().map(|held| held.heads.len()).sum::<usize>(), 2);
+    machine.harness.device.disk().set_limits(disk::limits::Limits::default());
+    machine.harness.activate_with(VERSION_1 | FLUSH, queues).unwrap();
+    machine.harness.wait_used(0);
+    machine.harness.wait_used(0);
+    assert_eq!([0, 1, 2].map(|slot| machine.status_of(slot)), [OK; 3]);
+}
+
+#[test]
 fn what_arrives_while_paused_is_served_without_a_kick() {
     let mut machine = Machine::new(Options::default());
     let queues = machine.harness.device.quiesce();

@@ -2,82 +2,16 @@
 
 #![allow(missing_docs)]
 
+mod room;
+mod vhd;
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::os::unix::fs::FileExt;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-struct Room(tempfile::TempDir);
-
-impl Room {
-    fn new() -> Room {
-        Room(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, program: &str, words: &str) -> Output {
-        let mut command = Command::new(program);
-        command.args(words.split_whitespace()).current_dir(self.0.path()).stdin(Stdio::null());
-        command.output().unwrap_or_else(|error| panic!("{program} is needed for this test: {error}"))
-    }
-
-    fn maru(&self, words: &str) -> Output {
-        self.run(env!("CARGO_BIN_EXE_maru"), &format!("disk {words}"))
-    }
-
-    /// What was printed, of a command that must succeed.
-    fn ok(&self, words: &str) -> String {
-        succeed(words, self.maru(words))
-    }
-
-    /// The error, of a command that must fail with this exit status.
-    fn fail(&self, status: i32, words: &str) -> String {
-        let output = self.maru(words);
-        assert_eq!(output.status.code(), Some(status), "{words}: {output:?}");
-        String::from_utf8(output.stderr).unwrap()
-    }
-
-    fn qemu(&self, words: &str) -> String {
-        succeed(words, self.run("qemu-img", words))
-    }
-
-    /// A raw disk with data here and there.
-    fn pattern(&self, name: &str, size: u64) {
-        let file = File::create_new(self.path(name)).unwrap();
-        file.set_len(size).unwrap();
-        let mut state = 0x9e37_79b9_7f4a_7c15u64;
-        for (index, start) in (0..size).step_by(3 << 20).enumerate() {
-            let bytes: Vec<u8> = (0..(512 << (index % 9)) / 8)
-                .flat_map(|_| {
-                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                    state.to_le_bytes()
-                })
-                .collect();
-            file.write_all_at(&bytes[..bytes.len().min((size - start) as usize)], start).unwrap();
-        }
-    }
-
-    fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(self.0.path()).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-}
-
-fn succeed(words: &str, output: Output) -> String {
-    assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn usage(path: &Path) -> u64 {
-    fs::metadata(path).unwrap().blocks() * 512
-}
+use room::{Room, child_of, usage, write_raw};
 
 #[test]
 fn qemu_understands_what_create_makes() {
@@ -187,20 +121,6 @@ fn resize_grows_and_cuts_only_when_told() {
     room.ok("check b.vhdx");
 }
 
-fn write_raw(room: &Room, name: &str, pattern: u8, offset: u64, length: usize) {
-    let file = File::options().write(true).open(room.path(name)).unwrap();
-    file.write_all_at(&vec![pattern; length], offset).unwrap();
-}
-
-/// A child whose content is that of a raw disk: made of a base by rebasing it from a whole copy.
-fn child_of(room: &Room, child: &str, base: &str, content: &str) {
-    room.ok(&format!("convert {content} whole.vhdx"));
-    room.ok(&format!("create {child} --parent whole.vhdx --block-size 1M"));
-    room.ok(&format!("rebase {child} --parent {base}"));
-    fs::remove_file(room.path("whole.vhdx")).unwrap();
-    room.ok(&format!("compare {content} {child}"));
-}
-
 #[test]
 fn a_rebased_child_reads_as_before_and_merges_into_its_new_parent() {
     let room = Room::new();
@@ -210,7 +130,7 @@ fn a_rebased_child_reads_as_before_and_merges_into_its_new_parent() {
     write_raw(&room, "new.raw", 7, 4096, 8192);
     write_raw(&room, "new.raw", 0, 3 << 20, 3 << 20);
     write_raw(&room, "new.raw", 9, (13 << 20) + 512, 700);
-    child_of(&room, "child.vhdx", "base.vhdx", "new.raw");
+    child_of(&room, "vhdx", "new.raw");
     let map = room.ok("map child.vhdx -o json");
     let depths: Vec<_> = serde_json::from_str::<Vec<serde_json::Value>>(&map).unwrap();
     assert!(depths.iter().any(|it| it["depth"] == 0) && depths.iter().any(|it| it["depth"] == 1));
@@ -325,7 +245,7 @@ fn a_merge_that_is_killed_again_and_again_loses_nothing_and_finishes() {
     for at in 0..20u64 {
         write_raw(&room, "new.raw", at as u8, (at << 21) + 4096, 600_000);
     }
-    child_of(&room, "child.vhdx", "base.vhdx", "new.raw");
+    child_of(&room, "vhdx", "new.raw");
     let mut kills = 0;
     for round in 0..40 {
         let mut command = Command::new(env!("CARGO_BIN_EXE_maru"));
