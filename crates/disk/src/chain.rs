@@ -22,6 +22,15 @@ pub(crate) struct Parent {
     pub layer: Layer,
 }
 
+/// Makes durable what the parents hold. A flush of the child reaches the child's file alone, and whoever flushes it counts on all that
+/// could be read before; a parent was perhaps written by a VM or copied a moment ago, and is in the page cache only.
+pub(crate) fn settle(parents: &[Parent]) -> Result<(), OpenError> {
+    parents.iter().try_for_each(|parent| {
+        let io = |source| OpenError::Io { path: parent.layer.path.clone(), action: "making it durable, as a parent", source };
+        parent.layer.file.sync_data().map_err(io)
+    })
+}
+
 /// Opens all parents of an image, the nearest first. The first of them may be `given`, open and not yet locked.
 pub(crate) fn open_parents(
     own: &Layer,

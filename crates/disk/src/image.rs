@@ -37,6 +37,9 @@ impl Image {
         };
         let tables = open_tables(own, options.format, access)?;
         let parents = chain::open_parents(own, &*tables, given, options)?;
+        if options.access == Access::ReadWrite {
+            chain::settle(&parents)?;
+        }
         let copies = options.copy_on_read && options.access == Access::ReadWrite && !parents.is_empty();
         Ok(Image {
             format: options.format,
