@@ -51,9 +51,8 @@ fn a_check_of_a_disk_in_use_names_its_user_and_takes_no_change_for_damage() {
     let directory = directory();
     let path = directory.path().join("disk.vhdx");
     create(&path, SIZE, None);
-    // Until changes under way were seen that a single look would have taken for damage: about every fifth check sees one.
-    let seen = |reports: &[Report]| reports.iter().map(|report| report.passing).sum::<u64>();
-    for report in checks_of_a_busy_disk(&path, |reports| seen(reports) >= 3 && reports.len() >= 20) {
+    // On two free processors about every fifth check sees a change under way that a single look would have taken for damage.
+    for report in checks_of_a_busy_disk(&path, |reports| reports.len() >= 50) {
         assert!(report.is_sound(), "{report:?}");
         assert!(matches!(report.in_use_by, Some(Holder::Process { pid, .. }) if pid == std::process::id()), "{report:?}");
     }
