@@ -13,9 +13,6 @@ use super::*;
 use crate::mirror::{HandOverError, Mirror, MirrorEnd, MirrorError, Phase, Progress};
 
 const SIZE: usize = 24 * MIB;
-/// Nothing here takes so long, on any machine.
-const LONG: Duration = Duration::from_secs(120);
-
 /// Each format as the source and as the target; targets hold something else before.
 fn pairs(directory: &Path) -> Vec<(Disk, Disk)> {
     let mut pairs = Vec::new();
@@ -138,23 +135,19 @@ fn with_guests<T>(source: &Disk, target: &Disk, act: impl FnOnce() -> T) -> (T, 
                 scope.spawn(move || Guest::new(source, number).run(is_over, target))
             })
             .collect();
-        // Also if it panics: the guests would go on for ever.
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
-        is_over.store(true, Ordering::Relaxed);
+        let over = Over(&is_over);
+        let result = act();
+        drop(over);
         let lanes = guests.into_iter().flat_map(|guest| guest.join().unwrap());
         let mut model = vec![0; SIZE];
         lanes.for_each(|lane| model[lane.start..lane.start + LANE].copy_from_slice(&lane.model));
-        (result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)), model)
+        (result, model)
     })
 }
 
 /// Looks until the mirror is as wanted.
 fn wait_for(mirror: &Mirror, wanted: impl Fn(Progress) -> bool) {
-    let begin = std::time::Instant::now();
-    while !wanted(mirror.progress()) {
-        assert!(begin.elapsed() < LONG, "{:?}", mirror.progress());
-        std::thread::yield_now();
-    }
+    wait_until(|| format!("{:?}", mirror.progress()), || wanted(mirror.progress()));
 }
 
 #[test]
@@ -164,6 +157,7 @@ fn after_a_hand_over_under_load_the_target_has_every_write() {
         let ((), model) = with_guests(&source, &target, || {
             let mirror = Mirror::start(&source, target.clone(), None).unwrap();
             let before = content(&source);
+            wait_until(|| "guests do not write".into(), || content(&source) != before);
             let hand_over = mirror.hand_over(LONG).unwrap();
             assert_eq!(mirror.progress().phase, Phase::Ready);
             let (here, there) = (content(&source), content(&target));

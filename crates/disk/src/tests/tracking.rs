@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex};
 
 use libc::iovec;
@@ -81,8 +81,8 @@ fn a_write_that_ends_after_its_mark_was_taken_is_marked_again() {
     }
 }
 
-/// Writes here and there until told to stop, with many requests under way.
-fn scribble(disk: &Disk, seed: u64, is_over: &AtomicBool) {
+/// Writes here and there until told to stop, with many requests under way, and counts those that have ended.
+fn scribble(disk: &Disk, seed: u64, is_over: &AtomicBool, written: &AtomicU64) {
     const DEPTH: usize = 16;
     let mut engine = Engine::new(disk, DEPTH as u16).unwrap();
     let mut random = Random::new(seed);
@@ -103,6 +103,7 @@ fn scribble(disk: &Disk, seed: u64, is_over: &AtomicBool) {
         engine.wait();
         while let Some(Event::Done { tag, result }) = engine.next() {
             result.unwrap();
+            written.fetch_add(1, Ordering::Relaxed);
             if !is_over.load(Ordering::Relaxed) {
                 start(&mut engine, tag, &mut memory);
             }
@@ -115,11 +116,12 @@ fn what_differs_from_a_point_in_time_is_marked_while_threads_write() {
     let directory = directory();
     for (path, options) in disks(directory.path(), SIZE) {
         let disk = Disk::open(path, options).unwrap();
-        let is_over = AtomicBool::new(false);
+        let (is_over, written) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
+            let _over = Over(&is_over);
             for seed in 1..=3 {
-                let (disk, is_over) = (&disk, &is_over);
-                scope.spawn(move || scribble(disk, seed, is_over));
+                let (disk, is_over, written) = (&disk, &is_over, &written);
+                scope.spawn(move || scribble(disk, seed, is_over, written));
             }
             let content = || read(&mut Engine::new(&disk, 1).unwrap(), 0, SIZE);
             for round in 0..10 {
@@ -131,8 +133,9 @@ fn what_differs_from_a_point_in_time_is_marked_while_threads_write() {
                 add(&tracker, "point");
                 let before = content();
                 drop(held);
-                // Reads of the whole disk take long enough for many writes.
                 content();
+                let seen = written.load(Ordering::Relaxed);
+                wait_until(|| "writes do not go on".into(), || written.load(Ordering::Relaxed) >= seen + 100);
                 let held = disk.hold_writes();
                 let (after, taken) = (content(), tracker.take("point", 0..u64::MAX).unwrap());
                 drop(held);
@@ -145,7 +148,6 @@ fn what_differs_from_a_point_in_time_is_marked_while_threads_write() {
                 drop(taken);
                 disk.untrack(&tracker).unwrap();
             }
-            is_over.store(true, Ordering::Relaxed);
         });
     }
 }
