@@ -232,7 +232,11 @@ fn a_crashing_guest_is_noticed() {
             let mut process = host.spawn(Exec::new(["maru", "vm", "control", "--socket", "/run/vm.control", "events"])).unwrap();
             match process.wait_for("the crash", common::PATIENCE, |text| text.contains("panicked")) {
                 Ok(text) => break text,
-                Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+                Err(error) => {
+                    let end = vm.ended();
+                    assert!(end.is_none(), "the VM ended ({end:?}):\n{}", vm.output);
+                    assert!(std::time::Instant::now() < deadline, "{error}");
+                }
             }
         };
         events.truncate(200);

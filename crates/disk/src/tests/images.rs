@@ -233,30 +233,35 @@ fn a_small_log_makes_requests_wait_for_commits_not_fail() {
     }
 }
 
+/// Gives a disk of 2 MiB these sizes in turn while another thread writes to it, and uses its new end each time.
+pub(super) fn grow_while_written(disk: &Disk, sizes: [usize; 3]) {
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut engine = Engine::new(disk, 4).unwrap();
+            for round in 0..200 {
+                write(&mut engine, round % 2 * MIB, &[round as u8; 4096], Durability::Volatile).unwrap();
+                flush(&mut engine).unwrap();
+            }
+        });
+        for size in sizes {
+            disk.resize(size as u64).unwrap();
+            assert_eq!(disk.capacity(), size as u64);
+            let mut engine = Engine::new(disk, 4).unwrap();
+            write(&mut engine, size - 512, &[9; 512], Durability::Durable).unwrap();
+            assert_eq!(read(&mut engine, size - 1024, 1024), [[0; 512], [9; 512]].concat());
+        }
+        writer.join().unwrap();
+    });
+}
+
 #[test]
 fn an_image_grows_while_it_is_used() {
     let directory = directory();
     let path = directory.path().join("a.vhdx");
     create(&path, 2 * MIB, None);
     let disk = Disk::open(&path, image_options()).unwrap();
-    std::thread::scope(|scope| {
-        let writer = scope.spawn(|| {
-            let mut engine = Engine::new(&disk, 4).unwrap();
-            for round in 0..200 {
-                write(&mut engine, round % 2 * MIB, &[round as u8; 4096], Durability::Volatile).unwrap();
-                flush(&mut engine).unwrap();
-            }
-        });
-        // Also where the table has to move: 4096 entries of 8 bytes fit where the first ones are.
-        for size in [3 * MIB, 5 * MIB + 512, 200_000 * MIB] {
-            disk.resize(size as u64).unwrap();
-            assert_eq!(disk.capacity(), size as u64);
-            let mut engine = Engine::new(&disk, 4).unwrap();
-            write(&mut engine, size - 512, &[9; 512], Durability::Durable).unwrap();
-            assert_eq!(read(&mut engine, size - 512, 512), [9; 512]);
-        }
-        writer.join().unwrap();
-    });
+    // Also where the table has to move: 4096 entries of 8 bytes fit where the first ones are.
+    grow_while_written(&disk, [3 * MIB, 5 * MIB + 512, 200_000 * MIB]);
     assert!(matches!(disk.resize(MIB as u64), Err(ResizeError::Shrink { .. })));
     drop(disk);
     let disk = Disk::open(&path, image_options()).unwrap();

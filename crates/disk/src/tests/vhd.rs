@@ -54,23 +54,8 @@ fn a_vhd_grows_while_it_is_used_and_a_child_does_not() {
         let path = directory.path().join(format!("{disk_type}.vhd"));
         create(&path, disk_type, 2 * MIB);
         let disk = Disk::open(&path, options()).unwrap();
-        std::thread::scope(|scope| {
-            let writer = scope.spawn(|| {
-                let mut engine = Engine::new(&disk, 4).unwrap();
-                for round in 0..200 {
-                    write(&mut engine, round % 2 * MIB, &[round as u8; 4096], Durability::Volatile).unwrap();
-                    flush(&mut engine).unwrap();
-                }
-            });
-            // The last one needs another table: one of 128 entries is a sector.
-            for size in [3 * MIB, 5 * MIB + 512, 500 * MIB] {
-                disk.resize(size as u64).unwrap();
-                let mut engine = Engine::new(&disk, 4).unwrap();
-                write(&mut engine, size - 512, &[9; 512], Durability::Durable).unwrap();
-                assert_eq!(read(&mut engine, size - 1024, 1024), [[0; 512], [9; 512]].concat());
-            }
-            writer.join().unwrap();
-        });
+        // The last one needs another table: one of 128 entries is a sector.
+        grow_while_written(&disk, [3 * MIB, 5 * MIB + 512, 500 * MIB]);
         let error = disk.resize(3 << 40).unwrap_err();
         assert!(error.to_string().contains("2040 GiB"), "{error}");
         drop(disk);

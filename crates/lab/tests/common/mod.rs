@@ -86,6 +86,12 @@ pub struct Vm<'h> {
     pub output: String,
 }
 
+/// What a VM did next.
+enum Next {
+    Printed,
+    Ended(ExitStatus),
+}
+
 /// Command line for a test guest that acts by `words`.
 pub fn guest_arguments(words: &str) -> Vec<String> {
     let command_line = format!("console=ttyS0 quiet panic=-1 mitigations=off memhp_default_state=online {words}");
@@ -120,6 +126,17 @@ impl<'h> Vm<'h> {
         Vm { host, name: name.into(), process, output: String::new() }
     }
 
+    /// Waits for the next thing that it does, and takes in what that prints; `None` if there is none before `deadline`.
+    fn next(&mut self, deadline: Instant) -> Option<Next> {
+        Some(match answer(self.host, self.process.next_event(Some(deadline)))? {
+            Event::Stdout(bytes) | Event::Stderr(bytes) => {
+                self.output += &String::from_utf8_lossy(&bytes);
+                Next::Printed
+            }
+            Event::Exit(status) => Next::Ended(status),
+        })
+    }
+
     /// Takes in what it printed until `found` accepts all of it.
     pub fn wait_for(&mut self, what: &str, found: impl FnMut(&str) -> bool) {
         if let Some(status) = self.wait_for_or_end(what, found) {
@@ -131,9 +148,9 @@ impl<'h> Vm<'h> {
     pub fn wait_for_or_end(&mut self, what: &str, mut found: impl FnMut(&str) -> bool) -> Option<ExitStatus> {
         let deadline = Instant::now() + PATIENCE;
         while !found(&self.output) {
-            match answer(self.host, self.process.next_event(Some(deadline))) {
-                Some(Event::Stdout(bytes) | Event::Stderr(bytes)) => self.output += &String::from_utf8_lossy(&bytes),
-                Some(Event::Exit(status)) => return Some(status),
+            match self.next(deadline) {
+                Some(Next::Printed) => {}
+                Some(Next::Ended(status)) => return Some(status),
                 None => panic!("timed out waiting for {what}:\n{}\n{}", self.output, self.circumstances()),
             }
         }
@@ -142,10 +159,13 @@ impl<'h> Vm<'h> {
 
     /// How it has ended, if it has.
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        while let Some(event) = answer(self.host, self.process.next_event(Some(Instant::now()))) {
-            match event {
-                Event::Stdout(bytes) | Event::Stderr(bytes) => self.output += &String::from_utf8_lossy(&bytes),
-                Event::Exit(status) => return Some(status),
+        self.end_before(Instant::now())
+    }
+
+    fn end_before(&mut self, deadline: Instant) -> Option<ExitStatus> {
+        while let Some(next) = self.next(deadline) {
+            if let Next::Ended(status) = next {
+                return Some(status);
             }
         }
         None
@@ -175,10 +195,10 @@ impl<'h> Vm<'h> {
     pub fn wait(mut self) -> (i32, String) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match answer(self.host, self.process.next_event(Some(deadline))) {
-                Some(Event::Stdout(bytes) | Event::Stderr(bytes)) => self.output += &String::from_utf8_lossy(&bytes),
-                Some(Event::Exit(ExitStatus::Code(code))) => return (code, self.output),
-                Some(Event::Exit(status)) => panic!("the VM ended strangely: {status:?}\n{}", self.output),
+            match self.next(deadline) {
+                Some(Next::Printed) => {}
+                Some(Next::Ended(ExitStatus::Code(code))) => return (code, self.output),
+                Some(Next::Ended(status)) => panic!("the VM ended strangely: {status:?}\n{}", self.output),
                 None => panic!("timed out waiting for the VM to end:\n{}\n{}", self.output, self.circumstances()),
             }
         }
@@ -198,15 +218,7 @@ impl<'h> Vm<'h> {
         if !output.success() {
             let failure = format!("maru vm control {arguments:?}\n{}{}", output.text(), output.error_text());
             // A monitor that has ended has said why, and with which status.
-            let deadline = Instant::now() + Duration::from_secs(5);
-            let mut end = None;
-            while end.is_none() {
-                match answer(self.host, self.process.next_event(Some(deadline))) {
-                    Some(Event::Stdout(bytes) | Event::Stderr(bytes)) => self.output += &String::from_utf8_lossy(&bytes),
-                    Some(Event::Exit(status)) => end = Some(status),
-                    None => break,
-                }
-            }
+            let end = self.end_before(Instant::now() + Duration::from_secs(5));
             let kept = self.output.len().saturating_sub(4000);
             panic!("{failure}\nthe VM's end: {end:?}\n{}\n{}", &self.output[kept..], self.circumstances());
         }

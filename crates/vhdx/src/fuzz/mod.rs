@@ -8,7 +8,7 @@
 
 mod input;
 mod model;
-mod vhd;
+pub(crate) mod vhd;
 mod vhdx;
 
 pub use input::{Input, patch};

@@ -14,7 +14,8 @@ const SIZE: u64 = 9 * BLOCK as u64;
 const FOOTER: usize = 512;
 const HEADER: usize = 1024;
 
-fn parent() -> ParentName {
+/// A parent as a child may name it; there is no such file.
+pub(crate) fn parent() -> ParentName {
     ParentName {
         id: UniqueId([7; 16]),
         changed: Timestamp(12_345),

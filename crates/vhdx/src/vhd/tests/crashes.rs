@@ -52,7 +52,7 @@ fn crash_and_look(memory: &Memory, random: &mut Random, promise: &Promise, seed:
 }
 
 fn run(kind: NewKind, seed: u64) {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let initial = if matches!(kind, NewKind::Differencing(_)) { PARENT } else { 0 };
     let memory = new(kind, SIZE, BLOCK);
     let mut image = open(&memory);
@@ -137,7 +137,7 @@ fn a_differencing_disk_keeps_what_was_flushed_whatever_a_crash_loses() {
 #[test]
 fn a_crash_while_the_parent_changes_leaves_the_old_or_the_new_one() {
     for seed in 0..2000 {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let memory = new(NewKind::Differencing(parent()), SIZE, BLOCK);
         let mut other = parent();
         other.relative_path = Some(".\\other.vhd".into());
@@ -156,7 +156,7 @@ fn a_crash_while_the_parent_changes_leaves_the_old_or_the_new_one() {
 #[test]
 fn a_crash_while_the_size_changes_leaves_the_old_or_the_new_one() {
     for seed in 0..3000 {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let memory = new(NewKind::Dynamic, SIZE, BLOCK);
         let image = open(&memory);
         write(&image, &*memory, 0, &vec![9; SIZE as usize]);
@@ -194,7 +194,7 @@ fn compact(image: &Image, storage: &dyn Storage) -> Result<(), MapError> {
 fn a_crash_while_blocks_move_leaves_the_same_disk_and_compacting_again_finishes() {
     let mut sizes = std::collections::BTreeSet::new();
     for seed in 0..3000 {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let memory = new(NewKind::Dynamic, SIZE, BLOCK);
         let image = open(&memory);
         for sector in 0..SECTORS as u64 {

@@ -19,7 +19,7 @@ fn file(path: &Path) -> Arc<File> {
 
 /// Bytes with holes: some blocks whole, some in part, some not at all.
 fn content() -> Vec<u8> {
-    let mut random = Random(42);
+    let mut random = Random::new(42);
     let mut bytes = vec![0; SIZE as usize];
     for (block, part) in bytes.chunks_mut(2 << 20).enumerate() {
         let length = [part.len(), 70_000, 0, 512][block % 4].min(part.len());

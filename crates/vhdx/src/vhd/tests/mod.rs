@@ -13,38 +13,13 @@ mod sizes;
 use std::sync::Arc;
 
 use super::*;
+use crate::fuzz::vhd::parent;
+use crate::testing::Random;
 use crate::{Extent, MapError, Mapping, Place, Step, Storage};
 use memory::Memory;
 
 /// Small blocks make much happen in small disks.
 const BLOCK: u32 = 4096;
-
-/// Numbers that look random, and are the same for the same seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut value = self.0;
-        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        value ^ (value >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
-
-fn parent() -> ParentName {
-    ParentName {
-        id: UniqueId([7; 16]),
-        changed: Timestamp(12_345),
-        name: "père.vhd".into(),
-        relative_path: Some(".\\père.vhd".into()),
-        absolute_path: Some("C:\\disks\\père.vhd".into()),
-    }
-}
 
 fn options(kind: NewKind, size: u64, block_size: u32) -> CreateOptions {
     CreateOptions { size, kind, block_size, id: UniqueId(*b"0123456789abcdef"), created: Timestamp(800_000_000) }
