@@ -45,15 +45,29 @@ impl Accelerator {
         }
     }
 
-    /// Words for the host's kernel.
-    pub(super) fn kernel_words(self) -> &'static str {
+    /// How many processors QEMU gives to a host that has `usable` for programs and VMs.
+    ///
+    /// The translator keeps one more, the first, for the host's kernel (`maru.boot_processor`): whatever processor restores an x87
+    /// state clears a flag of the *first* one without a lock (`cpu_clear_ignne` in QEMU's `fpu_helper.c`, 7.2 to 10.0 at least). If the
+    /// first is just entering or leaving a guest, that brings back its flags of a moment before, and it goes on without
+    /// nested paging in the guest, or with it, or without interrupts, in the host. A processor alone has no such neighbour.
+    pub(super) fn processors(self, usable: u32) -> u32 {
+        match self {
+            Accelerator::Tcg if usable > 1 => usable + 1,
+            _ => usable,
+        }
+    }
+
+    /// Words for the kernel of a host with `usable` processors, and for its PID 1.
+    pub(super) fn kernel_words(self, usable: u32) -> &'static str {
         match self {
             Accelerator::Kvm => "",
             // The translator's time-stamp counter is steady, but does not say so; its emulation of the mitigations
             // costs time and protects nothing. Its processors, each a thread, may use a map of the devices that another one is
             // just replacing, and QEMU then ends (`iotlb_to_section` in its physmem.c): so there is one until devices are in
             // their places; init starts the others.
-            Accelerator::Tcg => "tsc=reliable mitigations=off maxcpus=1",
+            Accelerator::Tcg if self.processors(usable) == usable => "tsc=reliable mitigations=off maxcpus=1",
+            Accelerator::Tcg => "tsc=reliable mitigations=off maxcpus=1 maru.boot_processor=kernel",
         }
     }
 }

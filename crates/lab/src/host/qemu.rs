@@ -33,7 +33,7 @@ pub struct HostSpec {
     pub index: usize,
     /// Memory in MiB; taken from this machine only as the host touches it.
     pub memory_mib: u32,
-    /// Processors.
+    /// Processors for programs and VMs.
     pub cpus: u32,
     /// Disks in order; the host sees them as `/dev/vda`, `/dev/vdb`...
     pub disks: Vec<DiskFile>,
@@ -95,7 +95,7 @@ impl HostSpec {
         let mut line = format!(
             "console=ttyS0 panic=1 {} random.trust_cpu=on maru.lab=1 maru.hostname={} \
              maru.nic=mgmt,{},10.0.2.15/24 maru.gateway=10.0.2.2 maru.nameserver=10.0.2.3",
-            self.accelerator.kernel_words(),
+            self.accelerator.kernel_words(self.cpus),
             self.name,
             self.management_mac(),
         );
@@ -114,7 +114,7 @@ impl HostSpec {
         add(&["-name", &self.name, "-nodefaults", "-no-user-config", "-display", "none"]);
         add(&["-machine", "q35,usb=off,smbus=off,sata=off,vmport=off,graphics=off"]);
         add(&self.accelerator.arguments());
-        add(&["-m", &format!("{}M", self.memory_mib), "-smp", &self.cpus.to_string()]);
+        add(&["-m", &format!("{}M", self.memory_mib), "-smp", &self.accelerator.processors(self.cpus).to_string()]);
         add(&["-kernel", &path(&self.kernel), "-initrd", &path(&self.initramfs)]);
         add(&["-append", &self.kernel_command_line()]);
         add(&["-chardev", &format!("file,id=serial,path={},append=on", path(&self.serial_log())), "-serial", "chardev:serial"]);

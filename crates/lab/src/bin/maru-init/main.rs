@@ -12,6 +12,7 @@
 //! | `maru.nic=NAME,MAC[,ADDRESS/PREFIX or ,dhcp]` | rename the NIC with this MAC, switch it on, give it an address; repeatable |
 //! | `maru.gateway=ADDRESS` | default route |
 //! | `maru.nameserver=ADDRESS` | resolver |
+//! | `maru.boot_processor=kernel` | programs run on the other processors only |
 //! | `maru.lab=1` | start the exec agent on the virtio-serial port |
 //!
 //! The agent gives root to whoever holds the other end of that port, so it runs only where the command line asks for it,
@@ -62,6 +63,25 @@ fn start_processors() -> Option<std::io::Error> {
     start().err()
 }
 
+/// Keeps this process, and so everything that it starts, off the first processor.
+fn leave_first_processor() -> std::io::Result<()> {
+    // SAFETY: a set of processors is plain bits, of which all zeroes are valid; sched_getaffinity writes within the given size.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    let size = std::mem::size_of_val(&set);
+    // SAFETY: `set` lives through the call and is `size` bytes long.
+    let result = unsafe { libc::sched_getaffinity(0, size, &mut set) };
+    if result != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: processor 0 is a bit of every set.
+    unsafe { libc::CPU_CLR(0, &mut set) };
+    // SAFETY: as for reading it; the call only reads.
+    match unsafe { libc::sched_setaffinity(0, size, &set) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
 fn init() -> ExitCode {
     let mut problems: Vec<String> =
         pid1::mount_system().into_iter().map(|(what, error)| format!("cannot mount {what}: {error}")).collect();
@@ -73,6 +93,11 @@ fn init() -> ExitCode {
         problems.push(format!("cannot load module {module}: {error}"));
     }
     problems.extend(start_processors().into_iter().map(|error| format!("a processor does not start: {error}")));
+    if line.get("maru.boot_processor") == Some("kernel")
+        && let Err(error) = leave_first_processor()
+    {
+        problems.push(format!("programs run on the first processor too: {error}"));
+    }
     if !std::path::Path::new("/dev/kvm").exists() {
         problems.push("there is no /dev/kvm: this processor has no virtualization, or the firmware has switched it off".into());
     }
