@@ -6,12 +6,19 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
-use redb::{Database, ReadableDatabase};
+use redb::{Database, DatabaseError, ReadableDatabase};
 
 use super::backup::{self, backup_directory, remove_if_there, sync_directory};
 use super::{DELETED, ENTRIES, FORMAT, FORMAT_VERSION, FileStore, META, REVISION};
 use crate::Revision;
+
+/// How long a store may still be in use. A program that was killed while it started another one leaves a process behind that has its open
+/// files, locks included, until it becomes that other program.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Between two tries.
+const TRY_AGAIN: Duration = Duration::from_millis(10);
 
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -87,10 +94,12 @@ impl FileStore {
             }
             create(directory, &path).map_err(io)?;
         }
-        let database = Database::open(&path).map_err(|error| OpenError::Damaged {
-            path: path.clone(),
-            reason: error.to_string(),
-            backups: backup::list(directory),
+        let database = patiently(|| match Database::open(&path) {
+            Err(DatabaseError::DatabaseAlreadyOpen) => Err(OpenError::InUse(path.clone())),
+            opened => opened.map_err(|error| {
+                let (path, reason) = (path.clone(), error.to_string());
+                OpenError::Damaged { path, reason, backups: backup::list(directory) }
+            }),
         })?;
         Ok(FileStore { directory: directory.into(), database, watchers: Mutex::default(), _lock: lock })
     }
@@ -99,10 +108,22 @@ impl FileStore {
 fn take_lock(lock: &Path, path: &Path) -> Result<File, OpenError> {
     let opened = File::options().create(true).truncate(false).write(true).mode(0o600).open(lock);
     let file = opened.map_err(|source| OpenError::Io { path: lock.into(), source })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
+    patiently(|| match file.try_lock() {
+        Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse(path.into())),
         Err(TryLockError::Error(source)) => Err(OpenError::Io { path: lock.into(), source }),
+    })?;
+    Ok(file)
+}
+
+/// Tries again for a while as long as the store is in use.
+fn patiently<T>(attempt: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenError> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Err(OpenError::InUse(_)) if start.elapsed() < PATIENCE => std::thread::sleep(TRY_AGAIN),
+            result => return result,
+        }
     }
 }
 

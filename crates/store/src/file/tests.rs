@@ -22,7 +22,9 @@ fn put(store: &FileStore, key: &str, value: &str) -> Revision {
 }
 
 /// Keys, values and revisions.
-fn content(store: &FileStore) -> BTreeMap<String, (Vec<u8>, Revision)> {
+type Content = BTreeMap<String, (Vec<u8>, Revision)>;
+
+fn content(store: &FileStore) -> Content {
     store.range("").unwrap().entries.into_iter().map(|entry| (entry.key, (entry.value, entry.revision))).collect()
 }
 
@@ -54,7 +56,7 @@ proptest! {
     fn a_store_is_a_map_whose_watchers_end_up_with_the_same_map(steps in proptest::collection::vec(step(), 1..30), from in 0..30u64) {
         let directory = tempfile::tempdir().unwrap();
         let mut store = FileStore::open(directory.path()).unwrap();
-        let mut model: BTreeMap<String, (Vec<u8>, Revision)> = BTreeMap::new();
+        let mut model = Content::new();
         let mut history = vec![model.clone()];
         for step in steps {
             if step.reopen {
@@ -199,7 +201,7 @@ fn a_backup_has_everything_and_old_ones_go() {
 }
 
 /// A store with some history, its content, and its file.
-fn sample(directory: &Path) -> (BTreeMap<String, (Vec<u8>, Revision)>, Vec<u8>) {
+fn sample(directory: &Path) -> (Content, Vec<u8>) {
     let store = FileStore::open(directory).unwrap();
     for number in 0..40 {
         put(&store, &format!("k{}", number % 25), &"v".repeat(number * 30));
@@ -213,7 +215,7 @@ fn sample(directory: &Path) -> (BTreeMap<String, (Vec<u8>, Revision)>, Vec<u8>) 
 }
 
 /// Opens a store whose file has these bytes: all is there, or it is refused in words, unchanged, with a backup.
-fn opens_whole_or_is_refused(directory: &Path, bytes: &[u8], before: &BTreeMap<String, (Vec<u8>, Revision)>) -> bool {
+fn opens_whole_or_is_refused(directory: &Path, bytes: &[u8], before: &Content) -> bool {
     let path = directory.join("store.redb");
     std::fs::write(&path, bytes).unwrap();
     match FileStore::open(directory) {
@@ -240,7 +242,7 @@ fn a_damaged_file_is_refused_and_left_as_it_is() {
     assert!(opens_whole_or_is_refused(directory.path(), &good[..good.len() / 2], &before));
     let mut refused = 0;
     // Every place, with a step that meets headers, pages and their ends.
-    let step = good.len() / 150 | 1;
+    let step = (good.len() / 150) | 1;
     for offset in (0..good.len()).step_by(step) {
         let mut bytes = good.clone();
         bytes[offset] ^= 0x55;
