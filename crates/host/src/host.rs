@@ -26,7 +26,7 @@ use crate::vm::{self, Actor, Input, Live, Surroundings};
 /// Changes that a slow listener may be behind; then it has to look for itself.
 const BEHIND: usize = 4096;
 
-const OFF: Live = Live { state: api::VmState::Off, pid: None };
+const OFF: Live = Live { state: api::VmState::Off, pid: None, last_end: None };
 
 /// A host with its VMs.
 pub struct Host {
@@ -71,7 +71,11 @@ impl Host {
             let mut tasks = unfinished.remove(&vm.record.id).unwrap_or_default();
             // Their ids are in the order of time; what was begun goes first.
             tasks.sort_by_key(|task| (task.state != TaskStateRecord::Running, task.id));
-            host.take(vm, tasks.into_iter().map(|task| task.id).collect(), Live { state: api::VmState::Unknown, pid: None });
+            host.take(
+                vm,
+                tasks.into_iter().map(|task| task.id).collect(),
+                Live { state: api::VmState::Unknown, pid: None, last_end: None },
+            );
         }
         for task in unfinished.into_values().flatten() {
             vm::refuse_task(&host.state, task.id)?;
@@ -88,7 +92,7 @@ impl Host {
     /// What a VM does.
     pub fn live(&self, vm: Uuid) -> Live {
         // One that nobody took yet was just created.
-        self.handles().get(&vm).map_or(OFF, |handle| *handle.live.borrow())
+        self.handles().get(&vm).map_or(OFF, |handle| handle.live.borrow().clone())
     }
 
     /// Changes of what is stored, from now on.

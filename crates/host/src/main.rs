@@ -63,12 +63,13 @@ async fn run(options: &Options) -> anyhow::Result<()> {
         tracing::info!("the secret of the first token, '{}', is in {}", auth::FIRST_TOKEN, first.display());
     }
     let host_name = web::host_name();
-    let names = tls::names(&host_name, options.listen.ip(), &options.names);
+    let listener = TcpListener::bind(&options.listen[..]).await;
+    let listener = listener.with_context(|| format!("cannot listen at {}", shown(&options.listen)))?;
+    let address = listener.local_addr()?;
+    let names = tls::names(&host_name, address.ip(), &options.names);
     let tls = tls::server(&options.state.join("tls"), &host_name, &names)?;
     let audit = options.state.join("audit.log");
     let audit = Audit::open(&audit).with_context(|| format!("the audit log {} cannot be written", audit.display()))?;
-    let listener = TcpListener::bind(options.listen).await.with_context(|| format!("cannot listen at {}", options.listen))?;
-    let address = listener.local_addr()?;
 
     let host = Host::start(state.clone(), surroundings(options)?)?;
     tracing::info!("listening at {address}, for clients that know this host as {}", names.join(", "));
@@ -82,6 +83,10 @@ async fn run(options: &Options) -> anyhow::Result<()> {
     }
     tracing::info!("ends; VMs go on");
     Ok(())
+}
+
+fn shown(addresses: &[std::net::SocketAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
 }
 
 fn surroundings(options: &Options) -> anyhow::Result<Surroundings> {

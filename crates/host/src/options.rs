@@ -1,6 +1,6 @@
 //! The command line of `marud`.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use lexopt::prelude::*;
@@ -34,8 +34,8 @@ pub struct Options {
     pub state: PathBuf,
     /// `--run`.
     pub run: PathBuf,
-    /// `--listen`.
-    pub listen: SocketAddr,
+    /// `--listen`: addresses to try, the first that the kernel has.
+    pub listen: Vec<SocketAddr>,
     /// `--name`.
     pub names: Vec<String>,
     /// `--volume`.
@@ -62,7 +62,10 @@ pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
     let mut options = Options {
         state: "/var/lib/maru".into(),
         run: "/run/maru".into(),
-        listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), api::DEFAULT_PORT),
+        // A kernel may have been told to do without IPv6.
+        listen: [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()]
+            .map(|any| SocketAddr::new(any, api::DEFAULT_PORT))
+            .into(),
         names: Vec::new(),
         volumes: Vec::new(),
         cgroup: "/sys/fs/cgroup/maru".into(),
@@ -74,7 +77,7 @@ pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
         match argument {
             Long("state") => options.state = parser.value()?.into(),
             Long("run") => options.run = parser.value()?.into(),
-            Long("listen") => options.listen = parser.value()?.parse()?,
+            Long("listen") => options.listen = vec![parser.value()?.parse()?],
             Long("name") => options.names.push(parser.value()?.string()?),
             Long("volume") => options.volumes.push(parser.value()?.string()?),
             Long("cgroup") => options.cgroup = parser.value()?.into(),

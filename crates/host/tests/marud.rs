@@ -240,6 +240,30 @@ fn bad_requests_get_a_status_a_reason_and_a_way_out() {
 }
 
 #[test]
+fn everything_in_the_document_can_be_asked_for() {
+    let host = TestHost::new();
+    let client = host.client();
+    let document: serde_json::Value = client.get("/openapi.json").unwrap();
+    let mut count = 0;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in methods.as_object().unwrap().keys() {
+            let (method, path) = (method.to_uppercase(), path.replace(['{', '}'], ""));
+            let mut response = client.send(method.parse().unwrap(), &path, &[], b"").unwrap();
+            count += 1;
+            // The stream does not end.
+            if path != "/events/stream" {
+                let (status, text) = (response.status().as_u16(), response.body_mut().read_to_string().unwrap());
+                assert!(
+                    status < 500 && status != 405 && !text.contains("there is no address"),
+                    "{method} {path}: {status} {text}"
+                );
+            }
+        }
+    }
+    assert!(count >= 19, "{count} operations");
+}
+
+#[test]
 fn roles_are_walls_and_secrets_are_nowhere_but_with_their_owners() {
     let host = TestHost::new();
     let admin = host.client();

@@ -27,6 +27,7 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
+use crate::records::EndingRecord;
 use crate::volumes::Volumes;
 
 /// What all VMs of a host have in common.
@@ -55,10 +56,12 @@ pub fn remove_traces(surroundings: &Surroundings, vm: Uuid) {
 }
 
 /// What a VM does, as far as it is not stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Live {
     /// For people.
     pub state: api::VmState,
     /// The monitor.
     pub pid: Option<u32>,
+    /// How it ended the last time, if that is newer than what is stored: a VM that is off says why, also while that is being written.
+    pub last_end: Option<EndingRecord>,
 }

@@ -89,7 +89,7 @@ fn told(host: &Host, vm: &VmRecord) -> api::Vm {
         id: vm.id,
         spec: vm.spec(),
         state: live.state,
-        last_end: vm.last_end.as_ref().map(api::Ending::from),
+        last_end: live.last_end.as_ref().or(vm.last_end.as_ref()).map(api::Ending::from),
         pid: live.pid,
         created_at: vm.created_at,
         started_at: vm.started_at,

@@ -59,6 +59,8 @@ pub struct Actor {
     queue: VecDeque<Uuid>,
     /// A task that waits for the monitor to end.
     stopping: Option<Stopping>,
+    /// How it ended under this actor.
+    last_end: Option<EndingRecord>,
     deleted: bool,
 }
 
@@ -98,7 +100,18 @@ impl Actor {
         live: watch::Sender<Live>,
         unfinished: Vec<Uuid>,
     ) -> Actor {
-        Actor { vm, state, surroundings, inputs, live, machine: None, queue: unfinished.into(), stopping: None, deleted: false }
+        Actor {
+            vm,
+            state,
+            surroundings,
+            inputs,
+            live,
+            machine: None,
+            queue: unfinished.into(),
+            stopping: None,
+            last_end: None,
+            deleted: false,
+        }
     }
 
     /// Owns the VM until it is deleted, or `marud` ends.
@@ -146,7 +159,8 @@ impl Actor {
             Some(machine) if machine.paused => api::VmState::Paused,
             Some(_) => api::VmState::Running,
         };
-        self.live.send_replace(Live { state, pid: self.machine.as_ref().map(|machine| machine.monitor.pid()) });
+        let pid = self.machine.as_ref().map(|machine| machine.monitor.pid());
+        self.live.send_replace(Live { state, pid, last_end: self.last_end.clone() });
     }
 
     /// Changes what is stored; waits for a store that cannot be written, since what is done cannot be undone.
@@ -318,6 +332,7 @@ impl Actor {
         let kind = if ending.failed { EventKind::VmFailed } else { EventKind::VmStopped };
         let event = self.event(kind, ending.reason.clone()).by_task(task);
         let end = EndingRecord { at: OffsetDateTime::now_utc(), reason: ending.reason, failed: ending.failed };
+        self.last_end = Some(end.clone());
         self.change(task, move |vm, record| {
             vm.power = Power::Off;
             vm.last_end = Some(end.clone());

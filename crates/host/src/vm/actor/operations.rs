@@ -44,6 +44,10 @@ impl Actor {
         }
         // It may have been cancelled at the last moment.
         let Some(task) = self.read_task(id).await.filter(|task| task.state == TaskStateRecord::Running) else { return };
+        if task.cancel_requested {
+            // An earlier marud had no time for it.
+            return self.cancelled(id).await;
+        }
         let went = match &task.operation {
             OperationRecord::Start => self.start().await,
             OperationRecord::ShutDown { grace_seconds } => self.shut_down(&task, *grace_seconds).await,
@@ -98,7 +102,7 @@ impl Actor {
                 Ok(Went::Done(None))
             };
         }
-        self.live.send_replace(Live { state: api::VmState::Starting, pid: None });
+        self.live.send_replace(Live { state: api::VmState::Starting, pid: None, last_end: None });
         let (surroundings, record) = (self.surroundings.clone(), self.vm.record.clone());
         let spawned = tokio::task::spawn_blocking(move || {
             let config = config::monitor(&record, &surroundings.volumes)?;
@@ -217,6 +221,10 @@ impl Actor {
             return;
         }
         self.stopping = None;
+        self.cancelled(id).await;
+    }
+
+    async fn cancelled(&mut self, id: Uuid) {
         let (vm, name) = (self.vm.record.id, self.vm.record.name.clone());
         self.change(Some(id), move |_, record| {
             let record = record?;
