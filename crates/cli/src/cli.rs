@@ -7,7 +7,11 @@ use clap_complete::Shell;
 use lab::cli::LabCommand;
 
 use crate::disk::DiskCommand;
-use crate::host::HostCommand;
+use crate::event::EventCommand;
+use crate::host::{HostCommand, VolumeCommand};
+use crate::remote::ContextCommand;
+use crate::task::TaskCommand;
+use crate::token::TokenCommand;
 use crate::vm::VmCommand;
 
 const AFTER_HELP: &str = "\
@@ -15,7 +19,11 @@ EXAMPLES
   Can this machine run VMs?
     maru host check
 
-  Run one in this terminal:
+  The VMs of this host's marud, and one more:
+    maru vm list
+    maru vm create web --kernel local:vmlinuz --disk local:web.vhdx --memory 1G
+
+  Run one in this terminal, without marud:
     maru vm run --kernel vmlinuz --initrd initrd.img
 
   Make a disk for it, or bring one over:
@@ -42,7 +50,7 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// This machine as a host
+    /// Hosts: what this machine can do as one, what marud knows of one
     #[command(subcommand)]
     Host(HostCommand),
     /// Disks that are files: make, look at, convert
@@ -51,6 +59,21 @@ pub enum Command {
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
+    /// Volumes: where a host keeps files of VMs
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Long work
+    #[command(subcommand)]
+    Task(TaskCommand),
+    /// What happens
+    #[command(subcommand)]
+    Event(EventCommand),
+    /// Who may do what
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Which host's marud to talk to, and as whom
+    #[command(subcommand)]
+    Context(ContextCommand),
     /// Virtual hosts: a data centre on this machine
     #[command(subcommand)]
     Lab(LabCommand),

@@ -1,4 +1,4 @@
-//! `maru host`: this machine as a host.
+//! `maru host`: this machine as a host, and what `marud` knows of one; `maru volume`.
 
 use std::io::{self, IsTerminal};
 
@@ -6,6 +6,7 @@ use check::{Color, Options};
 use clap::{Args, Subcommand};
 
 use crate::output::{Output, print, terminal_width};
+use crate::remote::{Connect, RemoteError, fields, show_one, shown_size, shown_time, table};
 
 /// Where the width of the terminal is not known.
 const DEFAULT_WIDTH: usize = 100;
@@ -15,6 +16,51 @@ const DEFAULT_WIDTH: usize = 100;
 pub enum HostCommand {
     /// Check what this machine can do as a host
     Check(CheckArgs),
+    /// Show what marud knows of its host
+    Show(ShowArgs),
+}
+
+/// Subcommands of `maru volume`.
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// List volumes, with their space
+    List(ShowArgs),
+}
+
+/// What is shown, and how.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    #[command(flatten)]
+    connect: Connect,
+    /// How to show the result
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// `maru host show`.
+pub fn show(args: &ShowArgs) -> Result<(), RemoteError> {
+    let host: api::HostInfo = args.connect.client()?.get("/host")?;
+    show_one(args.output, &host, || {
+        fields(&[
+            ("name", host.name.clone()),
+            ("marud", format!("{}, since {}", host.version, shown_time(host.started_at))),
+            ("processors", host.cpus.to_string()),
+            ("memory", format!("{}, {} available", shown_size(host.memory_bytes), shown_size(host.memory_available_bytes))),
+            ("VMs", format!("{}, of which {} run", host.vms, host.vms_running)),
+        ])
+    })
+}
+
+/// `maru volume list`.
+pub fn volumes(command: &VolumeCommand) -> Result<(), RemoteError> {
+    let VolumeCommand::List(args) = command;
+    let volumes: Vec<api::Volume> = args.connect.client()?.list("/volumes")?;
+    show_one(args.output, &volumes, || {
+        let row = |volume: &api::Volume| {
+            [volume.name.clone(), shown_size(volume.total_bytes), shown_size(volume.free_bytes), volume.path.clone()]
+        };
+        table(["NAME", "SIZE", "FREE", "PATH"], volumes.iter().map(row))
+    })
 }
 
 const AFTER_HELP: &str = "\

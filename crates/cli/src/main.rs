@@ -4,6 +4,7 @@
 //!  cli (what can be said) ──> host ──> crate check
 //!                        ├──> disk ──> disk::tool
 //!                        ├──> crate lab
+//!                        ├──> vm::manage, task, event, token ──> remote ──> marud's API
 //!                        ├──> vm::run ──> a monitor (maru-vmm) as a child, its console in this terminal
 //!                        └──> vm::control ──> a running monitor's control socket
 //! ```
@@ -13,11 +14,15 @@
 
 mod cli;
 mod disk;
+mod event;
 mod host;
 mod options;
 mod output;
+mod remote;
 mod size;
+mod task;
 mod terminal;
+mod token;
 mod vm;
 
 use std::io;
@@ -26,6 +31,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use cli::{Cli, Command};
 use host::HostCommand;
+use remote::RemoteError;
 use vm::VmCommand;
 use vm::control::ControlError;
 use vm::run::RunError;
@@ -45,9 +51,16 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Host(HostCommand::Check(args)) => return Ok(host::check(&args)?.into()),
+        Command::Host(HostCommand::Show(args)) => host::show(&args)?,
+        Command::Volume(command) => host::volumes(&command)?,
+        Command::Task(command) => task::run(command)?,
+        Command::Event(command) => event::run(&command)?,
+        Command::Token(command) => token::run(command)?,
+        Command::Context(command) => remote::run(command)?,
         Command::Disk(command) => return disk::run(command),
         Command::Vm(VmCommand::Run(args)) => return Ok(vm::run::run(&args)?.into()),
         Command::Vm(VmCommand::Control(args)) => vm::control::run(*args)?,
+        Command::Vm(VmCommand::Managed(command)) => vm::manage::run(command)?,
         Command::Lab(command) => return Ok(lab::cli::run(command)?),
         Command::Completions { shell } => output::print(&cli::completions(shell))?,
         Command::Man { directory } => cli::man(&directory)?,
@@ -57,5 +70,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let plain = error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
-    plain || error.downcast_ref().is_some_and(ControlError::is_broken_pipe)
+    let remote = error.downcast_ref().is_some_and(RemoteError::is_broken_pipe);
+    plain || remote || error.downcast_ref().is_some_and(ControlError::is_broken_pipe)
 }

@@ -3,6 +3,7 @@
 mod cpus;
 mod disk;
 mod limits;
+mod managed;
 mod memory;
 mod net;
 mod vsock;
@@ -13,6 +14,7 @@ use std::str::FromStr;
 pub use cpus::{CPUS_FORM, CpuOption};
 pub use disk::{DISK_FORM, DiskOption, DiskOverride};
 pub use limits::{LIMITS_FORM, LimitsOption};
+pub use managed::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 pub use memory::{MEMORY_FORM, MemoryOption};
 pub use net::{NET_FORM, NetOption, NetOverride, default_mac};
 pub use vsock::{VSOCK_FORM, VsockOption};

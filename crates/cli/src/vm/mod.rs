@@ -1,6 +1,8 @@
-//! `maru vm`: virtual machines without a daemon. Each runs as long as its command does, or until it is told to stop.
+//! `maru vm`: virtual machines. Those of `marud` ([`manage`]), and those without it: such a VM runs as long as its command does, or
+//! until it is told to stop.
 
 pub mod control;
+pub mod manage;
 pub mod run;
 
 use clap::Subcommand;
@@ -8,8 +10,10 @@ use clap::Subcommand;
 /// Subcommands of `maru vm`.
 #[derive(Debug, Subcommand)]
 pub enum VmCommand {
-    /// Run a VM in this terminal
+    #[command(flatten)]
+    Managed(manage::ManageCommand),
+    /// Run a VM in this terminal, without marud
     Run(Box<run::RunArgs>),
-    /// Talk to a running VM through its control socket
+    /// Talk to a running VM through its control socket, without marud
     Control(Box<control::ControlArgs>),
 }

@@ -1,0 +1,61 @@
+//! What happened.
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// Grows from event to event. With it, a stream goes on where it was left.
+    pub id: u64,
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// What.
+    pub kind: EventKind,
+    /// To which VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<Uuid>,
+    /// Its name at that time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm_name: Option<String>,
+    /// The task that did it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<Uuid>,
+    /// The same for people, with the cause.
+    pub text: String,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    /// A VM was created.
+    VmCreated,
+    /// It runs.
+    VmStarted,
+    /// It was paused.
+    VmPaused,
+    /// It goes on.
+    VmResumed,
+    /// It was reset.
+    VmReset,
+    /// It ended in order: its guest switched it off, or it was stopped.
+    VmStopped,
+    /// It ended, and that was not in order.
+    VmFailed,
+    /// Something is wrong with it, and it goes on, or waits paused.
+    VmAlarm,
+    /// It was found running when `marud` started.
+    VmAdopted,
+    /// It was deleted.
+    VmDeleted,
+    /// A task failed.
+    TaskFailed,
+    /// A task was cancelled.
+    TaskCancelled,
+    /// `marud` started.
+    HostStarted,
+}

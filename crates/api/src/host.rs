@@ -1,0 +1,40 @@
+//! The host itself.
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+/// A host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostInfo {
+    /// Its name.
+    pub name: String,
+    /// The version of `marud`.
+    pub version: String,
+    /// When `marud` started.
+    #[serde(with = "time::serde::rfc3339")]
+    pub started_at: OffsetDateTime,
+    /// Processors that are on.
+    pub cpus: u32,
+    /// Memory of the host in bytes.
+    pub memory_bytes: u64,
+    /// Memory in bytes that could be given out without swapping.
+    pub memory_available_bytes: u64,
+    /// VMs that are defined.
+    pub vms: u32,
+    /// VMs that run, or are paused.
+    pub vms_running: u32,
+}
+
+/// A place that holds disks and other files of VMs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Volume {
+    /// Its name, which comes before the colon in `local:web/root.vhdx`.
+    pub name: String,
+    /// Where it is on the host.
+    pub path: String,
+    /// Its size in bytes.
+    pub total_bytes: u64,
+    /// Free space in bytes.
+    pub free_bytes: u64,
+}

@@ -1,0 +1,41 @@
+//! What goes over the REST API, `/api/v1`: the types of requests and answers, and nothing else.
+//!
+//! Whoever talks to `marud` in Rust uses these; `marud` answers with them and makes the OpenAPI document, `openapi.json` beside this crate's
+//! `Cargo.toml`, from them. They are apart from what is stored and from what runs: each of the three may change without the others.
+//!
+//! Times are RFC 3339, sizes are bytes, ids are UUIDs. A request with a field that is not known is refused: a spelling mistake must not pass
+//! as a default. An answer may have more fields tomorrow, and a client must not mind.
+
+#[cfg(feature = "client")]
+pub mod client;
+mod error;
+mod event;
+mod host;
+mod task;
+mod token;
+mod vm;
+
+pub use error::Error;
+pub use event::{Event, EventKind};
+pub use host::{HostInfo, Volume};
+pub use task::{LogLine, Operation, Task, TaskState};
+pub use token::{CreatedToken, NewToken, Role, Token};
+pub use vm::{Boot, Console, Disk, DiskAction, DiskFormat, Ending, Net, Vm, VmSpec, VmState};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Where the API is, below the server's address.
+pub const BASE: &str = "/api/v1";
+/// The port that `marud` listens on if nothing else is said.
+pub const DEFAULT_PORT: u16 = 8420;
+
+/// A part of a list.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Page<T> {
+    /// The items, in the list's order.
+    pub items: Vec<T>,
+    /// What to send as `after` to get the items behind these; absent with the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}

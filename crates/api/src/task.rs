@@ -1,0 +1,120 @@
+//! Long work.
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::Error;
+
+/// Work that takes its time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Task {
+    /// Its id.
+    pub id: Uuid,
+    /// What is to be done.
+    pub operation: Operation,
+    /// To which VM.
+    pub vm: Uuid,
+    /// The VM's name when the task was made.
+    pub vm_name: String,
+    /// How far it is.
+    pub state: TaskState,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Error>,
+    /// The name of the token that asked for it.
+    pub created_by: String,
+    /// When it was asked for.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// When it began.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<OffsetDateTime>,
+    /// When it ended.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<OffsetDateTime>,
+    /// What it did and what it waits for, the newest last.
+    pub log: Vec<LogLine>,
+}
+
+/// A line of a task's log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LogLine {
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// What.
+    pub text: String,
+}
+
+/// What a task does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operation {
+    /// Starts a VM.
+    Start,
+    /// Ends it.
+    Stop,
+    /// Resets it.
+    Reset,
+    /// Pauses it.
+    Pause,
+    /// Lets it go on.
+    Resume,
+    /// Deletes it.
+    Delete,
+}
+
+impl std::fmt::Display for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Operation::Start => "start",
+            Operation::Stop => "stop",
+            Operation::Reset => "reset",
+            Operation::Pause => "pause",
+            Operation::Resume => "resume",
+            Operation::Delete => "delete",
+        })
+    }
+}
+
+/// How far a task is.
+///
+/// ```text
+///  queued ──> running ──> done | failed
+///     └──────────┴──> cancelled
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskState {
+    /// Others come first.
+    Queued,
+    /// It is being done.
+    Running,
+    /// It is done.
+    Done,
+    /// It could not be done; the state is that from before it.
+    Failed,
+    /// It was told to end.
+    Cancelled,
+}
+
+impl TaskState {
+    /// Whether it stays like this.
+    pub fn is_final(self) -> bool {
+        matches!(self, TaskState::Done | TaskState::Failed | TaskState::Cancelled)
+    }
+}
+
+impl std::fmt::Display for TaskState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            TaskState::Queued => "queued",
+            TaskState::Running => "running",
+            TaskState::Done => "done",
+            TaskState::Failed => "failed",
+            TaskState::Cancelled => "cancelled",
+        })
+    }
+}

@@ -1,0 +1,195 @@
+//! Virtual machines.
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// What a VM is to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// Its name, one of its kind on the host: letters, digits, `-`, `_` and `.`, at most 64; not the form of a UUID.
+    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._-]+$", example = "web")]
+    pub name: String,
+    /// vCPUs at start.
+    #[serde(default = "one")]
+    #[schema(minimum = 1, default = 1)]
+    pub cpus: u32,
+    /// vCPUs that it may have later; as many as at start if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_cpus: Option<u32>,
+    /// Memory in bytes: a multiple of 2 MiB, at least 64 MiB.
+    #[schema(minimum = 67_108_864, example = 536_870_912)]
+    pub memory_bytes: u64,
+    /// What it boots.
+    pub boot: Boot,
+    /// Disks, in the order in which the guest finds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Disk>,
+    /// Network cards, in the order in which the guest finds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<Net>,
+    /// What the console is for the guest.
+    #[serde(default)]
+    pub console: Console,
+    /// Whether there is a balloon, which gives memory that the guest does not use back to the host.
+    #[serde(default)]
+    pub balloon: bool,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// What a VM boots. Files are in volumes: `VOLUME:PATH`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Boot {
+    /// A kernel: a bzImage (`vmlinuz`), or an ELF file with a PVH entry.
+    #[schema(example = "local:vmlinuz")]
+    pub kernel: String,
+    /// Initial file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<String>,
+    /// Kernel command line.
+    #[serde(default)]
+    #[schema(example = "console=ttyS0 root=/dev/vda1")]
+    pub command_line: String,
+}
+
+/// A disk of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// Its name in the VM; `disk0`, `disk1`... if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Its file, in a volume.
+    #[schema(example = "local:web/root.vhdx")]
+    pub file: String,
+    /// What the file means; by its extension if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<DiskFormat>,
+    /// Whether the guest may only read it.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Whether to go around the host's page cache.
+    #[serde(default)]
+    pub direct: bool,
+}
+
+/// What a disk's file means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFormat {
+    /// The file is the disk.
+    Raw,
+    /// A VHDX image.
+    Vhdx,
+    /// A VHD image.
+    Vhd,
+}
+
+/// A network card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Net {
+    /// Its name in the VM; `net0`, `net1`... if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Its address; made from the VM's id if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "52:54:00:12:34:56")]
+    pub mac: Option<String>,
+    /// A TAP of the host, by its name.
+    #[schema(example = "tap0")]
+    pub tap: String,
+}
+
+/// What the console is for the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Console {
+    /// The serial port, `ttyS0`.
+    #[default]
+    Serial,
+    /// A virtio console, `hvc0`.
+    Virtio,
+}
+
+/// A VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Vm {
+    /// Its id, for ever.
+    pub id: Uuid,
+    /// What it is to be.
+    pub spec: VmSpec,
+    /// What it does.
+    pub state: VmState,
+    /// How it ended the last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_end: Option<Ending>,
+    /// The process that runs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// When it was created.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// When it was started the last time.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<OffsetDateTime>,
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Ending {
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// Why.
+    pub reason: String,
+    /// Whether that was not in order.
+    pub failed: bool,
+}
+
+/// What a VM does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmState {
+    /// It does not run.
+    Off,
+    /// It is being started.
+    Starting,
+    /// It runs.
+    Running,
+    /// It is paused.
+    Paused,
+    /// It is to end, and has not yet.
+    Stopping,
+    /// `marud` has just started, and does not know yet.
+    Unknown,
+}
+
+impl std::fmt::Display for VmState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            VmState::Off => "off",
+            VmState::Starting => "starting",
+            VmState::Running => "running",
+            VmState::Paused => "paused",
+            VmState::Stopping => "stopping",
+            VmState::Unknown => "unknown",
+        })
+    }
+}
+
+/// What happens to a VM's disks when it is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskAction {
+    /// Their files stay.
+    Keep,
+    /// Their files are deleted, too.
+    Delete,
+}

@@ -1,0 +1,69 @@
+//! `--disk` and `--net` of `maru vm create`.
+
+use std::str::FromStr;
+
+use super::{OptionError, Parts};
+
+/// The form of a disk.
+pub const MANAGED_DISK_FORM: &str = "VOLUME:PATH[,format=raw|vhdx|vhd][,ro][,direct][,id=ID]";
+/// The form of a network card.
+pub const MANAGED_NET_FORM: &str = "tap=NAME[,mac=MAC][,id=ID]";
+
+/// A disk as it is written on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManagedDisk(pub api::Disk);
+
+/// A network card as it is written on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManagedNet(pub api::Net);
+
+impl FromStr for ManagedDisk {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<ManagedDisk, OptionError> {
+        let (file, mut parts) = Parts::with_head(text, "the file", MANAGED_DISK_FORM)?;
+        let format = match parts.text("format")?.as_deref() {
+            None => None,
+            Some("raw") => Some(api::DiskFormat::Raw),
+            Some("vhdx") => Some(api::DiskFormat::Vhdx),
+            Some("vhd") => Some(api::DiskFormat::Vhd),
+            Some(other) => return Err(parts.wrong("format", format!("'{other}' is no format of disks"))),
+        };
+        let disk = api::Disk { id: parts.text("id")?, file, format, read_only: parts.flag("ro")?, direct: parts.flag("direct")? };
+        parts.finish()?;
+        Ok(ManagedDisk(disk))
+    }
+}
+
+impl FromStr for ManagedNet {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<ManagedNet, OptionError> {
+        let mut parts = Parts::new(text, MANAGED_NET_FORM)?;
+        let tap = parts.text("tap")?.ok_or(OptionError::Missing { what: "tap=", form: MANAGED_NET_FORM })?;
+        let net = api::Net { id: parts.text("id")?, mac: parts.text("mac")?, tap };
+        parts.finish()?;
+        Ok(ManagedNet(net))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_arrives_and_mistakes_show_the_form() {
+        let disk: ManagedDisk = "local:a.img,format=vhdx,ro,direct,id=d".parse().unwrap();
+        let format = Some(api::DiskFormat::Vhdx);
+        assert_eq!(disk.0, api::Disk { id: Some("d".into()), file: "local:a.img".into(), format, read_only: true, direct: true });
+        let net: ManagedNet = "tap=t0,mac=52:54:00:00:00:01".parse().unwrap();
+        assert_eq!((net.0.tap.as_str(), net.0.mac.as_deref(), net.0.id), ("t0", Some("52:54:00:00:00:01"), None));
+        for (error, expected) in [
+            ("local:a,format=qcow2".parse::<ManagedDisk>().unwrap_err(), "'qcow2' is no format"),
+            ("local:a,rw".parse::<ManagedDisk>().unwrap_err(), "no part 'rw'"),
+            ("mac=x".parse::<ManagedNet>().unwrap_err(), "tap= is missing"),
+        ] {
+            assert!(error.to_string().contains(expected) && error.to_string().contains("the form is"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! `maru context`: which `marud` to talk to, and as whom.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use api::client::Client;
+use clap::{Args, Subcommand};
+use serde::{Deserialize, Serialize};
+
+use super::{RemoteError, show_one, table};
+use crate::output::Output;
+
+/// Where `marud` keeps its state if nothing else is said.
+const LOCAL_STATE: &str = "/var/lib/maru";
+/// The name of this machine's own `marud`.
+const LOCAL: &str = "local";
+
+const AFTER_HELP: &str = "\
+Without any context, commands talk to the marud of this machine, with the first token, which root may read.
+
+EXAMPLES
+  Talk to the host h1 from elsewhere. Both files come from there: ca.pem is tls/ca.pem of marud's state, and the token was made with
+  `maru token create alice --role operator`:
+    maru context add h1 --server https://h1:8420 --ca ca.pem --token-file alice.token
+
+  Another host for one command:
+    maru vm list --context h2";
+
+/// Subcommands of `maru context`.
+#[derive(Debug, Subcommand)]
+#[command(after_help = AFTER_HELP)]
+pub enum ContextCommand {
+    /// Add or replace a context, and use it from now on
+    Add {
+        /// Its name
+        name: String,
+        /// The address of marud, like https://h1:8420
+        #[arg(long, value_name = "URL")]
+        server: String,
+        /// The certificate authority of marud (PEM)
+        #[arg(long, value_name = "FILE")]
+        ca: PathBuf,
+        /// A file with the secret of a token
+        #[arg(long, value_name = "FILE")]
+        token_file: PathBuf,
+    },
+    /// List contexts
+    List {
+        /// How to show the result
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Use a context from now on
+    Use {
+        /// Its name; `local` is the marud of this machine
+        name: String,
+    },
+    /// Forget a context
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
+
+/// Which `marud`.
+#[derive(Debug, Args)]
+pub struct Connect {
+    /// The context to use instead of the current one; `local` is the marud of this machine
+    #[arg(long, value_name = "NAME", env = "MARU_CONTEXT")]
+    context: Option<String>,
+}
+
+/// The file with the contexts.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Contexts {
+    current: Option<String>,
+    contexts: BTreeMap<String, Context>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Context {
+    server: String,
+    authority: String,
+    secret: String,
+}
+
+/// What is shown of a context: not its secret.
+#[derive(Serialize)]
+struct Shown<'a> {
+    name: &'a str,
+    server: &'a str,
+    current: bool,
+}
+
+impl Connect {
+    /// A client of it.
+    pub fn client(&self) -> Result<Client, RemoteError> {
+        let contexts = match path() {
+            Ok(path) => Contexts::read(&path)?,
+            // Services have no home.
+            Err(_) => Contexts::default(),
+        };
+        let name = self.context.as_deref().or(contexts.current.as_deref()).unwrap_or(LOCAL);
+        match contexts.contexts.get(name) {
+            Some(context) => Ok(Client::new(&context.server, context.authority.as_bytes(), &context.secret)?),
+            None if name == LOCAL => local(),
+            None => Err(contexts.missing(name)),
+        }
+    }
+}
+
+/// A client of this machine's `marud`.
+fn local() -> Result<Client, RemoteError> {
+    let (token, authority) = (Path::new(LOCAL_STATE).join("admin.token"), Path::new(LOCAL_STATE).join("tls/ca.pem"));
+    let Ok(secret) = fs::read_to_string(&token) else { return Err(RemoteError::NoServer(token)) };
+    // By its number: names need not be known yet when a host starts.
+    let server = format!("https://127.0.0.1:{}", api::DEFAULT_PORT);
+    Ok(Client::new(&server, &read(&authority)?, secret.trim())?)
+}
+
+/// Does one thing to the contexts.
+pub fn run(command: ContextCommand) -> Result<(), RemoteError> {
+    let path = path()?;
+    let mut contexts = Contexts::read(&path)?;
+    match command {
+        ContextCommand::Add { name, server, ca, token_file } => {
+            let authority = String::from_utf8_lossy(&read(&ca)?).into_owned();
+            let secret = String::from_utf8_lossy(&read(&token_file)?).trim().to_owned();
+            // What cannot work is better said now.
+            Client::new(&server, authority.as_bytes(), &secret)?.get::<api::HostInfo>("/host")?;
+            contexts.contexts.insert(name.clone(), Context { server, authority, secret });
+            contexts.current = Some(name);
+        }
+        ContextCommand::List { output } => return contexts.show(output),
+        ContextCommand::Use { name } => {
+            if name != LOCAL && !contexts.contexts.contains_key(&name) {
+                return Err(contexts.missing(&name));
+            }
+            contexts.current = Some(name);
+        }
+        ContextCommand::Remove { name } => {
+            if contexts.contexts.remove(&name).is_none() {
+                return Err(contexts.missing(&name));
+            }
+            contexts.current.take_if(|current| *current == name);
+        }
+    }
+    contexts.write(&path).map_err(|source| RemoteError::File { path, source })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, RemoteError> {
+    fs::read(path).map_err(|source| RemoteError::File { path: path.into(), source })
+}
+
+fn path() -> Result<PathBuf, RemoteError> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let config = set("XDG_CONFIG_HOME").or_else(|| Some(set("HOME")?.join(".config")));
+    Ok(config.ok_or(RemoteError::NoHome)?.join("maru/contexts.json"))
+}
+
+impl Contexts {
+    fn read(path: &Path) -> Result<Contexts, RemoteError> {
+        match fs::read(path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|source| RemoteError::Contexts { path: path.into(), source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Contexts::default()),
+            Err(source) => Err(RemoteError::File { path: path.into(), source }),
+        }
+    }
+
+    /// There are secrets in it: nobody else may read it, not for a moment.
+    fn write(&self, path: &Path) -> io::Result<()> {
+        if let Some(directory) = path.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        }
+        let unfinished = path.with_extension("unfinished");
+        match fs::remove_file(&unfinished) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = File::options().create_new(true).write(true).mode(0o600).open(&unfinished)?;
+        file.write_all(&serde_json::to_vec_pretty(self)?)?;
+        file.sync_all()?;
+        fs::rename(&unfinished, path)
+    }
+
+    fn missing(&self, name: &str) -> RemoteError {
+        let known: Vec<&str> = std::iter::once(LOCAL).chain(self.contexts.keys().map(String::as_str)).collect();
+        RemoteError::NoContext { name: name.into(), known: known.join(", ") }
+    }
+
+    fn show(&self, output: Output) -> Result<(), RemoteError> {
+        let current = self.current.as_deref().unwrap_or(LOCAL);
+        let mut list: Vec<Shown<'_>> = self
+            .contexts
+            .iter()
+            .map(|(name, context)| Shown { name, server: &context.server, current: name == current })
+            .collect();
+        if !self.contexts.contains_key(LOCAL) {
+            list.insert(0, Shown { name: LOCAL, server: "the marud of this machine", current: current == LOCAL });
+        }
+        show_one(output, &list, || {
+            let row =
+                |context: &Shown<'_>| [if context.current { "*" } else { "" }.into(), context.name.into(), context.server.into()];
+            table(["", "NAME", "SERVER"], list.iter().map(row))
+        })
+    }
+}

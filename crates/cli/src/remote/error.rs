@@ -1,0 +1,60 @@
+//! Why a command that needs `marud` fails.
+
+use std::io;
+use std::path::PathBuf;
+
+use api::client::ClientError;
+
+/// Why a command that needs `marud` fails.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// `marud`, or the way to it.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Writing the result.
+    #[error("cannot write the result")]
+    Output(#[from] io::Error),
+    /// Putting the result into words.
+    #[error("cannot write the result as JSON")]
+    Json(#[from] serde_json::Error),
+    /// A file.
+    #[error("cannot use {}", .path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file with the contexts.
+    #[error("{} is no list of contexts: {source}; mend it, or delete it and add the contexts again", .path.display())]
+    Contexts {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// No context of this name.
+    #[error("there is no context '{name}'; there are: {known}. `maru context add` makes one")]
+    NoContext {
+        /// The name.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// Nobody said which `marud`.
+    #[error(
+        "there is no marud on this machine whose token this user may read ({}): become root, or name a host with `maru context add`",
+        .0.display()
+    )]
+    NoServer(PathBuf),
+    /// No home directory.
+    #[error("neither XDG_CONFIG_HOME nor HOME is set: there is no place for contexts")]
+    NoHome,
+}
+
+impl RemoteError {
+    /// Whether whoever read the output has seen enough.
+    pub fn is_broken_pipe(&self) -> bool {
+        matches!(self, RemoteError::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}

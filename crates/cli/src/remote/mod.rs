@@ -1,0 +1,49 @@
+//! Talking to `marud`: which one, as whom, and how its answers are shown.
+
+mod contexts;
+mod error;
+mod show;
+
+pub use contexts::{Connect, ContextCommand, run};
+pub use error::RemoteError;
+pub use show::{fields, show_one, shown_size, shown_time, spec_fields, table};
+
+use api::Task;
+use api::client::Client;
+use clap::Args;
+
+use crate::output::{Output, print};
+
+/// How a task is waited for.
+#[derive(Debug, Args)]
+pub struct TaskArgs {
+    #[command(flatten)]
+    pub connect: Connect,
+    /// Do not wait for the end; print the task's id instead
+    #[arg(long)]
+    pub no_wait: bool,
+    /// How to show the result
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Waits for a task that was just made, if that is wanted, and shows what became of it.
+pub fn finish(client: &Client, task: Task, args: &TaskArgs) -> Result<(), RemoteError> {
+    let text = |task: &Task| match args.output {
+        Output::Json => Ok::<_, RemoteError>(serde_json::to_string_pretty(task)? + "\n"),
+        Output::Text if args.no_wait => Ok(format!("{}\n", task.id)),
+        Output::Text => Ok(format!("{}: {} {}\n", task.vm_name, task.operation, task.state)),
+    };
+    if args.no_wait {
+        return Ok(print(&text(&task)?)?);
+    }
+    let mut told = 0;
+    let task = client.wait(task, |task| {
+        // What it waits for, as it goes on.
+        for line in &task.log[told.min(task.log.len())..] {
+            eprintln!("{}", line.text);
+        }
+        told = task.log.len();
+    })?;
+    Ok(print(&text(&task)?)?)
+}

@@ -1,0 +1,94 @@
+//! Answers for people.
+
+use api::VmSpec;
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::RemoteError;
+use crate::output::{Output, print};
+
+/// Prints something as JSON, or as the text that is made of it.
+pub fn show_one(output: Output, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), RemoteError> {
+    let text = match output {
+        Output::Json => serde_json::to_string_pretty(value)? + "\n",
+        Output::Text => text(),
+    };
+    Ok(print(&text)?)
+}
+
+/// Rows below their heads, each column as wide as it must be.
+pub fn table<const N: usize>(heads: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<[String; N]> = std::iter::once(heads.map(String::from)).chain(rows).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        text += cells.collect::<Vec<_>>().join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// Names and what they stand for, one a line.
+pub fn fields(fields: &[(&str, String)]) -> String {
+    let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    fields.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
+}
+
+/// A size with the largest unit that leaves it at least 1.
+pub fn shown_size(bytes: u64) -> String {
+    let units = [(1_u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let Some((unit, name)) = units.into_iter().find(|(unit, _)| bytes >= *unit) else { return format!("{bytes} B") };
+    if bytes.is_multiple_of(unit) {
+        format!("{} {name}", bytes / unit)
+    } else {
+        format!("{:.1} {name}", bytes as f64 / unit as f64)
+    }
+}
+
+/// A time, to the second.
+pub fn shown_time(time: OffsetDateTime) -> String {
+    time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_else(|_| time.to_string())
+}
+
+/// What a VM is to be.
+pub fn spec_fields(spec: &VmSpec) -> Vec<(&'static str, String)> {
+    let mut fields = vec![
+        ("vCPUs", spec.max_cpus.map_or(spec.cpus.to_string(), |max| format!("{}, at most {max}", spec.cpus))),
+        ("memory", shown_size(spec.memory_bytes)),
+        ("kernel", spec.boot.kernel.clone()),
+    ];
+    fields.extend(spec.boot.initrd.clone().map(|initrd| ("initrd", initrd)));
+    if !spec.boot.command_line.is_empty() {
+        fields.push(("command line", spec.boot.command_line.clone()));
+    }
+    for disk in &spec.disks {
+        let marks = [(disk.read_only, ", read-only"), (disk.direct, ", direct")];
+        let marks: String = marks.iter().filter(|(on, _)| *on).map(|(_, mark)| *mark).collect();
+        fields.push(("disk", format!("{}: {}{marks}", disk.id.as_deref().unwrap_or("?"), disk.file)));
+    }
+    for net in &spec.nets {
+        let mac = net.mac.as_deref().unwrap_or("?");
+        fields.push(("network card", format!("{}: {}, {mac}", net.id.as_deref().unwrap_or("?"), net.tap)));
+    }
+    fields
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_they_must_be() {
+        let rows = [["a", "1"], ["longer", ""]].map(|row| row.map(String::from));
+        assert_eq!(table(["NAME", "N"], rows.into_iter()), "NAME    N\na       1\nlonger\n");
+        assert_eq!(fields(&[("a", "1".into()), ("bcd", "2".into())]), "a    1\nbcd  2\n");
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!([0, 1023, 1 << 20, 3 << 29, 5 << 40].map(shown_size), ["0 B", "1023 B", "1 MiB", "1.5 GiB", "5 TiB"]);
+    }
+}

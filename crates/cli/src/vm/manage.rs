@@ -1,0 +1,254 @@
+//! VMs of `marud`: list, show, create, start, stop, and so on.
+
+use api::client::Method;
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
+use crate::output::Output;
+use crate::remote::{Connect, RemoteError, TaskArgs, fields, finish, show_one, shown_size, shown_time, spec_fields, table};
+use crate::size::ByteSize;
+
+/// Subcommands of `maru vm` that need `marud`.
+#[derive(Debug, Subcommand)]
+pub enum ManageCommand {
+    /// List VMs
+    List(ListArgs),
+    /// Show a VM
+    Show {
+        /// Its name or id
+        vm: String,
+        #[command(flatten)]
+        show: ShowArgs,
+    },
+    /// Create a VM; it is off
+    Create(Box<CreateArgs>),
+    /// Start a VM
+    Start(OperationArgs),
+    /// Stop a VM: ask its guest to shut down, and end it by force when its time is over
+    Stop(StopArgs),
+    /// Reset a VM at once
+    Reset(OperationArgs),
+    /// Pause a VM
+    Pause(OperationArgs),
+    /// Let a paused VM go on
+    Resume(OperationArgs),
+    /// Delete a VM that is off
+    Delete(DeleteArgs),
+}
+
+/// How something is shown.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    #[command(flatten)]
+    connect: Connect,
+    /// How to show the result
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// `maru vm list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Only VMs in this state
+    #[arg(long, value_enum)]
+    state: Option<StateOption>,
+    #[command(flatten)]
+    show: ShowArgs,
+}
+
+/// `--state`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum StateOption {
+    /// Those that do not run
+    Off,
+    /// Those that run
+    Running,
+    /// Those that are paused
+    Paused,
+}
+
+const CREATE_HELP: &str = "\
+Files are in volumes of the host, which `maru volume list` shows: VOLUME:PATH.
+
+EXAMPLES
+  A system on a disk, with a network card on the TAP tap0:
+    maru vm create web --kernel local:vmlinuz --initrd local:initrd.img --cmdline 'root=/dev/vda1 ro' \\
+        --disk local:web/root.vhdx --net tap=tap0 --cpus 2 --memory 2G
+    maru vm start web";
+
+/// `maru vm create`.
+#[derive(Debug, Args)]
+#[command(after_help = CREATE_HELP)]
+pub struct CreateArgs {
+    /// Its name
+    name: String,
+    /// Kernel to boot: a bzImage (vmlinuz), or an ELF kernel with a PVH entry
+    #[arg(long, value_name = "VOLUME:PATH")]
+    kernel: String,
+    /// Initial file system (initramfs)
+    #[arg(long, value_name = "VOLUME:PATH")]
+    initrd: Option<String>,
+    /// Kernel command line; `console=` for the console is added if there is none
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    cmdline: String,
+    /// A disk; may be given several times
+    #[arg(long = "disk", value_name = MANAGED_DISK_FORM)]
+    disks: Vec<ManagedDisk>,
+    /// A network card on a TAP of the host; may be given several times
+    #[arg(long = "net", value_name = MANAGED_NET_FORM)]
+    nets: Vec<ManagedNet>,
+    /// Virtual CPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u32,
+    /// Virtual CPUs that it may have later
+    #[arg(long, value_name = "N")]
+    max_cpus: Option<u32>,
+    /// Memory, with the unit K, M, G or T
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    memory: ByteSize,
+    /// Add a balloon, which gives memory that the guest does not use back to the host
+    #[arg(long)]
+    balloon: bool,
+    #[command(flatten)]
+    show: ShowArgs,
+}
+
+/// An operation on a VM.
+#[derive(Debug, Args)]
+pub struct OperationArgs {
+    /// Its name or id
+    vm: String,
+    #[command(flatten)]
+    task: TaskArgs,
+}
+
+/// `maru vm stop`.
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// Its name or id
+    vm: String,
+    /// End it at once, as if its power were cut
+    #[arg(long, conflicts_with = "grace")]
+    force: bool,
+    /// How long its guest has to shut down, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    grace: u32,
+    #[command(flatten)]
+    task: TaskArgs,
+}
+
+/// `maru vm delete`.
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// Its name or id
+    vm: String,
+    /// What happens to the files of its disks; needed if it has disks
+    #[arg(long, value_enum)]
+    disks: Option<DisksOption>,
+    #[command(flatten)]
+    task: TaskArgs,
+}
+
+/// `--disks`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum DisksOption {
+    /// They stay
+    Keep,
+    /// They are deleted, too
+    Delete,
+}
+
+/// Does it.
+pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
+    match command {
+        ManageCommand::List(args) => list(&args),
+        ManageCommand::Show { vm, show } => {
+            let vm = show.connect.client()?.get(&format!("/vms/{}", segment(&vm)))?;
+            show_one(show.output, &vm, || described(&vm))
+        }
+        ManageCommand::Create(args) => create(*args),
+        ManageCommand::Start(args) => operate(Method::POST, &args.vm, "/start", &args.task),
+        ManageCommand::Reset(args) => operate(Method::POST, &args.vm, "/reset", &args.task),
+        ManageCommand::Pause(args) => operate(Method::POST, &args.vm, "/pause", &args.task),
+        ManageCommand::Resume(args) => operate(Method::POST, &args.vm, "/resume", &args.task),
+        ManageCommand::Stop(StopArgs { vm, force: true, task, .. }) => operate(Method::POST, &vm, "/stop?force=true", &task),
+        ManageCommand::Stop(StopArgs { vm, grace, task, .. }) => {
+            operate(Method::POST, &vm, &format!("/stop?grace={grace}"), &task)
+        }
+        ManageCommand::Delete(DeleteArgs { vm, disks, task }) => {
+            let what = match disks {
+                None => "",
+                Some(DisksOption::Keep) => "?disks=keep",
+                Some(DisksOption::Delete) => "?disks=delete",
+            };
+            operate(Method::DELETE, &vm, what, &task)
+        }
+    }
+}
+
+fn operate(method: Method, vm: &str, what: &str, args: &TaskArgs) -> Result<(), RemoteError> {
+    let client = args.connect.client()?;
+    let task = client.call(method, &format!("/vms/{}{what}", segment(vm)), None::<&()>)?;
+    finish(&client, task, args)
+}
+
+/// A name as a part of an address.
+fn segment(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+fn list(args: &ListArgs) -> Result<(), RemoteError> {
+    let path = match args.state {
+        None => "/vms",
+        Some(StateOption::Off) => "/vms?state=off",
+        Some(StateOption::Running) => "/vms?state=running",
+        Some(StateOption::Paused) => "/vms?state=paused",
+    };
+    let vms: Vec<api::Vm> = args.show.connect.client()?.list(path)?;
+    show_one(args.show.output, &vms, || {
+        let row = |vm: &api::Vm| {
+            let pid = vm.pid.map_or_else(|| "-".into(), |pid| pid.to_string());
+            let memory = shown_size(vm.spec.memory_bytes);
+            [vm.spec.name.clone(), vm.state.to_string(), vm.spec.cpus.to_string(), memory, pid, vm.id.to_string()]
+        };
+        table(["NAME", "STATE", "CPUS", "MEMORY", "PID", "ID"], vms.iter().map(row))
+    })
+}
+
+fn create(args: CreateArgs) -> Result<(), RemoteError> {
+    let spec = api::VmSpec {
+        name: args.name,
+        cpus: args.cpus,
+        max_cpus: args.max_cpus,
+        memory_bytes: args.memory.0,
+        boot: api::Boot { kernel: args.kernel, initrd: args.initrd, command_line: args.cmdline },
+        disks: args.disks.into_iter().map(|disk| disk.0).collect(),
+        nets: args.nets.into_iter().map(|net| net.0).collect(),
+        console: api::Console::default(),
+        balloon: args.balloon,
+    };
+    let vm: api::Vm = args.show.connect.client()?.call(Method::POST, "/vms", Some(&spec))?;
+    show_one(args.show.output, &vm, || format!("{}: created, {}\n", vm.spec.name, vm.id))
+}
+
+fn described(vm: &api::Vm) -> String {
+    let mut shown = vec![("name", vm.spec.name.clone()), ("id", vm.id.to_string()), ("state", vm.state.to_string())];
+    shown.extend(vm.pid.map(|pid| ("process", pid.to_string())));
+    shown.extend(spec_fields(&vm.spec));
+    shown.push(("created", shown_time(vm.created_at)));
+    shown.extend(vm.started_at.map(|at| ("started", shown_time(at))));
+    shown.extend(vm.last_end.as_ref().map(|end| ("last end", format!("{}, {}", shown_time(end.at), end.reason))));
+    fields(&shown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_leaves_its_place_in_the_address() {
+        assert_eq!(segment("web-1.a_B"), "web-1.a_B");
+        assert_eq!(segment("../tokens/x?y#z é"), "..%2Ftokens%2Fx%3Fy%23z%20%C3%A9");
+    }
+}

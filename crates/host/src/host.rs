@@ -1,0 +1,192 @@
+//! The host: an actor for each VM, made and fed as the store says.
+//!
+//! ```text
+//!  API ──▶ store: a VM, a task ──▶ Watch ──▶ one thread ──┬─▶ actors: there is a task, cancel it
+//!                                                         └─▶ whoever listens: API requests that wait, event streams
+//! ```
+//!
+//! The API changes nothing but the store. So it does not matter where a request came in, and a request that was answered is not
+//! forgotten, whatever happens to this process.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use store::record::{self, Record, Stored};
+use store::{Changed, Transaction, Watch};
+use time::OffsetDateTime;
+use tokio::runtime::Handle;
+use tokio::sync::{broadcast, mpsc, watch};
+use uuid::Uuid;
+
+use crate::records::{EventKind, EventRecord, TaskRecord, TaskStateRecord, VmRecord};
+use crate::state::{Records, State, StateError};
+use crate::vm::{self, Actor, Input, Live, Surroundings};
+
+/// Changes that a slow listener may be behind; then it has to look for itself.
+const BEHIND: usize = 4096;
+
+const OFF: Live = Live { state: api::VmState::Off, pid: None, last_end: None };
+
+/// A host with its VMs.
+pub struct Host {
+    /// What is wanted and known.
+    pub state: State,
+    /// What all VMs have in common.
+    pub surroundings: Arc<Surroundings>,
+    /// When this `marud` started.
+    pub started_at: OffsetDateTime,
+    vms: Mutex<HashMap<Uuid, VmHandle>>,
+    changes: broadcast::Sender<Changed>,
+    runtime: Handle,
+}
+
+struct VmHandle {
+    inputs: mpsc::UnboundedSender<Input>,
+    live: watch::Receiver<Live>,
+}
+
+impl Host {
+    /// Takes care of all VMs from now on: finds those that run, and goes on with what was not finished.
+    pub fn start(state: State, surroundings: Surroundings) -> Result<Arc<Host>, StateError> {
+        let host = Arc::new(Host {
+            state,
+            surroundings: Arc::new(surroundings),
+            started_at: OffsetDateTime::now_utc(),
+            vms: Mutex::default(),
+            changes: broadcast::channel(BEHIND).0,
+            runtime: Handle::current(),
+        });
+        host.state.prune()?;
+        let text = format!("marud {} has started", env!("CARGO_PKG_VERSION"));
+        host.state.commit(&Transaction::new().tell(&EventRecord::now(EventKind::HostStarted, text)))?;
+        let revision = host.state.revision()?;
+        let vms = host.state.all::<VmRecord>()?;
+        let mut unfinished: HashMap<Uuid, Vec<TaskRecord>> = HashMap::new();
+        for task in host.state.all::<TaskRecord>()?.into_iter().map(|stored| stored.record).filter(TaskRecord::is_unfinished) {
+            unfinished.entry(task.vm).or_default().push(task);
+        }
+        host.look_for_strangers(&vms)?;
+        for vm in vms {
+            let mut tasks = unfinished.remove(&vm.record.id).unwrap_or_default();
+            // Their ids are in the order of time; what was begun goes first.
+            tasks.sort_by_key(|task| (task.state != TaskStateRecord::Running, task.id));
+            host.take(
+                vm,
+                tasks.into_iter().map(|task| task.id).collect(),
+                Live { state: api::VmState::Unknown, pid: None, last_end: None },
+            );
+        }
+        for task in unfinished.into_values().flatten() {
+            vm::refuse_task(&host.state, task.id)?;
+        }
+        let (watch, watching) = (host.state.watch(revision)?, host.clone());
+        std::thread::spawn(move || watching.follow(watch));
+        Ok(host)
+    }
+
+    fn handles(&self) -> MutexGuard<'_, HashMap<Uuid, VmHandle>> {
+        self.vms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a VM does.
+    pub fn live(&self, vm: Uuid) -> Live {
+        // One that nobody took yet was just created.
+        self.handles().get(&vm).map_or(OFF, |handle| handle.live.borrow().clone())
+    }
+
+    /// Changes of what is stored, from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Changed> {
+        self.changes.subscribe()
+    }
+
+    /// Files and control groups of VMs that are not stored here: those that do not run are removed; a VM that runs is never ended because
+    /// of what is not known.
+    fn look_for_strangers(&self, vms: &[Stored<VmRecord>]) -> Result<(), StateError> {
+        let surroundings = &self.surroundings;
+        let mut ids: Vec<Uuid> = vm::list(surroundings).into_iter().chain(surroundings.cgroups.list()).collect();
+        ids.sort();
+        ids.dedup();
+        for id in ids.into_iter().filter(|id| !vms.iter().any(|vm| vm.record.id == *id)) {
+            match vm::find(surroundings, id) {
+                Ok(Some(process)) => {
+                    let text = format!(
+                        "a VM with the id {id} runs as process {} and is not known here: the store was replaced by an older one, \
+                         perhaps; end the process, or bring the store back",
+                        process.pid
+                    );
+                    tracing::warn!("{text}");
+                    self.state.commit(&Transaction::new().tell(&EventRecord::now(EventKind::VmAlarm, text)))?;
+                }
+                Ok(None) => vm::remove_traces(surroundings, id),
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the actor of a VM.
+    fn take(&self, vm: Stored<VmRecord>, unfinished: Vec<Uuid>, known: Live) {
+        let id = vm.record.id;
+        let (inputs, receiver) = mpsc::unbounded_channel();
+        let (sender, live) = watch::channel(known);
+        let actor = Actor::new(vm, self.state.clone(), self.surroundings.clone(), receiver, sender, unfinished);
+        self.handles().insert(id, VmHandle { inputs, live });
+        self.runtime.spawn(actor.run());
+    }
+
+    /// Passes on what changes, until the store is closed.
+    fn follow(&self, mut watch: Watch) {
+        while let Some(changed) = watch.next_change() {
+            if let Some(id) = id_of::<VmRecord>(&changed.key) {
+                self.vm_changed(id, &changed);
+            } else if let Some(id) = id_of::<TaskRecord>(&changed.key) {
+                self.task_changed(id, &changed);
+            }
+            // Nobody listens: nobody misses it.
+            let _ = self.changes.send(changed);
+        }
+    }
+
+    fn vm_changed(&self, id: Uuid, changed: &Changed) {
+        match &changed.value {
+            None => drop(self.handles().remove(&id)),
+            Some(value) if !self.handles().contains_key(&id) => match record::from_bytes(&changed.key, value) {
+                Ok(record) => self.take(Stored { record, revision: changed.revision }, Vec::new(), OFF),
+                Err(error) => tracing::error!("{error}"),
+            },
+            Some(_) => {}
+        }
+    }
+
+    fn task_changed(&self, id: Uuid, changed: &Changed) {
+        let Some(value) = &changed.value else { return };
+        let task = match record::from_bytes::<TaskRecord>(&changed.key, value) {
+            Ok(task) => task,
+            Err(error) => return tracing::error!("{error}"),
+        };
+        let input = match task.state {
+            TaskStateRecord::Queued => Input::Task(id),
+            TaskStateRecord::Running if task.cancel_requested => Input::Cancel(id),
+            _ => return,
+        };
+        let sent = self.handles().get(&task.vm).map(|handle| handle.inputs.send(input));
+        if !matches!(sent, Some(Ok(())))
+            && let Err(error) = vm::refuse_task(&self.state, id)
+        {
+            tracing::error!("{error}");
+        }
+    }
+}
+
+fn id_of<T: Record>(key: &str) -> Option<Uuid> {
+    Uuid::parse_str(key.strip_prefix(T::PREFIX)?).ok()
+}
+
+/// Finds the program that is a VM: beside this program, or on `PATH`.
+pub fn find_monitor() -> Option<PathBuf> {
+    let own = std::env::current_exe().ok()?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = own.parent().map(PathBuf::from).into_iter().chain(std::env::split_paths(&path));
+    places.filter(|place| place.is_absolute()).map(|place| place.join("maru-vmm")).find(|program| program.is_file())
+}

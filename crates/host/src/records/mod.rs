@@ -1,0 +1,43 @@
+//! What is stored, and in which form.
+//!
+//! | key | record |
+//! |---|---|
+//! | `vms/ID` | a VM: what it is to be, and whether it is to run |
+//! | `names/NAME` | the id of the VM that has this name |
+//! | `tasks/ID` | a task; unfinished ones are the queues of their VMs |
+//! | `events/ID` | an event; its revision in the store is its number |
+//! | `tokens/NAME` | who may do what |
+//! | `once/TOKEN/KEY` | what a request with an `Idempotency-Key` made |
+//! | `pruned/events` | up to which number events were forgotten |
+//!
+//! These types are apart from those of the API, so that either can change; `From` goes between them here.
+
+mod event;
+mod task;
+mod token;
+mod vm;
+
+pub use event::{EventKind, EventRecord, Pruned};
+pub use task::{Cause, DeleteDisks, LogRecord, OperationRecord, TaskRecord, TaskStateRecord};
+pub use token::{OnceRecord, RoleRecord, TokenRecord};
+pub use vm::{BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, Power, VmRecord};
+
+use serde::{Deserialize, Serialize};
+use store::record::Record;
+use uuid::Uuid;
+
+/// `names/NAME`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameRecord {
+    /// The VM.
+    pub vm: Uuid,
+}
+
+impl Record for NameRecord {
+    const PREFIX: &'static str = "names/";
+    const KIND: &'static str = "name";
+    const VERSION: u32 = 1;
+}
+
+#[cfg(test)]
+mod tests;

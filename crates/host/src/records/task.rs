@@ -1,0 +1,205 @@
+//! A task, as it is stored.
+
+use serde::{Deserialize, Serialize};
+use store::record::Record;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// `tasks/ID`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    /// Its id.
+    pub id: Uuid,
+    /// The VM.
+    pub vm: Uuid,
+    /// The VM's name when the task was made.
+    pub vm_name: String,
+    /// What to do.
+    pub operation: OperationRecord,
+    /// How far it is.
+    pub state: TaskStateRecord,
+    /// Whether someone wants it to end.
+    pub cancel_requested: bool,
+    /// Why it failed.
+    pub error: Option<Cause>,
+    /// The token that asked for it.
+    pub created_by: String,
+    /// When it was asked for.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// When it began.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub started_at: Option<OffsetDateTime>,
+    /// When it ended.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub ended_at: Option<OffsetDateTime>,
+    /// What it did.
+    pub log: Vec<LogRecord>,
+}
+
+impl Record for TaskRecord {
+    const PREFIX: &'static str = "tasks/";
+    const KIND: &'static str = "task";
+    const VERSION: u32 = 1;
+}
+
+/// A line of a log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRecord {
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// What.
+    pub text: String,
+}
+
+/// What a task does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum OperationRecord {
+    /// Starts the VM.
+    Start,
+    /// Has the guest shut down, and ends the VM if it has not after this time.
+    ShutDown {
+        /// The time in seconds.
+        grace_seconds: u32,
+    },
+    /// Ends the VM at once.
+    ForceOff,
+    /// Resets it.
+    Reset,
+    /// Pauses it.
+    Pause,
+    /// Lets it go on.
+    Resume,
+    /// Deletes it.
+    Delete {
+        /// And its disks.
+        disks: DeleteDisks,
+    },
+}
+
+/// What happens to the disks of a VM that is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeleteDisks {
+    /// They stay.
+    Keep,
+    /// They are deleted.
+    Delete,
+}
+
+/// How far a task is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskStateRecord {
+    /// Others come first.
+    Queued,
+    /// It is being done.
+    Running,
+    /// It is done.
+    Done,
+    /// It could not be done.
+    Failed,
+    /// It was told to end.
+    Cancelled,
+}
+
+/// Why something failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cause {
+    /// A word for programs.
+    pub code: String,
+    /// The cause.
+    pub message: String,
+    /// What can be done.
+    pub way_out: String,
+}
+
+impl Cause {
+    /// A cause of a kind.
+    pub fn new(code: &str, message: impl Into<String>, way_out: impl Into<String>) -> Cause {
+        Cause { code: code.into(), message: message.into(), way_out: way_out.into() }
+    }
+}
+
+impl From<&Cause> for api::Error {
+    fn from(cause: &Cause) -> api::Error {
+        api::Error { code: cause.code.clone(), message: cause.message.clone(), way_out: cause.way_out.clone() }
+    }
+}
+
+impl TaskRecord {
+    /// A task that waits to be done.
+    pub fn new(vm: Uuid, vm_name: String, operation: OperationRecord, created_by: String) -> TaskRecord {
+        TaskRecord {
+            // In the order of time, and each later than those that this process made before.
+            id: Uuid::now_v7(),
+            vm,
+            vm_name,
+            operation,
+            state: TaskStateRecord::Queued,
+            cancel_requested: false,
+            error: None,
+            created_by,
+            created_at: OffsetDateTime::now_utc(),
+            started_at: None,
+            ended_at: None,
+            log: Vec::new(),
+        }
+    }
+
+    /// Whether there is more to do.
+    pub fn is_unfinished(&self) -> bool {
+        matches!(self.state, TaskStateRecord::Queued | TaskStateRecord::Running)
+    }
+
+    /// Notes what is done or waited for.
+    pub fn note(&mut self, text: impl Into<String>) {
+        self.log.push(LogRecord { at: OffsetDateTime::now_utc(), text: text.into() });
+    }
+
+    /// Ends it.
+    pub fn end(&mut self, state: TaskStateRecord, error: Option<Cause>) {
+        self.state = state;
+        self.error = error;
+        self.ended_at = Some(OffsetDateTime::now_utc());
+    }
+}
+
+impl From<&OperationRecord> for api::Operation {
+    fn from(operation: &OperationRecord) -> api::Operation {
+        match operation {
+            OperationRecord::Start => api::Operation::Start,
+            OperationRecord::ShutDown { .. } | OperationRecord::ForceOff => api::Operation::Stop,
+            OperationRecord::Reset => api::Operation::Reset,
+            OperationRecord::Pause => api::Operation::Pause,
+            OperationRecord::Resume => api::Operation::Resume,
+            OperationRecord::Delete { .. } => api::Operation::Delete,
+        }
+    }
+}
+
+impl From<&TaskRecord> for api::Task {
+    fn from(task: &TaskRecord) -> api::Task {
+        api::Task {
+            id: task.id,
+            operation: (&task.operation).into(),
+            vm: task.vm,
+            vm_name: task.vm_name.clone(),
+            state: match task.state {
+                TaskStateRecord::Queued => api::TaskState::Queued,
+                TaskStateRecord::Running => api::TaskState::Running,
+                TaskStateRecord::Done => api::TaskState::Done,
+                TaskStateRecord::Failed => api::TaskState::Failed,
+                TaskStateRecord::Cancelled => api::TaskState::Cancelled,
+            },
+            error: task.error.as_ref().map(api::Error::from),
+            created_by: task.created_by.clone(),
+            created_at: task.created_at,
+            started_at: task.started_at,
+            ended_at: task.ended_at,
+            log: task.log.iter().map(|line| api::LogLine { at: line.at, text: line.text.clone() }).collect(),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The stored forms, which never change: what is here must be readable for ever.
+
+use store::record::{from_bytes, to_bytes};
+use time::macros::datetime;
+use uuid::uuid;
+
+use super::*;
+
+fn stays<T: Record + PartialEq + std::fmt::Debug>(record: &T, golden: &str) {
+    assert_eq!(String::from_utf8(to_bytes(record)).unwrap(), golden.trim());
+    assert_eq!(from_bytes::<T>("key", golden.trim().as_bytes()).unwrap(), *record);
+}
+
+const AT: time::OffsetDateTime = datetime!(2026-11-27 08:00:00.5 UTC);
+const VM: Uuid = uuid!("7d9b5e0a-53f2-4d9e-9f0f-3f6f3a3a2b11");
+const TASK: Uuid = uuid!("0199a7c2-8a52-7c3e-8a5d-0b2f6f3d1c22");
+
+#[test]
+fn records_of_version_1_are_read_and_written_as_ever() {
+    let file = |path: &str| FileRef { volume: "local".into(), path: path.into() };
+    let vm = VmRecord {
+        id: VM,
+        name: "web".into(),
+        cpus: 2,
+        max_cpus: 4,
+        memory_bytes: 1 << 30,
+        boot: BootRecord { kernel: file("vmlinuz"), initrd: Some(file("initrd.img")), command_line: "quiet".into() },
+        disks: vec![DiskRecord {
+            id: "disk0".into(),
+            file: file("web/root.vhdx"),
+            format: Some(FormatRecord::Vhdx),
+            read_only: false,
+            direct: true,
+        }],
+        nets: vec![NetRecord { id: "net0".into(), mac: "52:54:00:12:34:56".into(), tap: "tap0".into() }],
+        console: ConsoleRecord::Serial,
+        balloon: true,
+        power: Power::On,
+        created_at: AT,
+        started_at: Some(AT),
+        last_end: Some(EndingRecord { at: AT, reason: "the guest powered off".into(), failed: false }),
+    };
+    stays(&vm, include_str!("golden/vm-1.json"));
+    let task = TaskRecord {
+        id: TASK,
+        vm: VM,
+        vm_name: "web".into(),
+        operation: OperationRecord::ShutDown { grace_seconds: 60 },
+        state: TaskStateRecord::Failed,
+        cancel_requested: true,
+        error: Some(Cause::new("vm-off", "it is off", "start it")),
+        created_by: "admin".into(),
+        created_at: AT,
+        started_at: Some(AT),
+        ended_at: None,
+        log: vec![LogRecord { at: AT, text: "waits".into() }],
+    };
+    stays(&task, include_str!("golden/task-1.json"));
+    let event = EventRecord { at: AT, ..EventRecord::now(EventKind::VmStarted, "runs") }.of_vm(VM, "web").by_task(Some(TASK));
+    stays(&event, include_str!("golden/event-1.json"));
+    let token = TokenRecord { name: "admin".into(), role: RoleRecord::Admin, secret_sha256: "00ff".into(), created_at: AT };
+    stays(&token, include_str!("golden/token-1.json"));
+    stays(&OnceRecord { request_sha256: "00ff".into(), made: TASK, at: AT }, include_str!("golden/once-1.json"));
+    stays(&NameRecord { vm: VM }, include_str!("golden/name-1.json"));
+    stays(&Pruned { up_to: 7 }, include_str!("golden/pruned-1.json"));
+}

@@ -1,0 +1,195 @@
+//! A VM, as it is stored.
+
+use serde::{Deserialize, Serialize};
+use store::record::Record;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// `vms/ID`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// Its id.
+    pub id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// vCPUs at start.
+    pub cpus: u32,
+    /// vCPUs that it may have.
+    pub max_cpus: u32,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// What it boots.
+    pub boot: BootRecord,
+    /// Its disks.
+    pub disks: Vec<DiskRecord>,
+    /// Its network cards.
+    pub nets: Vec<NetRecord>,
+    /// Which console its monitor has.
+    pub console: ConsoleRecord,
+    /// Whether it has a balloon.
+    pub balloon: bool,
+    /// Whether it is to run.
+    pub power: Power,
+    /// When it was created.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// When it was started the last time.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub started_at: Option<OffsetDateTime>,
+    /// How it ended the last time.
+    pub last_end: Option<EndingRecord>,
+}
+
+impl Record for VmRecord {
+    const PREFIX: &'static str = "vms/";
+    const KIND: &'static str = "vm";
+    const VERSION: u32 = 1;
+}
+
+/// Whether a VM is to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Power {
+    /// No.
+    Off,
+    /// Yes; whether it is paused is the monitor's to know.
+    On,
+}
+
+/// A file in a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRef {
+    /// The volume's name.
+    pub volume: String,
+    /// The path in it: relative, without `.` and `..`.
+    pub path: String,
+}
+
+impl std::fmt::Display for FileRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.volume, self.path)
+    }
+}
+
+/// What a VM boots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootRecord {
+    /// The kernel.
+    pub kernel: FileRef,
+    /// The initial file system.
+    pub initrd: Option<FileRef>,
+    /// The kernel's command line.
+    pub command_line: String,
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// Its name in the VM.
+    pub id: String,
+    /// Its file.
+    pub file: FileRef,
+    /// What the file means; by its extension if there is nothing here.
+    pub format: Option<FormatRecord>,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+    /// Whether to go around the host's page cache.
+    pub direct: bool,
+}
+
+/// What a disk's file means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FormatRecord {
+    /// The disk itself.
+    Raw,
+    /// A VHDX image.
+    Vhdx,
+    /// A VHD image.
+    Vhd,
+}
+
+/// A network card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetRecord {
+    /// Its name in the VM.
+    pub id: String,
+    /// Its address.
+    pub mac: String,
+    /// The host's TAP.
+    pub tap: String,
+}
+
+/// Which console the monitor has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConsoleRecord {
+    /// The serial port.
+    Serial,
+    /// A virtio console.
+    Virtio,
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndingRecord {
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// Why.
+    pub reason: String,
+    /// Whether that was not in order.
+    pub failed: bool,
+}
+
+impl VmRecord {
+    /// What the API calls the VM's specification.
+    pub fn spec(&self) -> api::VmSpec {
+        api::VmSpec {
+            name: self.name.clone(),
+            cpus: self.cpus,
+            max_cpus: (self.max_cpus != self.cpus).then_some(self.max_cpus),
+            memory_bytes: self.memory_bytes,
+            boot: api::Boot {
+                kernel: self.boot.kernel.to_string(),
+                initrd: self.boot.initrd.as_ref().map(FileRef::to_string),
+                command_line: self.boot.command_line.clone(),
+            },
+            disks: self.disks.iter().map(api::Disk::from).collect(),
+            nets: self.nets.iter().map(api::Net::from).collect(),
+            console: match self.console {
+                ConsoleRecord::Serial => api::Console::Serial,
+                ConsoleRecord::Virtio => api::Console::Virtio,
+            },
+            balloon: self.balloon,
+        }
+    }
+}
+
+impl From<&DiskRecord> for api::Disk {
+    fn from(disk: &DiskRecord) -> api::Disk {
+        api::Disk {
+            id: Some(disk.id.clone()),
+            file: disk.file.to_string(),
+            format: disk.format.map(|format| match format {
+                FormatRecord::Raw => api::DiskFormat::Raw,
+                FormatRecord::Vhdx => api::DiskFormat::Vhdx,
+                FormatRecord::Vhd => api::DiskFormat::Vhd,
+            }),
+            read_only: disk.read_only,
+            direct: disk.direct,
+        }
+    }
+}
+
+impl From<&NetRecord> for api::Net {
+    fn from(net: &NetRecord) -> api::Net {
+        api::Net { id: Some(net.id.clone()), mac: Some(net.mac.clone()), tap: net.tap.clone() }
+    }
+}
+
+impl From<&EndingRecord> for api::Ending {
+    fn from(ending: &EndingRecord) -> api::Ending {
+        api::Ending { at: ending.at, reason: ending.reason.clone(), failed: ending.failed }
+    }
+}

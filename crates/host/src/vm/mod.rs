@@ -1,0 +1,67 @@
+//! One VM: an actor that owns it, and the monitor's process that is it.
+//!
+//! ```text
+//!  tasks (in order) ─┐                    ┌─▶ monitor: start, requests, kill
+//!  cancellations ────┼─▶ Actor::run ──────┼─▶ store: task done, VM on or off, event: one transaction
+//!  monitor's events ─┤   (one at a time)  └─▶ Live: what the API shows
+//!  its end, deadline ┘
+//! ```
+//!
+//! What is wanted is in the store before anything is done, and each step can be done again. So an actor that begins, after `marud` was
+//! started or killed, looks at what is there ([`process::find`]), and does the unfinished task from its start.
+
+mod actor;
+mod cgroup;
+pub mod config;
+mod delete;
+mod ending;
+mod monitor;
+mod process;
+
+pub use actor::{Actor, Input};
+pub use cgroup::Cgroups;
+pub use delete::refuse_task;
+pub use process::{find, list};
+
+use std::path::PathBuf;
+
+use uuid::Uuid;
+
+use crate::records::EndingRecord;
+use crate::volumes::Volumes;
+
+/// What all VMs of a host have in common.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// The program that is a VM.
+    pub monitor: PathBuf,
+    /// Where the directories of running VMs are: `vms/ID` with `control`, `lock` and `log`.
+    pub run_directory: PathBuf,
+    /// Their control groups.
+    pub cgroups: Cgroups,
+    /// Where their files are.
+    pub volumes: Volumes,
+    /// Whether monitors are left unconfined. For finding errors only.
+    pub unconfined: bool,
+}
+
+/// Removes what an earlier VM with this id left, which does not run.
+pub fn remove_traces(surroundings: &Surroundings, vm: Uuid) {
+    if let Err(error) = surroundings.cgroups.remove(vm) {
+        tracing::warn!(%vm, "its control group stays: {error}");
+    }
+    if let Err(error) = process::RunFiles::of(surroundings, vm).remove() {
+        tracing::warn!(%vm, "its files of the run stay: {error}");
+    }
+}
+
+/// What a VM does, as far as it is not stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Live {
+    /// For people.
+    pub state: api::VmState,
+    /// The monitor.
+    pub pid: Option<u32>,
+    /// How it ended the last time, if that is newer than what is stored: a VM that is off says why, also while that is being written.
+    pub last_end: Option<EndingRecord>,
+}

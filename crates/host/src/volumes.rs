@@ -1,0 +1,138 @@
+//! Volumes: the directories of the host that files of VMs may be in.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use crate::records::{Cause, FileRef};
+
+/// The volumes of the host. They are the wall between those who may use the API and the host's own files.
+#[derive(Clone, Debug, Default)]
+pub struct Volumes(BTreeMap<String, PathBuf>);
+
+/// Why a volume cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// Not `NAME=DIRECTORY`.
+    #[error("'{0}' is no volume: write NAME=DIRECTORY, the name of letters, digits, '-' and '_'")]
+    Form(String),
+    /// Two of one name.
+    #[error("there are two volumes called '{0}'")]
+    Twice(String),
+    /// The directory.
+    #[error("the volume '{name}' cannot be at {}", .path.display())]
+    Directory {
+        /// Its name.
+        name: String,
+        /// Where it is to be.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl Volumes {
+    /// Adds one, given as `NAME=DIRECTORY`. The directory is made if it is not there.
+    pub fn add(&mut self, text: &str) -> Result<(), VolumeError> {
+        let fine = |name: &&str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+        let parts = text.split_once('=').filter(|(name, path)| fine(name) && !path.is_empty());
+        let (name, path) = parts.ok_or_else(|| VolumeError::Form(text.into()))?;
+        let path = Path::new(path);
+        let directory = std::fs::create_dir_all(path).and_then(|()| path.canonicalize());
+        let directory = directory.map_err(|source| VolumeError::Directory { name: name.into(), path: path.into(), source })?;
+        match self.0.insert(name.into(), directory) {
+            None => Ok(()),
+            Some(_) => Err(VolumeError::Twice(name.into())),
+        }
+    }
+
+    /// What the API tells of them.
+    pub fn list(&self) -> io::Result<Vec<api::Volume>> {
+        self.0.iter().map(|(name, path)| describe(name, path)).collect()
+    }
+
+    /// Understands `VOLUME:PATH`.
+    pub fn parse(&self, text: &str) -> Result<FileRef, Cause> {
+        let refuse =
+            |message: String| Cause::new("bad-file", message, "name a file in a volume: VOLUME:PATH, like local:web/root.vhdx");
+        let Some((volume, path)) = text.split_once(':') else { return Err(refuse(format!("'{text}' names no volume"))) };
+        if !self.0.contains_key(volume) {
+            let names: Vec<&str> = self.0.keys().map(String::as_str).collect();
+            return Err(refuse(format!("there is no volume '{volume}'; there are: {}", names.join(", "))));
+        }
+        let plain = Path::new(path).components().all(|component| matches!(component, Component::Normal(_)));
+        if path.is_empty() || !plain || path.contains('\0') {
+            return Err(refuse(format!("'{path}' is no path inside of a volume")));
+        }
+        Ok(FileRef { volume: volume.into(), path: path.into() })
+    }
+
+    /// Where a file is on the host. It is there, and really inside of its volume.
+    pub fn find(&self, file: &FileRef) -> Result<PathBuf, Cause> {
+        let missing = || {
+            let way_out = "start marud with this volume, or create the VM anew elsewhere";
+            Cause::new("no-volume", format!("the volume of {file} is not there"), way_out)
+        };
+        let volume = self.0.get(&file.volume).ok_or_else(missing)?;
+        let path = volume.join(&file.path);
+        let found = path.canonicalize().and_then(|real| Ok((real.metadata()?, real)));
+        let (metadata, real) = found.map_err(|error| {
+            Cause::new("no-file", format!("{file} ({}) cannot be found: {error}", path.display()), "put the file there")
+        })?;
+        if !real.starts_with(volume) {
+            let message = format!("{file} is a link to {}, outside of the volume", real.display());
+            return Err(Cause::new("bad-file", message, "put the file itself there"));
+        }
+        if !metadata.is_file() {
+            return Err(Cause::new("bad-file", format!("{file} is no file"), "name a file"));
+        }
+        Ok(real)
+    }
+}
+
+fn describe(name: &str, path: &Path) -> io::Result<api::Volume> {
+    let c_path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: all zeroes are a valid statvfs.
+    let mut space: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is zero-terminated, and the structure lives through the call.
+    if unsafe { libc::statvfs(c_path.as_ptr(), &mut space) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(api::Volume {
+        name: name.into(),
+        path: path.display().to_string(),
+        total_bytes: space.f_blocks * space.f_frsize,
+        free_bytes: space.f_bavail * space.f_frsize,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_found_in_volumes_and_nowhere_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let inside = directory.path().join("volume");
+        let mut volumes = Volumes::default();
+        volumes.add(&format!("local={}", inside.display())).unwrap();
+        std::fs::create_dir(inside.join("web")).unwrap();
+        std::fs::write(inside.join("web/root.raw"), "disk").unwrap();
+        std::fs::write(directory.path().join("secret"), "secret").unwrap();
+        std::os::unix::fs::symlink("../secret", inside.join("link")).unwrap();
+        std::os::unix::fs::symlink("..", inside.join("up")).unwrap();
+
+        let find = |text: &str| volumes.parse(text).and_then(|file| volumes.find(&file));
+        assert_eq!(find("local:web/root.raw").unwrap(), inside.canonicalize().unwrap().join("web/root.raw"));
+        let code = |text: &str| find(text).unwrap_err().code;
+        for text in ["local:../secret", "local:/etc/passwd", "local:", "local:web/../../secret", "other:a", "web", "local:link"] {
+            assert_eq!(code(text), "bad-file", "{text}");
+        }
+        assert_eq!(
+            (code("local:up/secret"), code("local:web"), code("local:no")),
+            ("bad-file".into(), "bad-file".into(), "no-file".into())
+        );
+    }
+}

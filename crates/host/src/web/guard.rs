@@ -1,0 +1,111 @@
+//! Who may do this? And what was asked for by whom.
+
+use std::net::SocketAddr;
+
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use time::OffsetDateTime;
+
+use super::{App, Refusal};
+use crate::audit::Line;
+use crate::auth;
+use crate::records::TokenRecord;
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct From(pub SocketAddr);
+
+/// Whose request it is.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The token's name.
+    pub name: String,
+}
+
+/// Lets a request through if its token's role suffices; notes it if it changes something, or is refused here.
+pub async fn guard(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let from = request.extensions().get::<From>().map_or(SocketAddr::from(([0, 0, 0, 0], 0)), |from| from.0);
+    let secret = secret(&request);
+    let token = authenticate(&app, secret).await;
+    let name = token.as_ref().ok().map(|token| token.name.clone());
+    let allowed = token.and_then(|token| allow(&token, &method, &path));
+    let refused = allowed.is_err();
+    let response = match allowed {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(refusal) => refusal.into_response(),
+    };
+    if refused || !is_reading(&method) {
+        let status = response.status().as_u16();
+        let audit = app.audit.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            let at = OffsetDateTime::now_utc();
+            audit.write(&Line { at, token: name.as_deref(), from, method: method.as_str(), path: &path, status })
+        });
+        if let Ok(Err(error)) = written.await {
+            tracing::error!("the audit log cannot be written: {error}");
+        }
+    }
+    response
+}
+
+fn secret(request: &Request) -> Option<String> {
+    let header = request.headers().get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (kind, secret) = header.split_once(' ')?;
+    kind.eq_ignore_ascii_case("bearer").then(|| secret.trim().to_owned())
+}
+
+async fn authenticate(app: &App, secret: Option<String>) -> Result<TokenRecord, Refusal> {
+    let refuse = |message: &str| {
+        let way_out =
+            "send the header Authorization: Bearer SECRET; the secret of the first token is in the file admin.token of marud";
+        Refusal::new(StatusCode::UNAUTHORIZED, "no-token", message, way_out)
+    };
+    let secret = secret.ok_or_else(|| refuse("there is no token"))?;
+    let token = app.host.state.run(move |state| auth::find(state, &secret)).await?;
+    token.ok_or_else(|| refuse("the token is not known"))
+}
+
+fn is_reading(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+/// The least role that may do something.
+fn needed(method: &Method, path: &str) -> api::Role {
+    let tokens = path.trim_start_matches(api::BASE).trim_start_matches('/').split('/').next() == Some("tokens");
+    match (tokens, is_reading(method)) {
+        (true, _) => api::Role::Admin,
+        (false, true) => api::Role::Viewer,
+        (false, false) => api::Role::Operator,
+    }
+}
+
+fn allow(token: &TokenRecord, method: &Method, path: &str) -> Result<Caller, Refusal> {
+    let (role, needed) = (api::Role::from(token.role), needed(method, path));
+    if role >= needed {
+        return Ok(Caller { name: token.name.clone() });
+    }
+    let message = format!("the token '{}' has the role {role}, and this needs {needed}", token.name);
+    Err(Refusal::new(StatusCode::FORBIDDEN, "role", message, "use another token, or ask an administrator for one"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_role_may_do_what_is_its_own() {
+        assert_eq!(needed(&Method::GET, "/vms"), api::Role::Viewer);
+        assert_eq!(needed(&Method::GET, "/api/v1/vms/tokens"), api::Role::Viewer);
+        assert_eq!(needed(&Method::POST, "/api/v1/vms/web/start"), api::Role::Operator);
+        assert_eq!(needed(&Method::DELETE, "/vms/web"), api::Role::Operator);
+        for path in ["/tokens", "/api/v1/tokens", "/api/v1/tokens/x", "/tokens/x"] {
+            assert_eq!(needed(&Method::GET, path), api::Role::Admin, "{path}");
+        }
+    }
+}

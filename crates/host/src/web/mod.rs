@@ -1,0 +1,129 @@
+//! The REST API: requests to the store's records and back.
+//!
+//! | status | when |
+//! |---|---|
+//! | 200 | here it is; a task that was waited for has ended, one way or the other |
+//! | 201 | made; `Location` says where |
+//! | 202 | a task does it; `Location` says which |
+//! | 204 | done, and there is nothing to say |
+//! | 400 | the request is malformed |
+//! | 401, 403 | no token, or one that is not known; its role does not suffice |
+//! | 404, 405 | there is no such thing; there is, but not this method |
+//! | 409 | not in this state, or the name is taken: the same request may be right later |
+//! | 410 | the events asked for were forgotten |
+//! | 412 | it is not what `If-Match` says any more |
+//! | 413, 415 | the body is too long, or is not JSON |
+//! | 422 | the request is well-formed and makes no sense: it will never be right |
+//! | 429 | too many tasks wait for this VM |
+//! | 503 | the store cannot be used now |
+//!
+//! Each answer from 400 on has an [`api::Error`] as its body.
+
+mod error;
+mod events;
+mod extract;
+mod guard;
+mod host;
+mod once;
+mod server;
+mod tasks;
+mod tokens;
+mod vms;
+
+pub use error::Refusal;
+pub use host::host_name;
+pub use server::serve;
+
+use std::sync::Arc;
+
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{delete, get, post};
+use axum::{Router, middleware};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
+
+use crate::audit::Audit;
+use crate::host::Host;
+
+/// The longest body of a request in bytes.
+const MAX_BODY: usize = 256 * 1024;
+/// The longest part of a list.
+const MAX_ITEMS: usize = 1000;
+
+/// What requests are answered from.
+#[derive(Clone)]
+pub struct App {
+    /// The host.
+    pub host: Arc<Host>,
+    /// Where requests are noted.
+    pub audit: Arc<Audit>,
+}
+
+/// All routes.
+pub fn router(app: App) -> Router {
+    let v1 = Router::new()
+        .route("/host", get(host::show))
+        .route("/volumes", get(host::volumes))
+        .route("/vms", get(vms::list).post(vms::create))
+        .route("/vms/{vm}", get(vms::show).delete(vms::delete))
+        .route("/vms/{vm}/start", post(vms::start))
+        .route("/vms/{vm}/stop", post(vms::stop))
+        .route("/vms/{vm}/reset", post(vms::reset))
+        .route("/vms/{vm}/pause", post(vms::pause))
+        .route("/vms/{vm}/resume", post(vms::resume))
+        .route("/tasks", get(tasks::list))
+        .route("/tasks/{task}", get(tasks::show))
+        .route("/tasks/{task}/cancel", post(tasks::cancel))
+        .route("/events", get(events::list))
+        .route("/events/stream", get(events::stream))
+        .route("/tokens", get(tokens::list).post(tokens::create))
+        .route("/tokens/{token}", delete(tokens::delete))
+        .fallback(error::no_such_address)
+        .method_not_allowed_fallback(error::no_such_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn_with_state(app.clone(), guard::guard));
+    Router::new()
+        .nest(api::BASE, v1.with_state(app))
+        .route(&format!("{}/openapi.json", api::BASE), get(async || axum::Json(document())))
+        .fallback(error::no_such_address)
+}
+
+/// What describes the API.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Maru",
+        description = "Machines of a host. Long work answers with a task; what happens is told in one stream of events.",
+        license(name = "Apache-2.0 OR MIT"),
+        contact(),
+    ),
+    servers((url = "/api/v1")),
+    paths(
+        host::show, host::volumes,
+        vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
+        tasks::list, tasks::show, tasks::cancel,
+        events::list, events::stream,
+        tokens::list, tokens::create, tokens::delete,
+    ),
+    components(schemas(api::Error)),
+    security(("token" = [])),
+    modifiers(&Token),
+)]
+struct Document;
+
+struct Token;
+
+impl Modify for Token {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+        document.components.get_or_insert_default().add_security_scheme("token", scheme);
+    }
+}
+
+/// The OpenAPI document.
+pub fn document() -> utoipa::openapi::OpenApi {
+    Document::openapi()
+}
+
+#[cfg(test)]
+mod tests;

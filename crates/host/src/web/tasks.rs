@@ -1,0 +1,240 @@
+//! Tasks.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State as Shared;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use store::record::Record;
+use store::{Changed, Outcome, Transaction};
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::{Instant, timeout_at};
+use utoipa::IntoParams;
+use uuid::Uuid;
+
+use super::extract::{Name, Params, limit, page};
+use super::once::Once;
+use super::vms::{check_if_match, find};
+use super::{App, Refusal};
+use crate::host::Host;
+use crate::records::{EventKind, EventRecord, OperationRecord, TaskRecord, TaskStateRecord, VmRecord};
+use crate::state::{Records, State};
+
+/// Tasks that may wait for one VM.
+const MAX_WAITING: usize = 16;
+/// How long a request may wait, in seconds.
+const MAX_WAIT: u32 = 300;
+
+/// Which tasks.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListParams {
+    /// Only those of the VM with this id.
+    vm: Option<Uuid>,
+    /// Only those in this state.
+    #[param(inline)]
+    state: Option<api::TaskState>,
+    /// How many at once: 1 to 1000.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+    /// Only those behind: `next` of the part before.
+    after: Option<String>,
+}
+
+/// What to wait for.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct WaitParams {
+    /// How long to wait for the task's end, in seconds: 0 to 300.
+    #[param(minimum = 0, maximum = 300)]
+    wait: Option<u32>,
+}
+
+/// Makes a task for a VM.
+pub fn submit(
+    state: &State,
+    host: &Host,
+    vm: &str,
+    headers: &HeaderMap,
+    by: &str,
+    once: Option<&Once>,
+    operation: impl FnOnce(&VmRecord) -> Result<OperationRecord, Refusal> + Clone,
+) -> Result<TaskRecord, Refusal> {
+    loop {
+        if let Some(made) = Once::made(once, state)? {
+            return read(state, made);
+        }
+        let stored = find(state, vm)?;
+        check_if_match(headers, &stored)?;
+        let operation = operation.clone()(&stored.record)?;
+        let waiting = state.all::<TaskRecord>()?.into_iter().map(|stored| stored.record);
+        let waiting = waiting.filter(|task| task.vm == stored.record.id && task.is_unfinished()).count();
+        if waiting >= MAX_WAITING {
+            let message = format!("{waiting} tasks wait for the VM '{}' already", stored.record.name);
+            return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too-many", message, "wait for them, or cancel some"));
+        }
+        if waiting == 0 {
+            refuse_now(host, &stored.record, &operation)?;
+        }
+        let task = TaskRecord::new(stored.record.id, stored.record.name.clone(), operation, by.into());
+        let name = task.id.to_string();
+        let vm_name = stored.record.id.to_string();
+        let transaction = Transaction::new().if_still(&vm_name, &stored).if_none::<TaskRecord>(&name).write(&name, &task);
+        if let Outcome::Committed(_) = state.commit(&Once::note(once, transaction, task.id))? {
+            return Ok(task);
+        }
+    }
+}
+
+/// What cannot be done to a VM as it is need not become a task that fails. (With others before it, nobody knows yet.)
+fn refuse_now(host: &Host, vm: &VmRecord, operation: &OperationRecord) -> Result<(), Refusal> {
+    use api::VmState::{Off, Paused, Running};
+    let state = host.live(vm.id).state;
+    let name = &vm.name;
+    match (operation, state) {
+        (OperationRecord::Reset | OperationRecord::Pause | OperationRecord::Resume, Off) => {
+            Err(Refusal::conflict("vm-off", format!("the VM '{name}' does not run"), "start it first"))
+        }
+        (OperationRecord::Delete { .. }, Running | Paused) => {
+            Err(Refusal::conflict("vm-running", format!("the VM '{name}' is {state}"), "stop it first"))
+        }
+        (OperationRecord::Start, Paused) => {
+            Err(Refusal::conflict("vm-paused", format!("the VM '{name}' is paused"), "resume it"))
+        }
+        (OperationRecord::ShutDown { .. }, Paused) => {
+            let message = format!("the VM '{name}' is paused: its guest cannot shut down");
+            Err(Refusal::conflict("vm-paused", message, "resume it first, or stop it by force"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn missing(task: impl std::fmt::Display) -> Refusal {
+    Refusal::not_found(format_args!("task '{task}'"), "list those that there are; old ones are forgotten")
+}
+
+fn read(state: &State, task: Uuid) -> Result<TaskRecord, Refusal> {
+    Ok(state.read::<TaskRecord>(&task.to_string())?.ok_or_else(|| missing(task))?.record)
+}
+
+fn parse(task: &str) -> Result<Uuid, Refusal> {
+    Uuid::parse_str(task).map_err(|_| missing(task))
+}
+
+/// Answers with a task, when it has ended or the time is over. `changes` are those since before it was read.
+pub async fn answer(app: &App, task: TaskRecord, changes: Receiver<Changed>, wait: Option<u32>) -> Result<Response, Refusal> {
+    let task = wait_for(app, task, changes, wait.unwrap_or(0)).await?;
+    if !task.is_unfinished() {
+        return Ok(Json(api::Task::from(&task)).into_response());
+    }
+    let mut response = (StatusCode::ACCEPTED, Json(api::Task::from(&task))).into_response();
+    if let Ok(value) = HeaderValue::from_str(&format!("{}/tasks/{}", api::BASE, task.id)) {
+        response.headers_mut().insert(header::LOCATION, value);
+    }
+    Ok(response)
+}
+
+async fn wait_for(app: &App, task: TaskRecord, mut changes: Receiver<Changed>, seconds: u32) -> Result<TaskRecord, Refusal> {
+    if seconds > MAX_WAIT {
+        let message = format!("wait={seconds}");
+        let way_out = format!("wait {MAX_WAIT} s at most, and ask again");
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "bad-parameter", message, way_out));
+    }
+    let deadline = Instant::now() + Duration::from_secs(seconds.into());
+    let (id, key) = (task.id, TaskRecord::key(&task.id.to_string()));
+    let mut task = task;
+    while task.is_unfinished() {
+        match timeout_at(deadline, changes.recv()).await {
+            Ok(Ok(changed)) if changed.key != key => {}
+            // Something about it, or nobody knows what.
+            Ok(Ok(_) | Err(RecvError::Lagged(_))) => {
+                task = app.host.state.run(move |state| Ok(read(state, id))).await??;
+            }
+            Ok(Err(RecvError::Closed)) | Err(_) => break,
+        }
+    }
+    Ok(task)
+}
+
+/// List tasks
+///
+/// In the order in which they were made. The last thousand that have ended are kept.
+#[utoipa::path(get, path = "/tasks", tag = "tasks", operation_id = "list_tasks", params(ListParams), responses(
+    (status = 200, description = "Tasks", body = api::Page<api::Task>),
+    (status = "default", description = "Not done", body = api::Error),
+))]
+pub async fn list(Shared(app): Shared<App>, Params(params): Params<ListParams>) -> Result<Json<api::Page<api::Task>>, Refusal> {
+    let limit = limit(params.limit)?;
+    let stored = app.host.state.run(|state| state.all::<TaskRecord>()).await?;
+    let mut tasks: Vec<api::Task> = stored.iter().map(|task| api::Task::from(&task.record)).collect();
+    tasks.retain(|task| params.vm.is_none_or(|vm| vm == task.vm));
+    tasks.retain(|task| params.state.is_none_or(|state| state == task.state));
+    Ok(Json(page(tasks, params.after.as_deref(), limit, |task| task.id.to_string())))
+}
+
+/// Show a task
+///
+/// With `wait`, when it has ended.
+#[utoipa::path(get, path = "/tasks/{task}", tag = "tasks", operation_id = "show_task",
+    params(("task" = Uuid, Path, description = "Its id"), WaitParams), responses(
+    (status = 200, description = "The task", body = api::Task),
+    (status = "default", description = "Not done", body = api::Error),
+))]
+pub async fn show(
+    Shared(app): Shared<App>,
+    Name(name): Name,
+    Params(params): Params<WaitParams>,
+) -> Result<Json<api::Task>, Refusal> {
+    let id = parse(&name)?;
+    let changes = app.host.changes();
+    let task = app.host.state.run(move |state| Ok(read(state, id))).await??;
+    let task = wait_for(&app, task, changes, params.wait.unwrap_or(0)).await?;
+    Ok(Json((&task).into()))
+}
+
+/// Cancel a task
+///
+/// One that waits for others ends at once; a shutdown ends when its VM's owner sees it. Others are too short to be cancelled.
+#[utoipa::path(post, path = "/tasks/{task}/cancel", tag = "tasks", operation_id = "cancel_task",
+    params(("task" = Uuid, Path, description = "Its id"), WaitParams), responses(
+    (status = 200, description = "The task, which has ended", body = api::Task),
+    (status = 202, description = "The task, which will end", body = api::Task, headers(("Location" = String))),
+    (status = "default", description = "Not done", body = api::Error),
+))]
+pub async fn cancel(Shared(app): Shared<App>, Name(name): Name, Params(params): Params<WaitParams>) -> Result<Response, Refusal> {
+    let id = parse(&name)?;
+    let changes = app.host.changes();
+    let task = app.host.state.run(move |state| Ok(request_cancel(state, id))).await??;
+    answer(&app, task, changes, params.wait).await
+}
+
+fn request_cancel(state: &State, id: Uuid) -> Result<TaskRecord, Refusal> {
+    let name = id.to_string();
+    loop {
+        let stored = state.read::<TaskRecord>(&name)?.ok_or_else(|| missing(id))?;
+        let mut task = stored.record.clone();
+        let operation = api::Operation::from(&task.operation);
+        let mut transaction = Transaction::new().if_still(&name, &stored);
+        match (task.state, &task.operation) {
+            (TaskStateRecord::Queued, _) => {
+                task.end(TaskStateRecord::Cancelled, None);
+                let event = EventRecord::now(EventKind::TaskCancelled, format!("{operation}: it had not begun"));
+                transaction = transaction.tell(&event.of_vm(task.vm, &task.vm_name).by_task(Some(id)));
+            }
+            (TaskStateRecord::Running, OperationRecord::ShutDown { .. }) => task.cancel_requested = true,
+            (TaskStateRecord::Running, _) => {
+                let message = format!("the task ({operation}) is being done, and cannot be cancelled any more");
+                return Err(Refusal::conflict("not-cancellable", message, "wait for its end"));
+            }
+            _ => return Err(Refusal::conflict("task-ended", "the task has ended already", "there is nothing to cancel")),
+        }
+        if let Outcome::Committed(_) = state.commit(&transaction.write(&name, &task))? {
+            return Ok(task);
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! VMs: what they are, and what is to be done to them.
+
+use axum::Extension;
+use axum::Json;
+use axum::extract::State as Shared;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use store::record::{Record, Stored};
+use store::{Outcome, Transaction};
+use utoipa::IntoParams;
+use uuid::Uuid;
+
+use super::extract::{Body, Name, Params, limit, page};
+use super::guard::Caller;
+use super::once::Once;
+use super::tasks::{answer, submit};
+use super::{App, Refusal};
+use crate::host::Host;
+use crate::records::{Cause, DeleteDisks, EventKind, EventRecord, NameRecord, OnceRecord, OperationRecord, VmRecord};
+use crate::state::{Records, State, StateError};
+use crate::vm::config;
+
+/// How long a guest has to shut down if nothing else is said, in seconds.
+const GRACE: u32 = 120;
+/// How long it may have.
+const MAX_GRACE: u32 = 86_400;
+
+/// Which VMs.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListParams {
+    /// Only the one with this name.
+    name: Option<String>,
+    /// Only those in this state.
+    #[param(inline)]
+    state: Option<api::VmState>,
+    /// How many at once: 1 to 1000.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+    /// Only those behind: `next` of the part before.
+    after: Option<String>,
+}
+
+/// What to wait for.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct WaitParams {
+    /// How long to wait for the task's end, in seconds: 0 to 300.
+    #[param(minimum = 0, maximum = 300)]
+    wait: Option<u32>,
+}
+
+/// How to stop a VM.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct StopParams {
+    /// Whether to end it at once, as if its power were cut.
+    #[serde(default)]
+    force: bool,
+    /// How long its guest has to shut down before it is ended by force, in seconds; 120 if left out.
+    #[param(minimum = 0, maximum = 86400)]
+    grace: Option<u32>,
+    /// How long to wait for the task's end, in seconds: 0 to 300.
+    #[param(minimum = 0, maximum = 300)]
+    wait: Option<u32>,
+}
+
+/// How to delete a VM.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct DeleteParams {
+    /// What happens to the files of its disks. Needed if it has disks.
+    #[param(inline)]
+    disks: Option<api::DiskAction>,
+    /// How long to wait for the task's end, in seconds: 0 to 300.
+    #[param(minimum = 0, maximum = 300)]
+    wait: Option<u32>,
+}
+
+/// A VM as it is told.
+fn told(host: &Host, vm: &VmRecord) -> api::Vm {
+    let live = host.live(vm.id);
+    api::Vm {
+        id: vm.id,
+        spec: vm.spec(),
+        state: live.state,
+        last_end: live.last_end.as_ref().or(vm.last_end.as_ref()).map(api::Ending::from),
+        pid: live.pid,
+        created_at: vm.created_at,
+        started_at: vm.started_at,
+    }
+}
+
+fn etag(vm: &Stored<VmRecord>) -> String {
+    format!("\"{}\"", vm.revision)
+}
+
+/// An answer with a VM.
+fn with_vm(status: StatusCode, host: &Host, vm: &Stored<VmRecord>) -> Response {
+    let mut response = (status, Json(told(host, &vm.record))).into_response();
+    if let Ok(value) = HeaderValue::from_str(&etag(vm)) {
+        response.headers_mut().insert(header::ETAG, value);
+    }
+    response
+}
+
+/// The VM with this name or id.
+pub fn find(state: &State, name: &str) -> Result<Stored<VmRecord>, Refusal> {
+    let missing = || Refusal::not_found(format_args!("VM '{name}'"), "list those that there are");
+    let id = match Uuid::parse_str(name) {
+        Ok(id) => id,
+        // No name has characters that a key may not have.
+        Err(_) if name.len() > 64 => return Err(missing()),
+        Err(_) => state.read::<NameRecord>(name)?.ok_or_else(missing)?.record.vm,
+    };
+    state.read::<VmRecord>(&id.to_string())?.ok_or_else(missing)
+}
+
+/// Refuses what was meant for another version of a VM.
+pub fn check_if_match(headers: &HeaderMap, vm: &Stored<VmRecord>) -> Result<(), Refusal> {
+    let Some(wanted) = headers.get(header::IF_MATCH) else { return Ok(()) };
+    let own = etag(vm);
+    let fits = wanted.to_str().is_ok_and(|list| list.split(',').any(|tag| tag.trim() == own || tag.trim() == "*"));
+    if fits {
+        return Ok(());
+    }
+    let message = format!("the VM '{}' was changed meanwhile", vm.record.name);
+    Err(Refusal::new(StatusCode::PRECONDITION_FAILED, "changed", message, "look at it again, and decide again"))
+}
+
+/// List VMs
+///
+/// In the order of their names.
+#[utoipa::path(get, path = "/vms", tag = "vms", operation_id = "list_vms", params(ListParams), responses(
+    (status = 200, description = "VMs", body = api::Page<api::Vm>),
+    (status = "default", description = "Not done", body = api::Error),
+))]
+pub async fn list(Shared(app): Shared<App>, Params(params): Params<ListParams>) -> Result<Json<api::Page<api::Vm>>, Refusal> {
+    let limit = limit(params.limit)?;
+    let stored = app.host.state.run(|state| state.all::<VmRecord>()).await?;
+    let mut vms: Vec<api::Vm> = stored.iter().map(|vm| told(&app.host, &vm.record)).collect();
+    vms.retain(|vm| params.state.is_none_or(|state| state == vm.state));
+    vms.retain(|vm| params.name.as_ref().is_none_or(|name| *name == vm.spec.name));
+    vms.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
+    Ok(Json(page(vms, params.after.as_deref(), limit, |vm| vm.spec.name.clone())))
+}
+
+/// Show a VM
+///
+/// The `ETag` changes when what is stored of it changes.
+#[utoipa::path(get, path = "/vms/{vm}", tag = "vms", operation_id = "show_vm",
+    params(("vm" = String, Path, description = "Its name or id")), responses(
+    (status = 200, description = "The VM", body = api::Vm, headers(("ETag" = String))),
+    (status = "default", description = "Not done", body = api::Error),
+))]
+pub async fn show(Shared(app): Shared<App>, Name(name): Name) -> Result<Response, Refusal> {
+    let vm = app.host.state.run(move |state| Ok(find(state, &name))).await??;
+    Ok(with_vm(StatusCode::OK, &app.host, &vm))
+}
+
+/// Create a VM
+///
+/// It is off. With `Idempotency-Key`, a request that is sent again answers with the VM that the first one made.
+#[utoipa::path(post, path = "/vms", tag = "vms", operation_id = "create_vm", request_body = api::VmSpec,
+    params(("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day")), responses(
+    (status = 201, description = "The VM", body = api::Vm, headers(("Location" = String), ("ETag" = String))),
+    (status = "default", description = "Not done", body = api::Error),
+))]
+pub async fn create(
+    Shared(app): Shared<App>,
+    Extension(caller): Extension<Caller>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let once = Once::of(&caller, &headers, &method, &uri, &body.0)?;
+    let spec: api::VmSpec = body.parse()?;
+    let surroundings = app.host.surroundings.clone();
+    let made = app.host.state.run(move |state| Ok(insert(state, once.as_ref(), || config::record(&spec, &surroundings.volumes))));
+    let vm = made.await??;
+    let mut response = with_vm(StatusCode::CREATED, &app.host, &vm);
+    if let Ok(value) = HeaderValue::from_str(&format!("{}/vms/{}", api::BASE, vm.record.id)) {
+        response.headers_mut().insert(header::LOCATION, value);
+    }
+    Ok(response)
+}
+
+/// Stores a new VM; gives the one that is there if this was done before.
+fn insert(state: &State, once: Option<&Once>, make: impl Fn() -> Result<VmRecord, Cause>) -> Result<Stored<VmRecord>, Refusal> {
+    loop {
+        if let Some(made) = Once::made(once, state)? {
+            return find(state, &made.to_string());
+        }
+        let vm = make().map_err(Refusal::senseless)?;
+        let (total, _) = super::host::memory();
+        if vm.memory_bytes > total {
+            let message = format!("memory of {} bytes, of which this host has {total}", vm.memory_bytes);
+            return Err(Refusal::senseless(Cause::new("no-memory", message, "give it less")));
+        }
+        check_disks(state, &vm)?;
+        let event = EventRecord::now(EventKind::VmCreated, "it was created").of_vm(vm.id, &vm.name);
+        let id = vm.id.to_string();
+        let transaction = Transaction::new()
+            .if_none::<NameRecord>(&vm.name)
+            .if_none::<VmRecord>(&id)
+            .write(&vm.name, &NameRecord { vm: vm.id })
+            .write(&id, &vm)
+            .tell(&event);
+        match state.commit(&Once::note(once, transaction, vm.id))? {
+            Outcome::Committed(revision) => return Ok(Stored { record: vm, revision }),
+            // The same request, at the same time.
+            Outcome::Conflict { key, .. } if key.starts_with(OnceRecord::PREFIX) => {}
+            Outcome::Conflict { .. } if once.is_some() && Once::made(once, state)?.is_some() => {}
+            Outcome::Conflict { .. } => {
+                let message = format!("there is a VM called '{}' already", vm.name);
+                return Err(Refusal::conflict("name-taken", message, "choose another name, or delete that VM first"));
+            }
+        }
+    }
+}
+
+/// Refuses a disk that another VM writes, or that is to be written and another VM has.
+fn check_disks(state: &State, vm: &VmRecord) -> Result<(), Refusal> {
+    for (index, disk) in vm.disks.iter().enumerate() {
+        if vm.disks[..index].iter().any(|other| other.file == disk.file && !(other.read_only && disk.read_only)) {
+            let cause = Cause::new("disk-in-use", format!("the disk {} is there twice", disk.file), "name each disk once");
+            return Err(Refusal::senseless(cause));
+        }
+    }
+    for other in state.all::<VmRecord>()?.into_iter().map(|stored| stored.record) {
+        for disk in &other.disks {
+            if vm.disks.iter().any(|own| own.file == disk.file && !(own.read_only && disk.read_only)) {
+                let message = format!("the disk {} belongs to the VM '{}'", disk.file, other.name);
+                return Err(Refusal::conflict("disk-in-use", message, "use a copy of it, or attach it read-only to both"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the operations on a VM take out of a request.
+pub struct Asked {
+    app: App,
+    caller: Caller,
+    headers: HeaderMap,
+    method: Method,
+    uri: Uri,
+    vm: String,
+}
+
+impl axum::extract::FromRequestParts<App> for Asked {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut axum::http::request::Parts, app: &App) -> Result<Asked, Refusal> {
+        let Name(vm) = Name::from_request_parts(parts, app).await?;
+        let caller = parts.extensions.get::<Caller>().cloned();
+        let caller = caller.ok_or_else(|| Refusal::from(StateError::Ending))?;
+        let (headers, method, uri) = (parts.headers.clone(), parts.method.clone(), parts.uri.clone());
+        Ok(Asked { app: app.clone(), caller, headers, method, uri, vm })
+    }
+}
+
+impl Asked {
+    /// Makes a task of it, and answers with that.
+    async fn submit(
+        self,
+        wait: Option<u32>,
+        operation: impl FnOnce(&VmRecord) -> Result<OperationRecord, Refusal> + Clone + Send + 'static,
+    ) -> Result<Response, Refusal> {
+        let once = Once::of(&self.caller, &self.headers, &self.method, &self.uri, b"")?;
+        let (host, headers, vm, by) = (self.app.host.clone(), self.headers, self.vm, self.caller.name);
+        let changes = host.changes();
+        let made = self.app.host.state.run(move |state| Ok(submit(state, &host, &vm, &headers, &by, once.as_ref(), operation)));
+        answer(&self.app, made.await??, changes, wait).await
+    }
+}
+
+macro_rules! operation {
+    ($(#[$about:meta])* $name:ident, $path:literal, $id:literal, $operation:expr) => {
+        $(#[$about])*
+        #[utoipa::path(post, path = $path, tag = "vms", operation_id = $id, params(
+            ("vm" = String, Path, description = "Its name or id"),
+            ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
+            ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
+            WaitParams,
+        ), responses(
+            (status = 200, description = "The task, which has ended", body = api::Task),
+            (status = 202, description = "The task", body = api::Task, headers(("Location" = String))),
+            (status = "default", description = "Not done", body = api::Error),
+        ))]
+        pub async fn $name(Params(params): Params<WaitParams>, asked: Asked) -> Result<Response, Refusal> {
+            asked.submit(params.wait, |_| Ok($operation)).await
+        }
+    };
+}
+
+operation!(
+    /// Start a VM
+    start, "/vms/{vm}/start", "start_vm", OperationRecord::Start
+);
+operation!(
+    /// Reset a VM, at once
+    reset, "/vms/{vm}/reset", "reset_vm", OperationRecord::Reset
+);
+operation!(
+    /// Pause a VM
+    pause, "/vms/{vm}/pause", "pause_vm", OperationRecord::Pause
+);
+operation!(
+    /// Let a paused VM go on
+    resume, "/vms/{vm}/resume", "resume_vm", OperationRecord::Resume
+);
+
+/// Stop a VM
+///
+/// Its guest is asked to shut down; if it has not after the grace time, or with `force`, the VM is ended as if its power were cut.
+#[utoipa::path(post, path = "/vms/{vm}/stop", tag = "vms", operation_id = "stop_vm", params(
+    ("vm" = String, Path, description = "Its name or id"),
+    ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
+    ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
+    StopParams,
+), responses(
+    (status = 200, description = "The task, which has ended", body = api::Task),
+    (status = 202, description = "The task", body = api::Task, headers(("Location" = String))),
+    (status = "default", description = "Not done", body = api::Error),
+))]
+pub async fn stop(Params(params): Params<StopParams>, asked: Asked) -> Result<Response, Refusal> {
+    let grace_seconds = params.grace.unwrap_or(GRACE);
+    if grace_seconds > MAX_GRACE {
+        let message = format!("a grace time of {grace_seconds} s");
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "bad-parameter", message, "give it a day at most"));
+    }
+    let operation = if params.force { OperationRecord::ForceOff } else { OperationRecord::ShutDown { grace_seconds } };
+    asked.submit(params.wait, |_| Ok(operation)).await
+}
+
+/// Delete a VM
+///
+/// It must be off.
+#[utoipa::path(delete, path = "/vms/{vm}", tag = "vms", operation_id = "delete_vm", params(
+    ("vm" = String, Path, description = "Its name or id"),
+    ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
+    ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
+    DeleteParams,
+), responses(
+    (status = 200, description = "The task, which has ended", body = api::Task),
+    (status = 202, description = "The task", body = api::Task, headers(("Location" = String))),
+    (status = "default", description = "Not done", body = api::Error),
+))]
+pub async fn delete(Params(params): Params<DeleteParams>, asked: Asked) -> Result<Response, Refusal> {
+    let disks = params.disks;
+    let operation = move |vm: &VmRecord| match disks {
+        Some(api::DiskAction::Delete) => Ok(OperationRecord::Delete { disks: DeleteDisks::Delete }),
+        Some(api::DiskAction::Keep) => Ok(OperationRecord::Delete { disks: DeleteDisks::Keep }),
+        None if vm.disks.is_empty() => Ok(OperationRecord::Delete { disks: DeleteDisks::Keep }),
+        None => {
+            let message = format!("the VM '{}' has disks", vm.name);
+            let way_out = "say what happens to their files: disks=keep or disks=delete";
+            Err(Refusal::senseless(Cause::new("disks", message, way_out)))
+        }
+    };
+    asked.submit(params.wait, operation).await
+}

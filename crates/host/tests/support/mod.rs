@@ -1,0 +1,177 @@
+//! A `marud` with fake monitors (`examples/fake-vmm.rs`), anywhere.
+
+#![allow(dead_code, missing_docs)]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use api::client::Client;
+use serde_json::{Value, json};
+
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A host's directories, with a `marud` or without one. Whatever still runs ends with it.
+pub struct TestHost {
+    pub directory: tempfile::TempDir,
+    marud: Option<Child>,
+    address: String,
+}
+
+fn command(directory: &Path) -> Command {
+    let marud = PathBuf::from(env!("CARGO_BIN_EXE_marud"));
+    let monitor = marud.parent().unwrap().join("examples/fake-vmm");
+    assert!(monitor.exists(), "{} is missing: build it with `cargo build --release -p maru-host --examples`", monitor.display());
+    let mut command = Command::new(marud);
+    command.arg("--state").arg(directory.join("state")).arg("--run").arg(directory.join("run"));
+    command.arg("--monitor").arg(monitor).arg("--cgroup").arg(directory.join("cgroup"));
+    command.args(["--listen", "127.0.0.1:0"]).stderr(Stdio::piped());
+    command
+}
+
+impl TestHost {
+    /// A host that nothing was done on yet.
+    pub fn new() -> TestHost {
+        let directory = tempfile::tempdir().unwrap();
+        let volume = directory.path().join("state/volumes/local");
+        fs::create_dir_all(&volume).unwrap();
+        fs::write(volume.join("vmlinuz"), "").unwrap();
+        let mut host = TestHost { directory, marud: None, address: String::new() };
+        host.start();
+        host
+    }
+
+    /// Starts `marud` and waits until it listens.
+    pub fn start(&mut self) {
+        let mut child = command(self.directory.path()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut said = String::new();
+        self.address = loop {
+            let Some(line) = lines.next() else { panic!("marud ended: {said}") };
+            if let Some((_, rest)) = line.split_once("listening at ") {
+                break rest.split(',').next().unwrap().to_owned();
+            }
+            said += &line;
+        };
+        // What it says later must not fill the pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        self.marud = Some(child);
+    }
+
+    /// Starts a `marud` that is to refuse; returns what it says.
+    pub fn refuses_to_start(&self) -> String {
+        let output = command(self.directory.path()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// Ends `marud` as the kernel does when memory is short.
+    pub fn kill(&mut self) {
+        let mut child = self.marud.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    pub fn volume(&self, file: &str) -> PathBuf {
+        self.directory.path().join("state/volumes/local").join(file)
+    }
+
+    /// A client with the first token.
+    pub fn client(&self) -> Client {
+        let secret = fs::read_to_string(self.directory.path().join("state/admin.token")).unwrap();
+        self.client_with(secret.trim())
+    }
+
+    pub fn client_with(&self, secret: &str) -> Client {
+        let authority = fs::read(self.directory.path().join("state/tls/ca.pem")).unwrap();
+        Client::new(&format!("https://{}", self.address), &authority, secret).unwrap()
+    }
+
+    /// Ids of the fake monitors that run for this host, zombies left out: those have no command line.
+    pub fn monitors(&self) -> Vec<u32> {
+        let run = self.directory.path().join("run");
+        let ours = |pid: &u32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            line.split('\0').next().is_some_and(|program| program.ends_with("fake-vmm")) && line.contains(run.to_str().unwrap())
+        };
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(ours).collect()
+    }
+
+    /// Directories of running VMs.
+    pub fn run_directories(&self) -> usize {
+        fs::read_dir(self.directory.path().join("run/vms")).map_or(0, Iterator::count)
+    }
+}
+
+impl Drop for TestHost {
+    fn drop(&mut self) {
+        if self.marud.is_some() {
+            self.kill();
+        }
+        for pid in self.monitors() {
+            end(pid);
+        }
+    }
+}
+
+/// Kills a fake monitor.
+pub fn end(pid: u32) {
+    // SAFETY: two numbers; the process was started for this test.
+    unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+}
+
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "timed out waiting for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A small VM whose monitor does this.
+pub fn spec(name: &str, words: &str) -> Value {
+    json!({"name": name, "memory_bytes": 64 << 20, "boot": {"kernel": "local:vmlinuz", "command_line": words}})
+}
+
+/// What the host's API is asked in tests.
+pub trait Asking {
+    fn create(&self, spec: &Value) -> api::Vm;
+    fn vm(&self, name: &str) -> api::Vm;
+    /// Does something, and waits for its end.
+    fn does(&self, path: &str) -> api::Task;
+    /// The code of a refusal, with its status.
+    fn refusal(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, String);
+}
+
+impl Asking for Client {
+    fn create(&self, spec: &Value) -> api::Vm {
+        self.call("POST".parse().unwrap(), "/vms", Some(spec)).unwrap()
+    }
+
+    fn vm(&self, name: &str) -> api::Vm {
+        self.get(&format!("/vms/{name}")).unwrap()
+    }
+
+    fn does(&self, path: &str) -> api::Task {
+        let (method, path) = path.split_once(' ').unwrap();
+        let task = self.call(method.parse().unwrap(), path, None::<&()>).unwrap();
+        self.wait(task, |_| {}).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+
+    fn refusal(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, String) {
+        let mut response = self.send(method.parse().unwrap(), path, headers, body).unwrap();
+        let status = response.status().as_u16();
+        let text = response.body_mut().read_to_string().unwrap();
+        let error: api::Error =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{method} {path}: {status} {text}: {error}"));
+        assert!(!error.message.is_empty() && !error.way_out.is_empty(), "{error:?}");
+        (status, error.code)
+    }
+}

@@ -1,0 +1,120 @@
+//! State that outlives programs and hosts.
+//!
+//! ```text
+//!   get, range ──▶ entries with the revision of their last change
+//!   transaction ──▶ conditions all hold? ──yes──▶ all changes, one new revision ──▶ watchers
+//!                                        └──no───▶ nothing; the key that did not fit
+//! ```
+//!
+//! A [`Store`] is a map of keys to values. Each transaction that changes it has a revision, one more than that before, and each entry knows
+//! the revision that it was changed with last. "If this entry is still at revision 7, then" is all the locking there is: whoever wants to
+//! own something changes its entry under that condition, and the revision that results proves it.
+//!
+//! [`FileStore`] keeps the state of a single host in one file. Further stores implement the same trait.
+//!
+//! [`record`] lays typed records over keys and values: JSON with a kind and a version, so that what was written once can always be read.
+//!
+//! # I/O model
+//! Calls block: a transaction returns when it is durable. A store may be used from any thread.
+//!
+//! # Errors
+//! A condition that does not hold is an answer ([`Outcome::Conflict`]), not an error. A [`StoreError`] means that the store could not
+//! answer; a change may then be done or not, never half. A file that is damaged is not opened ([`OpenError::Damaged`]), is left as it
+//! is, and the error names the backups.
+
+mod file;
+pub mod record;
+mod transaction;
+mod watch;
+
+pub use file::{FileStore, OpenError};
+pub use transaction::{Change, Condition, Outcome, Transaction};
+pub use watch::{Changed, Watch};
+
+/// The longest key in bytes.
+pub const MAX_KEY: usize = 512;
+/// The longest value in bytes.
+pub const MAX_VALUE: usize = 1024 * 1024;
+
+/// Counts the changes of a store, from 1; 0 is the empty store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Revision(pub u64);
+
+impl std::fmt::Display for Revision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A key with its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: String,
+    /// The value.
+    pub value: Vec<u8>,
+    /// The transaction that changed it last.
+    pub revision: Revision,
+}
+
+/// Entries as they were at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The moment.
+    pub revision: Revision,
+    /// The entries, in the order of their keys.
+    pub entries: Vec<Entry>,
+}
+
+/// Keys and values with revisions.
+pub trait Store: Send + Sync {
+    /// The entry with this key.
+    fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
+
+    /// All entries whose key begins so.
+    fn range(&self, prefix: &str) -> Result<Snapshot, StoreError>;
+
+    /// Makes all changes of a transaction if all its conditions hold. What is committed is durable.
+    fn commit(&self, transaction: &Transaction) -> Result<Outcome, StoreError>;
+
+    /// Changes of entries whose key begins so, made after a revision, in their order. Of several changes of one entry made before the watch
+    /// began, the last is told.
+    fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError>;
+}
+
+/// Why a store did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A key that cannot be one.
+    #[error("a key has 1 to {MAX_KEY} bytes, not {0}")]
+    Key(usize),
+    /// A value that is too long.
+    #[error("the value of '{key}' has {length} bytes, and {MAX_VALUE} at most are stored")]
+    Value {
+        /// Its key.
+        key: String,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// A watch from too long ago, or from a store that was replaced by its backup.
+    #[error(
+        "changes after revision {after} are not known (known are those after {oldest}, up to {newest}): read everything anew"
+    )]
+    NotKnown {
+        /// What was asked for.
+        after: Revision,
+        /// The oldest that can be asked for.
+        oldest: Revision,
+        /// The newest.
+        newest: Revision,
+    },
+    /// The engine below.
+    #[error("the store's file cannot be used")]
+    File(#[from] redb::Error),
+}
+
+/// Refuses a key that cannot be one.
+fn check_key(key: &str) -> Result<(), StoreError> {
+    if (1..=MAX_KEY).contains(&key.len()) { Ok(()) } else { Err(StoreError::Key(key.len())) }
+}

@@ -1,0 +1,101 @@
+//! Changes under conditions.
+
+use crate::{MAX_VALUE, Revision, StoreError, check_key};
+
+/// What must hold for a transaction to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// There is no entry with this key.
+    Absent(String),
+    /// The entry with this key was changed last with this revision.
+    Unchanged(String, Revision),
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// This key has this value.
+    Put(String, Vec<u8>),
+    /// There is no entry with this key.
+    Delete(String),
+}
+
+/// Changes that are all done or not at all.
+///
+/// ```
+/// # use store::{FileStore, Outcome, Store, Transaction};
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = FileStore::open(&directory.path().join("state")).unwrap();
+/// let take = Transaction::new().absent("owner").put("owner", b"h1");
+/// let Outcome::Committed(revision) = store.commit(&take).unwrap() else { panic!("nobody else was there") };
+/// // Whoever comes later finds it taken; the owner can give it back.
+/// assert!(matches!(store.commit(&take).unwrap(), Outcome::Conflict { .. }));
+/// store.commit(&Transaction::new().unchanged("owner", revision).delete("owner")).unwrap();
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transaction {
+    pub(crate) conditions: Vec<Condition>,
+    pub(crate) changes: Vec<Change>,
+}
+
+/// What became of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All changes are made, and durable.
+    Committed(Revision),
+    /// A condition does not hold; nothing was changed.
+    Conflict {
+        /// The key that the condition is about.
+        key: String,
+        /// The revision of its entry; `None` if there is none.
+        found: Option<Revision>,
+    },
+}
+
+impl Transaction {
+    /// Without conditions and changes.
+    pub fn new() -> Transaction {
+        Transaction::default()
+    }
+
+    /// Only if there is no entry with this key.
+    #[must_use]
+    pub fn absent(mut self, key: impl Into<String>) -> Transaction {
+        self.conditions.push(Condition::Absent(key.into()));
+        self
+    }
+
+    /// Only if the entry with this key was changed last with this revision.
+    #[must_use]
+    pub fn unchanged(mut self, key: impl Into<String>, revision: Revision) -> Transaction {
+        self.conditions.push(Condition::Unchanged(key.into(), revision));
+        self
+    }
+
+    /// Gives a key a value. Of several changes of one key, the last counts.
+    #[must_use]
+    pub fn put(mut self, key: impl Into<String>, value: impl Into<Vec<u8>>) -> Transaction {
+        self.changes.push(Change::Put(key.into(), value.into()));
+        self
+    }
+
+    /// Takes an entry away, if there is one.
+    #[must_use]
+    pub fn delete(mut self, key: impl Into<String>) -> Transaction {
+        self.changes.push(Change::Delete(key.into()));
+        self
+    }
+
+    /// Refuses what no store takes.
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        for change in &self.changes {
+            match change {
+                Change::Put(key, value) if value.len() > MAX_VALUE => {
+                    return Err(StoreError::Value { key: key.clone(), length: value.len() });
+                }
+                Change::Put(key, _) | Change::Delete(key) => check_key(key)?,
+            }
+        }
+        Ok(())
+    }
+}
