@@ -1,0 +1,28 @@
+//! The virtual switch of a host.
+//!
+//! One process per host connects the ports of its VMs (vhost-user), the host itself (a TAP) and the wire (AF_PACKET).
+//!
+//! ```text
+//!  frame    what a frame says about itself, without believing it
+//!  policy, vlan, acl   what a port may do
+//!  tables   stations, connections, flows
+//!  pipeline the core: frame in, action list, copies out; no I/O, no clock, no lock
+//! ```
+//!
+//! # Life cycle
+//! Ports come and go while frames flow; a change of configuration takes effect with the next frame.
+//!
+//! # Errors
+//! A configuration that makes no sense is refused as a whole. A frame that makes no sense is dropped and counted at its port under a
+//! [`counters::DropReason`]; no frame can make the switch panic, wait or grow without bounds.
+
+pub mod acl;
+pub mod counters;
+pub mod frame;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
+pub mod mac;
+pub mod pipeline;
+pub mod policy;
+pub mod tables;
+pub mod vlan;
