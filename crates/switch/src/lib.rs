@@ -7,6 +7,9 @@
 //!  policy, vlan, acl   what a port may do
 //!  tables   stations, connections, flows
 //!  pipeline the core: frame in, action list, copies out; no I/O, no clock, no lock
+//!  ring     virtqueues in memory that others write to
+//!  ports    VMs (vhost-user), the host (TAP), the wire (AF_PACKET)
+//!  worker   the thread that owns the core and the ports
 //! ```
 //!
 //! # Life cycle
@@ -24,5 +27,8 @@ pub mod fuzz;
 pub mod mac;
 pub mod pipeline;
 pub mod policy;
+pub mod ports;
+pub mod ring;
 pub mod tables;
 pub mod vlan;
+pub mod worker;
