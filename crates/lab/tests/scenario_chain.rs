@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Vm, scenario, shell, vm_lab};
+use common::{Vm, shell, vm_lab};
 use lab::Lab;
 use lab::appliance::busybox;
 use lab::host::Host;
@@ -122,54 +122,49 @@ fn boot_from(host: &Host, number: usize, files: usize) {
 
 #[test]
 fn a_guest_boots_from_a_root_that_is_spread_over_a_chain_of_ten() {
-    scenario(|| {
-        let content = tempfile::tempdir().unwrap();
-        make_root(&content.path().join("root.raw"));
-        let lab = host_with_files(content.path(), 384);
-        let host = lab.host(0);
-        host.load_module("loop", "").unwrap();
-        shell(host, &format!("maru disk convert /mnt/root.raw {} --block-size 1M", disk(0)));
-        let mut files = 1;
-        for number in 1..=CHILDREN {
-            make_child(host, number);
-            match number {
-                // By a guest.
-                2 | 5 | CHILDREN => {
-                    files += 1;
-                    boot_from(host, number, files);
-                }
-                // By the tools: a disk that holds something else becomes a child that holds the difference.
-                3 | 8 => {
-                    files += 1;
-                    let (now, before) = (disk(number), disk(number - 1));
-                    shell(
-                        host,
-                        &format!(
-                            "rm {now}; maru disk convert {before} /mnt/flat.raw
-                         mkdir -p /tmp/flat; mount -o loop /mnt/flat.raw /tmp/flat; cd /tmp/flat/files
-                         dd if=/dev/urandom of=tool{number} bs=64k count=16 2>/dev/null; md5sum tool{number} >> sums
-                         cd /; umount /tmp/flat
-                         maru disk convert /mnt/flat.raw /mnt/flat.vhdx --block-size 1M
-                         maru disk create {now} --parent /mnt/flat.vhdx
-                         maru disk rebase {now} --parent {before}
-                         maru disk compare {now} /mnt/flat.raw
-                         rm /mnt/flat.raw /mnt/flat.vhdx"
-                        ),
-                    );
-                }
-                _ => {}
+    let content = tempfile::tempdir().unwrap();
+    make_root(&content.path().join("root.raw"));
+    let lab = host_with_files(content.path(), 384);
+    let host = lab.host(0);
+    host.load_module("loop", "").unwrap();
+    shell(host, &format!("maru disk convert /mnt/root.raw {} --block-size 1M", disk(0)));
+    let mut files = 1;
+    for number in 1..=CHILDREN {
+        make_child(host, number);
+        match number {
+            // By a guest.
+            2 | 5 | CHILDREN => {
+                files += 1;
+                boot_from(host, number, files);
             }
+            // By the tools: a disk that holds something else becomes a child that holds the difference.
+            3 | 8 => {
+                files += 1;
+                let (now, before) = (disk(number), disk(number - 1));
+                shell(
+                    host,
+                    &format!(
+                        "rm {now}; maru disk convert {before} /mnt/flat.raw
+                     mkdir -p /tmp/flat; mount -o loop /mnt/flat.raw /tmp/flat; cd /tmp/flat/files
+                     dd if=/dev/urandom of=tool{number} bs=64k count=16 2>/dev/null; md5sum tool{number} >> sums
+                     cd /; umount /tmp/flat
+                     maru disk convert /mnt/flat.raw /mnt/flat.vhdx --block-size 1M
+                     maru disk create {now} --parent /mnt/flat.vhdx
+                     maru disk rebase {now} --parent {before}
+                     maru disk compare {now} /mnt/flat.raw
+                     rm /mnt/flat.raw /mnt/flat.vhdx"
+                    ),
+                );
+            }
+            _ => {}
         }
-        assert_info_shows_the_chain(host, CHILDREN);
-        assert_eq!(files_with_data(host, &disk(CHILDREN)), files);
-        shell(
-            host,
-            &format!(
-                "for disk in /mnt/d*.vhdx; do maru disk check $disk; done; test $(ls /mnt/d*.vhdx | wc -l) = {}",
-                CHILDREN + 1
-            ),
-        );
-    });
+    }
+    assert_info_shows_the_chain(host, CHILDREN);
+    assert_eq!(files_with_data(host, &disk(CHILDREN)), files);
+    shell(
+        host,
+        &format!("for disk in /mnt/d*.vhdx; do maru disk check $disk; done; test $(ls /mnt/d*.vhdx | wc -l) = {}", CHILDREN + 1),
+    );
 }
 
 /// A number from the guest's newest whole line of progress.
@@ -191,39 +186,37 @@ fn load<'h>(host: &'h Host, disk: &str, until: u64) -> Vm<'h> {
 
 #[test]
 fn what_was_flushed_into_a_chain_outlives_the_hosts_power_and_a_running_vm_takes_the_chain_over() {
-    scenario(|| {
-        let lab = host_with_files(tempfile::tempdir().unwrap().path(), 512);
-        let host = lab.host(0);
-        shell(host, &format!("maru disk create {} --size 16M --block-size 1M", disk(0)));
-        let mut written = 0;
-        for number in 0..=CHILDREN {
-            if number > 0 {
-                make_child(host, number);
-            }
-            if [0, 6].contains(&number) {
-                let mut vm = load(host, &disk(number), written + 64);
-                vm.control(&["stop"]);
-                let (status, output) = vm.wait();
-                assert_eq!(status, 0, "{output}");
-                written = flushed(&output);
-            }
+    let lab = host_with_files(tempfile::tempdir().unwrap().path(), 512);
+    let host = lab.host(0);
+    shell(host, &format!("maru disk create {} --size 16M --block-size 1M", disk(0)));
+    let mut written = 0;
+    for number in 0..=CHILDREN {
+        if number > 0 {
+            make_child(host, number);
         }
-        let vm = load(host, &disk(CHILDREN), written + 64);
-        let check = shell(host, &format!("maru disk check {}", disk(CHILDREN)));
-        assert!(check.contains("(maru-vmm), which goes on") && check.contains("nothing is wrong"), "{check}");
-        host.power_cut();
-        let written = flushed(&vm.output);
-        drop(vm);
-        host.switch_on().unwrap();
-        mount(host);
-        assert_info_shows_the_chain(host, CHILDREN);
-        assert!(files_with_data(host, &disk(CHILDREN)) >= 3);
-        shell(host, "for disk in /mnt/d*.vhdx; do maru disk check $disk; done");
-        let words = format!("maru.test=disk-verify maru.disk=vda maru.disk_mib=16 maru.flushed={written}");
-        let (_, output) = Vm::start(host, "verify", &words, &["--memory", "128M", "--disk", &disk(CHILDREN)]).wait();
-        assert!(output.contains("disk-verify ok"), "{output}");
-        a_confined_vm_is_given_the_chain(host);
-    });
+        if [0, 6].contains(&number) {
+            let mut vm = load(host, &disk(number), written + 64);
+            vm.control(&["stop"]);
+            let (status, output) = vm.wait();
+            assert_eq!(status, 0, "{output}");
+            written = flushed(&output);
+        }
+    }
+    let vm = load(host, &disk(CHILDREN), written + 64);
+    let check = shell(host, &format!("maru disk check {}", disk(CHILDREN)));
+    assert!(check.contains("(maru-vmm), which goes on") && check.contains("nothing is wrong"), "{check}");
+    host.power_cut();
+    let written = flushed(&vm.output);
+    drop(vm);
+    host.switch_on().unwrap();
+    mount(host);
+    assert_info_shows_the_chain(host, CHILDREN);
+    assert!(files_with_data(host, &disk(CHILDREN)) >= 3);
+    shell(host, "for disk in /mnt/d*.vhdx; do maru disk check $disk; done");
+    let words = format!("maru.test=disk-verify maru.disk=vda maru.disk_mib=16 maru.flushed={written}");
+    let (_, output) = Vm::start(host, "verify", &words, &["--memory", "128M", "--disk", &disk(CHILDREN)]).wait();
+    assert!(output.contains("disk-verify ok"), "{output}");
+    a_confined_vm_is_given_the_chain(host);
 }
 
 /// The monitor may open no file: all of the chain are handed to it.

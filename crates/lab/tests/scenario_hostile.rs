@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Vm, make_taps, scenario, shell, vm_lab};
+use common::{Vm, make_taps, shell, vm_lab};
 use lab::host::Host;
 
 /// The guest gets memory to let the devices loose on, and the devices without drivers.
@@ -74,63 +74,60 @@ fn ends_well(mut vm: Vm) -> bool {
 
 #[test]
 fn a_hostile_guest_harms_neither_its_monitor_nor_anyone_else() {
-    scenario(|| {
-        let lab = vm_lab().start().unwrap();
-        let host = lab.host(0);
-        make_taps(host, &["t0"]);
-        shell(
-            host,
-            "ip addr add 10.9.0.1/24 dev t0; dd if=/dev/urandom of=/tmp/read-only bs=1M count=4 2>/dev/null; truncate -s 16M /tmp/disk",
-        );
-        let checksums = || shell(host, &format!("md5sum {CANARIES}"));
-        let before = checksums();
-        // The network has something to say to the guest, too.
-        let _noise = host
-            .spawn(lab::agent::Exec::new(["sh", "-c", "while sleep 0.05; do arping -c 1 -w 1 -I t0 10.9.0.2; done"]))
-            .unwrap();
-        let load = "maru.test=load maru.disk=vda maru.disk_mib=16 maru.mem=4 maru.pace_us=20000";
-        let mut bystander = Vm::start(host, "bystander", load, &["--memory", "128M", "--disk", "/tmp/disk"]);
-        bystander.wait_for("the bystander's load", |output| output.contains("maru-guest: ok"));
-        let seed = number("MARU_HOSTILE_SEED", 1);
+    let lab = vm_lab().start().unwrap();
+    let host = lab.host(0);
+    make_taps(host, &["t0"]);
+    shell(
+        host,
+        "ip addr add 10.9.0.1/24 dev t0; dd if=/dev/urandom of=/tmp/read-only bs=1M count=4 2>/dev/null; truncate -s 16M /tmp/disk",
+    );
+    let checksums = || shell(host, &format!("md5sum {CANARIES}"));
+    let before = checksums();
+    // The network has something to say to the guest, too.
+    let _noise =
+        host.spawn(lab::agent::Exec::new(["sh", "-c", "while sleep 0.05; do arping -c 1 -w 1 -I t0 10.9.0.2; done"])).unwrap();
+    let load = "maru.test=load maru.disk=vda maru.disk_mib=16 maru.mem=4 maru.pace_us=20000";
+    let mut bystander = Vm::start(host, "bystander", load, &["--memory", "128M", "--disk", "/tmp/disk"]);
+    bystander.wait_for("the bystander's load", |output| output.contains("maru-guest: ok"));
+    let seed = number("MARU_HOSTILE_SEED", 1);
 
-        let begins = |output: &str| output.contains("hostile begins");
-        let mut unharmed = 0;
+    let begins = |output: &str| output.contains("hostile begins");
+    let mut unharmed = 0;
 
-        // Asked, paused and resumed all the time. In the end it has given back all devices that can be.
-        let ends = ["--on-reset", "exit"];
-        let mut vm = rage(host, "asked", seed, "maru.then=eject", &ends);
-        if vm.wait_for_or_end("the rage", begins).is_none() {
-            let rounds =
-                (0..).take_while(|_| ["status", "pause", "resume"].iter().all(|command| vm.try_control(&[command]).success()));
-            println!("paused and resumed {} times", rounds.count());
-        }
+    // Asked, paused and resumed all the time. In the end it has given back all devices that can be.
+    let ends = ["--on-reset", "exit"];
+    let mut vm = rage(host, "asked", seed, "maru.then=eject", &ends);
+    if vm.wait_for_or_end("the rage", begins).is_none() {
+        let rounds =
+            (0..).take_while(|_| ["status", "pause", "resume"].iter().all(|command| vm.try_control(&[command]).success()));
+        println!("paused and resumed {} times", rounds.count());
+    }
+    unharmed += u32::from(ends_well(vm));
+
+    // Reset by the guest with all of its devices at work and none in its place; it is only done when it came back.
+    unharmed += u32::from(ends_well(rage(host, "reset", seed + 1, "maru.then=reset", &[])));
+
+    // Saved in the midst of it, and restored. Without ports: in an emulated host, a restored guest's programs lose their right to
+    // them, because QEMU takes a task state segment that KVM marks as busy, as processors do, for none.
+    let mut vm = rage(host, "saved", seed + 2, "maru.no_ports", &ends);
+    if vm.wait_for_or_end("the rage", begins).is_none() {
+        vm.control(&["save", "/tmp/saved"]);
+        vm.control(&["stop"]);
+        assert_eq!(vm.wait().0, 0);
+        shell(host, "rm -f /tmp/vsock*");
+        unharmed += u32::from(ends_well(Vm::restore(host, "restored", "/tmp/saved", &[])));
+    } else {
         unharmed += u32::from(ends_well(vm));
+    }
 
-        // Reset by the guest with all of its devices at work and none in its place; it is only done when it came back.
-        unharmed += u32::from(ends_well(rage(host, "reset", seed + 1, "maru.then=reset", &[])));
+    // With a virtio console, which is then what the host hears.
+    unharmed += u32::from(ends_well(rage(host, "console", seed + 3, "", &[&ends[..], &["--console", "virtio"]].concat())));
+    assert!(unharmed >= 2, "hostile guests do not get far");
 
-        // Saved in the midst of it, and restored. Without ports: in an emulated host, a restored guest's programs lose their right to
-        // them, because QEMU takes a task state segment that KVM marks as busy, as processors do, for none.
-        let mut vm = rage(host, "saved", seed + 2, "maru.no_ports", &ends);
-        if vm.wait_for_or_end("the rage", begins).is_none() {
-            vm.control(&["save", "/tmp/saved"]);
-            vm.control(&["stop"]);
-            assert_eq!(vm.wait().0, 0);
-            shell(host, "rm -f /tmp/vsock*");
-            unharmed += u32::from(ends_well(Vm::restore(host, "restored", "/tmp/saved", &[])));
-        } else {
-            unharmed += u32::from(ends_well(vm));
-        }
-
-        // With a virtio console, which is then what the host hears.
-        unharmed += u32::from(ends_well(rage(host, "console", seed + 3, "", &[&ends[..], &["--console", "virtio"]].concat())));
-        assert!(unharmed >= 2, "hostile guests do not get far");
-
-        let seen = bystander.output.len();
-        bystander.wait_for("more of the bystander's load", |output| output[seen..].matches("maru-guest: ok").count() > 2);
-        assert!(!bystander.output.contains("FAIL"), "{}", bystander.output);
-        assert_eq!(checksums(), before);
-        let log = std::fs::read_to_string(host.serial_log()).unwrap();
-        assert!(!["Oops", "BUG:", "general protection", "Call Trace"].iter().any(|bad| log.contains(bad)), "{log}");
-    });
+    let seen = bystander.output.len();
+    bystander.wait_for("more of the bystander's load", |output| output[seen..].matches("maru-guest: ok").count() > 2);
+    assert!(!bystander.output.contains("FAIL"), "{}", bystander.output);
+    assert_eq!(checksums(), before);
+    let log = std::fs::read_to_string(host.serial_log()).unwrap();
+    assert!(!["Oops", "BUG:", "general protection", "Call Trace"].iter().any(|bad| log.contains(bad)), "{log}");
 }

@@ -3,14 +3,17 @@
 //! All that are compared take turns, a short time each, and ratios are taken turn by turn: the speed of a machine changes from
 //! minute to minute more than what is measured here.
 
+mod convert;
 mod load;
 mod ours;
 mod qemu;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use anyhow::Context;
 use bench::stats::Summary;
 use bench::table::table;
 use disk::Format;
@@ -23,7 +26,7 @@ bench-disk: VHDX through our engine, a raw file through the same, and QEMU's VHD
   --dir DIR      where the disks are made: a file system with direct I/O (.)
   --size-mib N   their size, a power of two (1024)
   --rounds N     (5)
-  --only TEXT    only loads whose name contains this
+  --only TEXT    only what has a name that contains this: loads, convert, create
 ";
 
 struct Options {
@@ -122,9 +125,17 @@ fn run(options: &Options) -> anyhow::Result<()> {
         ]);
         eprintln!("{}", rows[rows.len() - 1].join("  "));
     }
-    println!("{}", table(&rows));
-    println!("median of the ratios of {} rounds (lowest to highest); above 1 is more", options.rounds);
-    create_and_open(dir.path())
+    if !loads.is_empty() {
+        println!("{}", table(&rows));
+        println!("median of the ratios of {} rounds (lowest to highest); above 1 is more", options.rounds);
+    }
+    for place in &places {
+        drop((std::fs::remove_file(&place.written), std::fs::remove_file(&place.fresh)));
+    }
+    if "convert".contains(&options.only) {
+        convert::run(dir.path(), options.bytes, options.rounds)?;
+    }
+    if "create".contains(&options.only) { create_and_open(dir.path()) } else { Ok(()) }
 }
 
 fn fill(options: &Options, places: &[Place; 3]) -> anyhow::Result<()> {
@@ -147,17 +158,31 @@ fn fill(options: &Options, places: &[Place; 3]) -> anyhow::Result<()> {
     qemu::fill(&places[2].written, options.bytes)
 }
 
+const MIB: f64 = (1 << 20) as f64;
+
+/// Bytes of memory that this process has.
+fn resident() -> anyhow::Result<f64> {
+    let text = std::fs::read_to_string("/proc/self/statm")?;
+    let pages: f64 = text.split(' ').nth(1).context("/proc/self/statm")?.parse()?;
+    Ok(pages * 4096.0)
+}
+
 fn create_and_open(dir: &Path) -> anyhow::Result<()> {
     for (name, bytes) in [("4 GiB", 4u64 << 30), ("1 TiB", 1 << 40), ("64 TiB", 64 << 40)] {
         let path = dir.join("large.vhdx");
         let start = Instant::now();
         ours::create(&path, bytes, Format::Vhdx)?;
-        let created = start.elapsed();
+        let created = start.elapsed().as_secs_f64() * 1e3;
+        let allocated = std::fs::metadata(&path)?.blocks() as f64 * 512.0 / MIB;
+        let before = resident()?;
         let start = Instant::now();
         let disk = ours::open(&path, Format::Vhdx)?;
-        let opened = start.elapsed();
+        let opened = start.elapsed().as_secs_f64() * 1e3;
+        let memory = (resident()? - before) / MIB;
         drop(disk);
-        println!("{name}: created in {:.1} ms, opened in {:.1} ms", created.as_secs_f64() * 1e3, opened.as_secs_f64() * 1e3);
+        println!(
+            "{name}: created in {created:.1} ms, {allocated:.1} MiB allocated; opened in {opened:.1} ms, {memory:.1} MiB of memory"
+        );
         std::fs::remove_file(&path)?;
     }
     Ok(())

@@ -2,51 +2,21 @@
 #![allow(dead_code, missing_docs)]
 
 use std::fmt::Display;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
 use lab::agent::{Event, Exec, ExitStatus, Output, Process};
 use lab::appliance::{guest_image, program};
-use lab::host::{Accelerator, Host};
+use lab::host::Host;
 use lab::{Lab, LabSpec};
 use serde_json::Value;
 
 /// How long anything in a VM may take: hosts are emulated, and share two processors.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
-/// What an emulated host does that a real one does not, by what a failed test says: QEMU ends on an assertion of its own; the host
-/// starts anew without a word; a guest's processor faults three times.
-const EMULATOR_FAULTS: [&str; 3] = ["iotlb_to_section", HOST_RESET, "the guest caused a triple fault"];
-const HOST_RESET: &str = "the host reset itself, and its kernel did not say why";
-/// How often a scenario is tried on hosts that break.
-const TRIES: u32 = 3;
-
-/// Runs a scenario. QEMU's emulation of AMD's virtualization loses a guest or a host now and then (docs/src/lab.md has how often). A
-/// scenario that fails with one of [`EMULATOR_FAULTS`] has shown nothing: that is said, and it begins anew, on new hosts. Where hosts run
-/// on KVM, the same is a failure at once, as is everything else anywhere.
-pub fn scenario(run: impl Fn()) {
-    for number in 1.. {
-        let Err(panic) = catch_unwind(AssertUnwindSafe(&run)) else { return };
-        let text = panic.downcast_ref::<String>().map_or("", String::as_str);
-        let fault = EMULATOR_FAULTS.into_iter().find(|fault| text.contains(fault));
-        match fault.filter(|_| number < TRIES && Accelerator::detect() == Accelerator::Tcg) {
-            Some(fault) => eprintln!("EMULATOR FAULT {number}: {fault}; the scenario begins anew"),
-            None => resume_unwind(panic),
-        }
-    }
-}
-
 /// An answer of a host, or the end of the test.
 fn answer<T>(host: &Host, answer: Result<T, impl Display>) -> T {
-    answer.unwrap_or_else(|error| {
-        let log = std::fs::read_to_string(host.serial_log()).unwrap_or_default();
-        let said_why = ["Kernel panic", "BUG:", "Oops", "general protection", "reboot: "].iter().any(|word| log.contains(word));
-        let error = error.to_string();
-        if error.contains("the host was restarted") && !said_why {
-            panic!("{HOST_RESET}: {error}");
-        }
-        panic!("the host does not answer: {error}");
-    })
+    answer
+        .unwrap_or_else(|error| panic!("{} does not answer: {error}; its console: {}", host.name(), host.serial_log().display()))
 }
 
 /// Hosts that can run VMs.

@@ -100,8 +100,9 @@ fn init() {
         return;
     }
     set_up_network(&line);
-    facts::print();
+    // Whoever has read the facts may press the button.
     button::watch();
+    facts::print();
     if let Some(port) = line.get("maru.vsock").and_then(|port| port.parse().ok()) {
         vsock::check(port);
     }
