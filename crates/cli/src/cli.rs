@@ -8,6 +8,7 @@ use lab::cli::LabCommand;
 
 use crate::disk::DiskCommand;
 use crate::host::HostCommand;
+use crate::switch::{PortCommand, SwitchCommand};
 use crate::vm::VmCommand;
 
 const AFTER_HELP: &str = "\
@@ -51,6 +52,12 @@ pub enum Command {
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
+    /// The virtual switch of this machine
+    #[command(subcommand)]
+    Switch(SwitchCommand),
+    /// Its ports, and what they may do
+    #[command(subcommand)]
+    Port(PortCommand),
     /// Virtual hosts: a data centre on this machine
     #[command(subcommand)]
     Lab(LabCommand),

@@ -3,6 +3,7 @@
 //! ```text
 //!  cli (what can be said) ──> host ──> crate check
 //!                        ├──> disk ──> disk::tool
+//!                        ├──> switch ──> a running switch's control socket
 //!                        ├──> crate lab
 //!                        ├──> vm::run ──> a monitor (maru-vmm) as a child, its console in this terminal
 //!                        └──> vm::control ──> a running monitor's control socket
@@ -17,6 +18,7 @@ mod host;
 mod options;
 mod output;
 mod size;
+mod switch;
 mod terminal;
 mod vm;
 
@@ -48,6 +50,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Disk(command) => return disk::run(command),
         Command::Vm(VmCommand::Run(args)) => return Ok(vm::run::run(&args)?.into()),
         Command::Vm(VmCommand::Control(args)) => vm::control::run(*args)?,
+        Command::Switch(command) => switch::run(command)?,
+        Command::Port(command) => switch::run_port(command)?,
         Command::Lab(command) => return Ok(lab::cli::run(command)?),
         Command::Completions { shell } => output::print(&cli::completions(shell))?,
         Command::Man { directory } => cli::man(&directory)?,

@@ -36,6 +36,8 @@ reasons! {
     Transport => "transport-header",
     /// A buffer, header or offload request of the sender that makes no sense.
     Buffer => "bad-buffer",
+    /// A ring that cannot be followed: it stands still until it is set up anew.
+    Ring => "bad-ring",
     /// From no station, or to an address that bridges do not pass on.
     Address => "reserved-address",
     /// From another address than the port's.

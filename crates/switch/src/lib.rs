@@ -10,6 +10,8 @@
 //!  ring     virtqueues in memory that others write to
 //!  ports    VMs (vhost-user), the host (TAP), the wire (AF_PACKET)
 //!  worker   the thread that owns the core and the ports
+//!  host     the ports by name, with what is behind them, and the file that keeps them
+//!  control  the control socket: requests, replies, client
 //! ```
 //!
 //! # Life cycle
@@ -20,10 +22,12 @@
 //! [`counters::DropReason`]; no frame can make the switch panic, wait or grow without bounds.
 
 pub mod acl;
+pub mod control;
 pub mod counters;
 pub mod frame;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz;
+pub mod host;
 pub mod mac;
 pub mod pipeline;
 pub mod policy;
@@ -32,3 +36,9 @@ pub mod ring;
 pub mod tables;
 pub mod vlan;
 pub mod worker;
+
+/// An error with its causes, in one line.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -297,6 +297,30 @@ fn nonsense_is_dropped_and_counted_and_the_ring_goes_on() {
 }
 
 #[test]
+fn a_ring_that_cannot_be_followed_stands_still_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let host = Host::start(directory.path(), &plain(3));
+    let [mut hostile, mut sender] = pair(directory.path(), [0, 0]);
+    let mut receiver = Vm::new(0);
+    receiver.connect(&socket(directory.path(), 2));
+    (0..4).for_each(|_| receiver.receive.offer_room(2048));
+    hostile.transmit.offer(RINGS);
+    hostile.kick.write(1).unwrap();
+    let frame = ethernet(mac(1), mac(2)).other(0x0806);
+    sender.send([0; 12], &frame);
+    assert_eq!(receiver.receive().remove(0).1, frame);
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !host.drops(0).contains(&("bad-ring".to_string(), 1)) {
+        assert!(std::time::Instant::now() < deadline, "{:?}", host.drops(0));
+    }
+    // Set up anew, it goes on.
+    hostile = Vm::new(0);
+    hostile.connect(&socket(directory.path(), 0));
+    hostile.send([0; 12], &frame);
+    assert_eq!(receiver.receive().remove(0).1, frame);
+}
+
+#[test]
 fn a_switch_that_comes_back_goes_on_where_the_last_one_ended() {
     let directory = tempfile::tempdir().unwrap();
     let mut host = Host::start(directory.path(), &plain(2));

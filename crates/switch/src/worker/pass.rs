@@ -49,9 +49,9 @@ impl Worker {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
-                    eprintln!("maru-switch: port {number}, queue {index} stands still until it is set up anew: {error}");
+                    // Not a word about it here: who reads them must not be what all ports wait for.
                     queue.failed = Some(error);
-                    self.switch.refuse(number, DropReason::Buffer);
+                    self.switch.refuse(number, DropReason::Ring);
                     break;
                 }
             }
