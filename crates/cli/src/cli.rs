@@ -10,6 +10,7 @@ use crate::disk::DiskCommand;
 use crate::event::EventCommand;
 use crate::host::{HostCommand, VolumeCommand};
 use crate::remote::ContextCommand;
+use crate::switch::{PortCommand, SwitchCommand};
 use crate::task::TaskCommand;
 use crate::token::TokenCommand;
 use crate::vm::VmCommand;
@@ -74,6 +75,12 @@ pub enum Command {
     /// Which host's marud to talk to, and as whom
     #[command(subcommand)]
     Context(ContextCommand),
+    /// The virtual switch of this machine
+    #[command(subcommand)]
+    Switch(SwitchCommand),
+    /// Its ports, and what they may do
+    #[command(subcommand)]
+    Port(PortCommand),
     /// Virtual hosts: a data centre on this machine
     #[command(subcommand)]
     Lab(LabCommand),

@@ -3,6 +3,7 @@
 //! ```text
 //!  cli (what can be said) ──> host ──> crate check
 //!                        ├──> disk ──> disk::tool
+//!                        ├──> switch ──> a running switch's control socket
 //!                        ├──> crate lab
 //!                        ├──> vm::manage, task, event, token ──> remote ──> marud's API
 //!                        ├──> vm::run ──> a monitor (maru-vmm) as a child, its console in this terminal
@@ -20,6 +21,7 @@ mod options;
 mod output;
 mod remote;
 mod size;
+mod switch;
 mod task;
 mod terminal;
 mod token;
@@ -61,6 +63,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Vm(VmCommand::Run(args)) => return Ok(vm::run::run(&args)?.into()),
         Command::Vm(VmCommand::Control(args)) => vm::control::run(*args)?,
         Command::Vm(VmCommand::Managed(command)) => vm::manage::run(command)?,
+        Command::Switch(command) => switch::run(command)?,
+        Command::Port(command) => switch::run_port(command)?,
         Command::Lab(command) => return Ok(lab::cli::run(command)?),
         Command::Completions { shell } => output::print(&cli::completions(shell))?,
         Command::Man { directory } => cli::man(&directory)?,

@@ -5,9 +5,8 @@
 //! same connection, between replies. Any number of clients may come and go: the VM belongs to none of them.
 
 mod client;
-mod packet;
 mod protocol;
 
+pub use ::packet::{Connection, Listener, MAX_FDS, MAX_PACKET, pair};
 pub use client::{Client, ClientError};
-pub use packet::{Connection, Listener, MAX_FDS, MAX_PACKET, pair};
 pub use protocol::{DeviceStatus, Event, EventKind, Failure, Message, Reply, Request, RunStatus, SavedReport, Status};

@@ -21,6 +21,7 @@
 //! | `maru.seed=1` | which sequence of blocks |
 //! | `maru.flushed=N` | `disk-verify`: every block up to number N must be there |
 //! | `maru.echo=ADDRESS:PORT` | a peer that sends everything back; repeatable |
+//! | `maru.listen=ADDRESS:PORT` | be such a peer |
 //! | `maru.vsock=PORT` | exchange 1 MiB with the host's port over the socket device |
 //! | `maru.mem=8` | MiB of memory to rewrite |
 //! | `maru.pace_us=1000` | pause between operations |
@@ -103,6 +104,13 @@ fn init() {
     // Whoever has read the facts may press the button.
     button::watch();
     facts::print();
+    if let Some(address) = line.get("maru.listen").map(str::to_owned) {
+        thread::spawn(move || {
+            if let Err(error) = echo::serve(&address) {
+                println!("maru-guest: FAIL listening on {address}: {error}");
+            }
+        });
+    }
     if let Some(port) = line.get("maru.vsock").and_then(|port| port.parse().ok()) {
         vsock::check(port);
     }

@@ -1,0 +1,55 @@
+//! The client's side of the control socket.
+
+use std::io;
+use std::path::Path;
+
+use packet::Connection;
+use serde::de::DeserializeOwned;
+
+use super::{Failure, Reply, Request};
+
+/// A connection to a switch. Blocking.
+pub struct Client(Connection);
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error("cannot connect to the switch at {path}: is maru-switch running, with --control {path}?")]
+    Connect {
+        /// The socket.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The socket.
+    #[error("talking to the switch")]
+    Io(#[from] io::Error),
+    /// The switch ended.
+    #[error("the switch has ended")]
+    Gone,
+    /// The switch refused.
+    #[error(transparent)]
+    Refused(#[from] Failure),
+    /// An answer of another form.
+    #[error("the switch answered something unexpected")]
+    Unexpected(#[from] serde_json::Error),
+}
+
+impl Client {
+    /// Connects to the switch that listens at `path`.
+    pub fn connect(path: &Path) -> Result<Client, ClientError> {
+        let connection = Connection::connect(path);
+        Ok(Client(connection.map_err(|source| ClientError::Connect { path: path.display().to_string(), source })?))
+    }
+
+    /// Sends a request and waits for its answer.
+    pub fn call<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, ClientError> {
+        self.0.send(request, &[])?;
+        match self.0.receive()?.ok_or(ClientError::Gone)?.0 {
+            Reply::Ok(value) => Ok(serde_json::from_value(value)?),
+            Reply::Error(failure) => Err(failure.into()),
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The control socket: how a running switch is told what to do.
+//!
+//! As the monitor's: a `SOCK_SEQPACKET` Unix socket, each packet a JSON object. A client sends [`Request`]s and gets a [`Reply`] for each,
+//! in order.
+
+mod client;
+mod protocol;
+mod server;
+
+pub use client::{Client, ClientError};
+pub use protocol::{Backend, Failure, PortConfig, PortStatus, Reply, Request, StationStatus, Status};
+pub use server::serve;

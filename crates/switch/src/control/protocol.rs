@@ -1,0 +1,144 @@
+//! Requests and replies: the types on the wire.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::counters::CounterReport;
+use crate::mac::MacAddress;
+use crate::policy::PortPolicy;
+
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// What the switch is and does; answered with [`Status`].
+    Status,
+    /// The ports as they are configured; answered with a list of [`PortConfig`].
+    Config,
+    /// Who is behind which port; answered with a list of [`StationStatus`].
+    Stations,
+    /// Add a port.
+    AddPort {
+        /// The port.
+        port: PortConfig,
+    },
+    /// Give a port another policy, from the next frame on.
+    SetPolicy {
+        /// The port.
+        name: String,
+        /// All of its policy; what is left out is as of a new port.
+        policy: PortPolicy,
+    },
+    /// Remove a port; its VM loses its link's other end.
+    RemovePort {
+        /// The port.
+        name: String,
+    },
+}
+
+/// A port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct PortConfig {
+    /// Its name, unique in the switch.
+    pub name: String,
+    /// What is behind it.
+    pub backend: Backend,
+    /// What it may do.
+    #[serde(default)]
+    pub policy: PortPolicy,
+}
+
+/// What is behind a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// A VM.
+    #[serde(rename_all = "kebab-case")]
+    VhostUser {
+        /// Where the switch listens for it.
+        socket: PathBuf,
+        /// The socket's rights, like `0o600`: who may connect becomes the port.
+        #[serde(default = "default_mode")]
+        mode: u32,
+        /// Queue pairs that it may use.
+        #[serde(default = "default_queues")]
+        queues: u16,
+    },
+    /// The host itself: a TAP of this name, made if there is none.
+    Tap(String),
+    /// The wire: a NIC of the host.
+    Uplink(String),
+}
+
+fn default_mode() -> u32 {
+    0o600
+}
+
+fn default_queues() -> u16 {
+    8
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// Done; what was asked for, or null.
+    Ok(serde_json::Value),
+    /// Not done, and nothing changed.
+    Error(Failure),
+}
+
+/// Why a request was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// The cause and the way out.
+    pub message: String,
+}
+
+/// What the switch is and does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Status {
+    /// The switch's process.
+    pub pid: u32,
+    /// Stations that are known.
+    pub stations: usize,
+    /// Connections that stateful rules remember.
+    pub connections: usize,
+    /// Flows that were decided since the switch started.
+    pub decisions: u64,
+    /// The ports, by name.
+    pub ports: Vec<PortStatus>,
+}
+
+/// What a port does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PortStatus {
+    /// Its name.
+    pub name: String,
+    /// What is behind it.
+    pub backend: Backend,
+    /// Whether there is somebody: of a VM, whether its monitor is connected.
+    pub connected: bool,
+    /// Its counters.
+    pub counters: CounterReport,
+    /// Bytes that its meters counted, by the number of the rule in its ACL.
+    pub meters: BTreeMap<u32, u64>,
+}
+
+/// A station.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct StationStatus {
+    /// Its address.
+    pub mac: MacAddress,
+    /// Its VLAN; of a private VLAN, the primary; 0 for none.
+    pub vlan: u16,
+    /// The port.
+    pub port: String,
+}

@@ -1,0 +1,101 @@
+//! `maru-switch`: the virtual switch of a host.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use lexopt::prelude::*;
+use packet::Listener;
+use switch::control::serve;
+use switch::error_chain;
+use switch::host::Host;
+use switch::pipeline::{Limits, Switch};
+use switch::ring::bus_error;
+use switch::worker::Worker;
+
+const HELP: &str = "\
+maru-switch: the virtual switch of a host
+
+usage: maru-switch --control PATH [options]
+
+  --control PATH  listen for control clients at this socket (`maru switch`, `maru port`)
+  --state FILE    keep the ports in this file, and begin with those that are in it
+  --poll-us N     look for more frames for so many microseconds before sleeping; default 50
+  --version       print the version
+  --help          print this
+
+Exit status: 1 the switch could not be started, 2 wrong usage, 4 the switch failed.
+";
+
+/// The exit status of a switch that failed.
+const FAILED: i32 = 4;
+
+struct Options {
+    control: PathBuf,
+    state: Option<PathBuf>,
+    poll: Duration,
+}
+
+fn main() -> ExitCode {
+    end_on_panic();
+    let options = match parse() {
+        Ok(Some(options)) => options,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("maru-switch: {error} (see maru-switch --help)");
+            return ExitCode::from(2);
+        }
+    };
+    match run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("maru-switch: {}", error_chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A bug in one thread must not leave a switch behind that answers and moves nothing: who started it starts it again, which VMs notice as
+/// a short gap.
+fn end_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        eprintln!("maru-switch: a bug in the switch, it ends: thread '{}' {panic}", thread.name().unwrap_or("?"));
+        // SAFETY: ends the process at once, without running anything of it.
+        unsafe { libc::_exit(FAILED) };
+    }));
+}
+
+fn parse() -> Result<Option<Options>, lexopt::Error> {
+    let (mut control, mut state, mut poll) = (None, None, 50u64);
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("control") => control = Some(parser.value()?.into()),
+            Long("state") => state = Some(parser.value()?.into()),
+            Long("poll-us") => poll = parser.value()?.parse()?,
+            Long("version") => {
+                println!("maru-switch {}", env!("CARGO_PKG_VERSION"));
+                return Ok(None);
+            }
+            Long("help") | Short('h') => {
+                print!("{HELP}");
+                return Ok(None);
+            }
+            other => return Err(other.unexpected()),
+        }
+    }
+    let control = control.ok_or("--control is needed")?;
+    Ok(Some(Options { control, state, poll: Duration::from_micros(poll) }))
+}
+
+fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
+    let Options { control, state, poll } = options;
+    let listener = Listener::bind(&control).map_err(|error| format!("control socket {}: {error}", control.display()))?;
+    bus_error::install()?;
+    let (worker, _) = Worker::start(Switch::new(Limits::default()), poll)?;
+    let name = state.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+    let host = Host::new(worker, state).map_err(|error| format!("the ports in {name}: {error}"))?;
+    serve(listener, host)?;
+    Ok(())
+}

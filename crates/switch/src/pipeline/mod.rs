@@ -1,0 +1,290 @@
+//! The way of a frame through the switch.
+//!
+//! ```text
+//!  frame ─▶ parse ─▶ flow known and still true? ──yes──▶ its action list ─▶ Sink
+//!                          │ no                            ▲
+//!                          ▼                               │
+//!   slow path, once per flow, each layer adds to the list: │
+//!   address and guards ─ VLAN in ─ ACLs out ─ learning ─ [router] ─ forwarding ─ per receiver: VLAN out, ACLs in ─ [overlay] ─ mirror
+//! ```
+//! In brackets: where later layers go. A list is true as long as the configuration is the same (a generation), sender and receiver are
+//! where they were (references with versions), and its connections stand.
+//!
+//! The core does no I/O and knows no time but what it is told. One thread owns it: there is nothing to lock.
+
+mod action;
+mod decide;
+mod port;
+#[cfg(test)]
+mod tests;
+
+pub use action::{Action, TagEdit};
+pub use port::PortNumber;
+
+use crate::acl::{ConnectionKey, Direction};
+use crate::counters::{Counters, DropReason};
+use crate::frame::Frame;
+use crate::policy::{PolicyError, PortPolicy};
+use crate::tables::{Connections, Flow, FlowKey, Flows, Millis, Receiver, Station, Stations};
+use port::{Domains, Port};
+
+/// Sizes of the tables.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Ports.
+    pub ports: usize,
+    /// Stations of all ports.
+    pub stations: usize,
+    /// Connections of all ports.
+    pub connections: usize,
+    /// Flows that are not decided again.
+    pub flows: usize,
+    /// After so long without a frame a station is forgotten.
+    pub station_age: Millis,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { ports: 1024, stations: 65_536, connections: 1 << 20, flows: 65_536, station_age: 300_000 }
+    }
+}
+
+/// Why a port could not be added or changed. Nothing changed then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PortError {
+    /// As many as there may be.
+    #[error("the switch has {0} ports, which is as many as it may have: remove one")]
+    TooMany(usize),
+    /// There is none.
+    #[error("the switch has no port {0}")]
+    NoPort(u16),
+    /// The policy contradicts itself or those of other ports.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+}
+
+/// Where copies of frames go. It knows the frame at hand.
+pub trait Sink {
+    /// Gives a copy to a port. `hash` is the flow's: frames of one flow have the same.
+    fn deliver(&mut self, port: PortNumber, edit: TagEdit, hash: u64) -> Result<(), DropReason>;
+}
+
+/// A switch.
+#[derive(Debug)]
+pub struct Switch {
+    limits: Limits,
+    ports: Vec<Option<Port>>,
+    domains: Domains,
+    stations: Stations,
+    connections: Connections,
+    flows: Flows,
+    generation: u64,
+    decisions: u64,
+    /// The list that is being made.
+    list: Vec<Action>,
+}
+
+/// After so long a sender that could not be learned is tried again.
+const RETRY: Millis = 1000;
+/// Places of tables that one call of [`Switch::tick`] looks at.
+const SWEEP: usize = 256;
+
+impl Switch {
+    /// A switch without ports.
+    pub fn new(limits: Limits) -> Switch {
+        Switch {
+            limits,
+            ports: Vec::new(),
+            domains: Domains::default(),
+            stations: Stations::new(limits.stations, limits.station_age),
+            connections: Connections::new(limits.connections),
+            flows: Flows::new(limits.flows),
+            generation: 0,
+            decisions: 0,
+            list: Vec::new(),
+        }
+    }
+
+    /// Adds a port; returns its number, which the next port may get when it is removed.
+    pub fn add_port(&mut self, policy: PortPolicy) -> Result<PortNumber, PortError> {
+        let number = self.ports.iter().position(Option::is_none).unwrap_or(self.ports.len());
+        if number >= self.limits.ports {
+            return Err(PortError::TooMany(self.limits.ports));
+        }
+        let port = Port::new(policy)?;
+        let domains = self.domains_with(number, Some(&port))?;
+        if number == self.ports.len() {
+            self.ports.push(None);
+        }
+        self.ports[number] = Some(port);
+        self.changed(domains);
+        Ok(number as PortNumber)
+    }
+
+    /// Gives a port another policy. What it has counted stays, and connections that the new rules still allow.
+    pub fn set_policy(&mut self, number: PortNumber, policy: PortPolicy) -> Result<(), PortError> {
+        let old = self.port(number)?;
+        let mut port = Port::new(policy)?;
+        port.keep_counters(old);
+        let moved = old.policy.vlan != port.policy.vlan || old.policy.mac != port.policy.mac;
+        let domains = self.domains_with(usize::from(number), Some(&port))?;
+        self.connections.retain(number, |key, opened| port.remembers(key, opened));
+        if moved {
+            self.stations.forget_port(number);
+        }
+        self.ports[usize::from(number)] = Some(port);
+        self.changed(domains);
+        Ok(())
+    }
+
+    /// Removes a port with all that is known of it.
+    pub fn remove_port(&mut self, number: PortNumber) -> Result<(), PortError> {
+        self.port(number)?;
+        let domains = self.domains_with(usize::from(number), None)?;
+        self.ports[usize::from(number)] = None;
+        self.stations.forget_port(number);
+        self.connections.retain(number, |_: &ConnectionKey, _: Direction| false);
+        self.changed(domains);
+        Ok(())
+    }
+
+    fn port(&self, number: PortNumber) -> Result<&Port, PortError> {
+        self.ports.get(usize::from(number)).and_then(Option::as_ref).ok_or(PortError::NoPort(number))
+    }
+
+    fn domains_with(&self, number: usize, port: Option<&Port>) -> Result<Domains, PolicyError> {
+        let others = (0usize..).zip(&self.ports).filter(|(other, _)| *other != number).filter_map(|(_, port)| port.as_ref());
+        Domains::new(others.chain(port).map(|port| &port.policy.vlan))
+    }
+
+    fn changed(&mut self, domains: Domains) {
+        self.domains = domains;
+        self.generation += 1;
+    }
+
+    /// A port's policy.
+    pub fn policy(&self, number: PortNumber) -> Result<&PortPolicy, PortError> {
+        Ok(&self.port(number)?.policy)
+    }
+
+    /// A port's counters.
+    pub fn counters(&self, number: PortNumber) -> Result<&Counters, PortError> {
+        Ok(&self.port(number)?.counters)
+    }
+
+    /// The bytes that a port's meters counted, by the number of the rule.
+    pub fn meters(&self, number: PortNumber) -> Result<impl Iterator<Item = (u32, u64)>, PortError> {
+        Ok(self.port(number)?.meters.iter().map(|(rule, bytes)| (*rule, *bytes)))
+    }
+
+    /// The stations that are known.
+    pub fn stations(&self) -> impl Iterator<Item = &Station> {
+        self.stations.iter()
+    }
+
+    /// How many connections are remembered.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// How often the slow path decided.
+    pub fn decisions(&self) -> u64 {
+        self.decisions
+    }
+
+    /// Counts a frame that did not get as far as [`Switch::receive`].
+    pub fn refuse(&mut self, number: PortNumber, reason: DropReason) {
+        if let Some(port) = self.ports.get_mut(usize::from(number)).and_then(Option::as_mut) {
+            port.counters.drop(reason);
+        }
+    }
+
+    /// Forgets what is over, a part at a time; to be called some times in a second.
+    pub fn tick(&mut self, now: Millis) {
+        self.stations.sweep(SWEEP, now);
+        self.connections.sweep(SWEEP, now);
+    }
+
+    /// Takes a frame of `length` bytes from a port; `head` is its first [`crate::frame::HEADER_BYTES`] bytes, which nobody else can
+    /// change.
+    pub fn receive(&mut self, number: PortNumber, head: &[u8], length: usize, now: Millis, sink: &mut impl Sink) {
+        let Some(port) = self.ports.get_mut(usize::from(number)).and_then(Option::as_mut) else { return };
+        port.counters.rx_packets += 1;
+        port.counters.rx_bytes += length as u64;
+        let frame = match Frame::parse(head, length) {
+            Ok(frame) => frame,
+            Err(error) => return port.counters.drop(error.into()),
+        };
+        let key = FlowKey::new(number, &frame);
+        let hash = self.flows.hash(&key);
+        let place = match self.flows.find(&key, hash).filter(|place| self.is_true(*place, now)) {
+            Some(place) => place,
+            None => {
+                self.decisions += 1;
+                let basis = self.decide(number, &frame, now);
+                let flow = Flow::new(key, self.generation, basis, &self.list, now);
+                self.flows.insert(hash, flow)
+            }
+        };
+        self.execute(number, place, length as u64, hash, now, sink);
+    }
+
+    /// Whether a flow's list is still what the slow path would decide. Keeps its sender.
+    fn is_true(&mut self, place: usize, now: Millis) -> bool {
+        let Switch { flows, stations, connections, generation, .. } = self;
+        let Some(flow) = flows.at(place) else { return false };
+        flow.generation == *generation
+            && match flow.basis.receiver {
+                Receiver::Fixed => true,
+                Receiver::Known(station) => stations.holds(station, now),
+                Receiver::Unknown(news) => news == stations.news,
+            }
+            && flow.basis.opened.is_none_or(|opened| opened == connections.opened)
+            && match flow.basis.sender {
+                Some(sender) => stations.touch(sender, now),
+                // There may be room for it by now.
+                None => now.saturating_sub(flow.decided) < RETRY,
+            }
+            && flow.actions.iter().all(|action| match action {
+                Action::Track(connection) => connections.stands(*connection, now),
+                _ => true,
+            })
+    }
+
+    fn execute(&mut self, number: PortNumber, place: usize, bytes: u64, hash: u64, now: Millis, sink: &mut impl Sink) {
+        let Switch { flows, ports, connections, .. } = self;
+        let Some(flow) = flows.at(place) else { return };
+        flow.used = now;
+        for action in &flow.actions {
+            match *action {
+                Action::Track(connection) => connections.touch(connection, now),
+                Action::Limit => {
+                    let Some(port) = ports[usize::from(number)].as_mut() else { return };
+                    if !port.storm.take(now) {
+                        return port.counters.drop(DropReason::Storm);
+                    }
+                }
+                Action::Meter { port, rule } => {
+                    if let Some(port) = ports[usize::from(port)].as_mut() {
+                        *port.meters.entry(rule).or_default() += bytes;
+                    }
+                }
+                Action::Deliver { port: receiver, edit } => {
+                    let Some(port) = ports[usize::from(receiver)].as_mut() else { continue };
+                    match sink.deliver(receiver, edit, hash) {
+                        Ok(()) => {
+                            port.counters.tx_packets += 1;
+                            port.counters.tx_bytes += bytes;
+                        }
+                        Err(reason) => port.counters.drop(reason),
+                    }
+                }
+                Action::Drop { port, reason } => {
+                    if let Some(port) = ports[usize::from(port)].as_mut() {
+                        port.counters.drop(reason);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! A port as the pipeline has it.
+
+use std::collections::BTreeMap;
+
+use crate::acl::{Address, ConnectionKey, Direction, ExtendedAcl, PacketSubject, PrefixAcl, PrefixRule, Subject, Verdict};
+use crate::counters::Counters;
+use crate::frame::{Fragment, ICMP, ICMPV6, Ip, TCP, Transport, UDP};
+use crate::mac::MacAddress;
+use crate::policy::{Permission, PolicyError, PortPolicy};
+use crate::tables::Millis;
+use crate::vlan::VlanMode;
+
+/// A port's number in its switch.
+pub type PortNumber = u16;
+
+#[derive(Debug)]
+pub(super) struct Port {
+    pub policy: PortPolicy,
+    pub acl: PrefixAcl,
+    pub extended: ExtendedAcl,
+    pub counters: Counters,
+    pub meters: BTreeMap<u32, u64>,
+    pub storm: Bucket,
+}
+
+impl Port {
+    pub fn new(policy: PortPolicy) -> Result<Port, PolicyError> {
+        let addresses = policy.acl.iter().filter_map(|rule: &PrefixRule| match rule.address {
+            Address::LocalMac(mac) => Some(mac),
+            _ => None,
+        });
+        if let Some(mac) = policy.mac.into_iter().chain(addresses).find(|mac| !mac.is_station()) {
+            return Err(PolicyError::Mac(mac));
+        }
+        Ok(Port {
+            acl: PrefixAcl::new(&policy.acl)?,
+            extended: ExtendedAcl::new(&policy.extended_acl)?,
+            counters: Counters::default(),
+            meters: BTreeMap::new(),
+            storm: Bucket::new(policy.storm_limit),
+            policy,
+        })
+    }
+
+    pub fn keep_counters(&mut self, old: &Port) {
+        self.counters = old.counters.clone();
+        if self.policy.acl == old.policy.acl {
+            self.meters = old.meters.clone();
+        }
+    }
+
+    /// The only station behind the port, if the policy says so.
+    pub fn only_station(&self) -> Option<MacAddress> {
+        self.policy.mac.filter(|_| self.policy.mac_spoofing == Permission::Deny)
+    }
+
+    /// Whether the rules would remember a connection if it were opened now.
+    pub fn remembers(&self, key: &ConnectionKey, opened: Direction) -> bool {
+        let sides = |local, remote| match opened {
+            Direction::Outbound => (local, remote),
+            Direction::Inbound => (remote, local),
+        };
+        let (source, destination) = sides(key.local_port, key.remote_port);
+        let transport = match key.protocol {
+            TCP | UDP => Transport::Ports { source, destination },
+            ICMP | ICMPV6 => Transport::Icmp { kind: 0, code: 0, id: key.local_port },
+            _ => Transport::None,
+        };
+        let addresses = match opened {
+            Direction::Outbound => (key.local, key.remote),
+            Direction::Inbound => (key.remote, key.local),
+        };
+        let (source, destination) = addresses;
+        let ip = Ip { source, destination, protocol: key.protocol, transport, fragment: Fragment::Whole };
+        let packet = Some(PacketSubject { local: key.local, remote: key.remote, ip });
+        let nobody = MacAddress([0; 6]);
+        let subject = Subject { direction: opened, local_mac: nobody, remote_mac: nobody, packet };
+        matches!(self.extended.decide(&subject), Verdict::Remember { .. })
+    }
+}
+
+/// A limit of frames in a second, with a tenth of a second's worth at once.
+#[derive(Debug)]
+pub(super) struct Bucket {
+    per_second: u64,
+    /// In thousandths of a frame.
+    tokens: u64,
+    filled: Millis,
+}
+
+impl Bucket {
+    fn new(per_second: u32) -> Bucket {
+        let mut bucket = Bucket { per_second: per_second.into(), tokens: 0, filled: 0 };
+        bucket.tokens = bucket.most();
+        bucket
+    }
+
+    fn most(&self) -> u64 {
+        (self.per_second * 100).max(1000)
+    }
+
+    /// Takes one, if there is one.
+    pub fn take(&mut self, now: Millis) -> bool {
+        if self.per_second == 0 {
+            return true;
+        }
+        let gained = now.saturating_sub(self.filled).saturating_mul(self.per_second);
+        self.tokens = self.tokens.saturating_add(gained).min(self.most());
+        self.filled = self.filled.max(now);
+        let there = self.tokens >= 1000;
+        self.tokens -= if there { 1000 } else { 0 };
+        there
+    }
+}
+
+/// In which VLAN's table a VLAN's stations are: those of a private VLAN share one, because answers come in another VLAN than questions.
+#[derive(Debug, Default)]
+pub(super) struct Domains(BTreeMap<u16, u16>);
+
+impl Domains {
+    pub fn new<'a>(modes: impl Iterator<Item = &'a VlanMode>) -> Result<Domains, PolicyError> {
+        let mut domains = BTreeMap::new();
+        let mut primaries = BTreeMap::new();
+        for (primary, secondaries) in modes.filter_map(VlanMode::private) {
+            let primary = u16::from(primary);
+            primaries.insert(primary, primary);
+            for secondary in secondaries.iter().map(|vlan| u16::from(*vlan)) {
+                let other = *domains.entry(secondary).or_insert(primary);
+                if other != primary {
+                    return Err(PolicyError::Private { secondary, primary, other });
+                }
+            }
+        }
+        // A VLAN is the one or the other.
+        match domains.iter().find(|(secondary, _)| primaries.contains_key(secondary)) {
+            Some((secondary, primary)) => {
+                Err(PolicyError::Private { secondary: *secondary, primary: *primary, other: *secondary })
+            }
+            None => Ok(Domains(domains)),
+        }
+    }
+
+    pub fn of(&self, vlan: u16) -> u16 {
+        self.0.get(&vlan).copied().unwrap_or(vlan)
+    }
+}

@@ -1,0 +1,463 @@
+//! Truth tables of the whole pipeline, and its properties.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::acl::{Address, Effect, ExtendedRule, PortRange, PrefixAction, PrefixRule};
+use crate::frame::build::{ethernet, mac};
+use crate::frame::{HEADER_BYTES, TCP};
+use crate::mac::MacAddress;
+use crate::policy::{Mirroring, Permission};
+use crate::vlan::{Vlan, VlanMode, VlanRange};
+
+/// A switch and what it delivered last.
+struct Lab {
+    switch: Switch,
+    now: Millis,
+}
+
+#[derive(Default)]
+struct Got(BTreeMap<PortNumber, TagEdit>);
+
+impl Sink for Got {
+    fn deliver(&mut self, port: PortNumber, edit: TagEdit, _: u64) -> Result<(), DropReason> {
+        assert!(self.0.insert(port, edit).is_none(), "port {port} got two copies");
+        Ok(())
+    }
+}
+
+impl Lab {
+    fn new(policies: Vec<PortPolicy>) -> Lab {
+        let mut switch = Switch::new(Limits { station_age: 1000, flows: 64, stations: 64, ..Limits::default() });
+        for policy in policies {
+            switch.add_port(policy).unwrap();
+        }
+        Lab { switch, now: 0 }
+    }
+
+    /// Sends a frame; returns who got it, and how.
+    fn send(&mut self, port: PortNumber, frame: &[u8]) -> BTreeMap<PortNumber, TagEdit> {
+        let mut got = Got::default();
+        self.switch.receive(port, &frame[..frame.len().min(HEADER_BYTES)], frame.len(), self.now, &mut got);
+        got.0
+    }
+
+    fn to(&mut self, port: PortNumber, frame: &[u8]) -> BTreeSet<PortNumber> {
+        self.send(port, frame).into_keys().collect()
+    }
+
+    fn drops(&self, port: PortNumber, reason: DropReason) -> u64 {
+        self.switch.counters(port).unwrap().drops(reason)
+    }
+}
+
+fn open(vlan: VlanMode) -> PortPolicy {
+    PortPolicy { vlan, ..PortPolicy::default() }
+}
+
+fn plain(count: usize) -> Vec<PortPolicy> {
+    vec![PortPolicy::default(); count]
+}
+
+fn vlan(number: u16) -> Vlan {
+    number.try_into().unwrap()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn arp(source: u8, destination: MacAddress) -> Vec<u8> {
+    ethernet(mac(source), destination).other(0x0806)
+}
+
+fn set<const N: usize>(ports: [PortNumber; N]) -> BTreeSet<PortNumber> {
+    ports.into()
+}
+
+#[test]
+fn stations_are_learned_followed_and_forgotten() {
+    let mut lab = Lab::new(plain(3));
+    assert_eq!(lab.to(0, &arp(1, mac(2))), set([1, 2]), "unknown: to all");
+    assert_eq!(lab.to(1, &arp(2, mac(1))), set([0]));
+    assert_eq!(lab.to(0, &arp(1, mac(2))), set([1]), "the flow that flooded is decided anew");
+    assert_eq!(lab.to(2, &arp(2, MacAddress::BROADCAST)), set([0, 1]), "it has moved");
+    assert_eq!(lab.to(0, &arp(1, mac(2))), set([2]));
+    assert_eq!(lab.switch.counters(2).unwrap().moves, 1);
+    assert_eq!(lab.to(1, &arp(3, mac(3))), set([]), "to itself");
+    assert_eq!(lab.to(1, &arp(4, mac(3))), set([]), "to its neighbour at the same port");
+    assert_eq!(lab.drops(1, DropReason::SamePort), 2);
+    lab.now = 900;
+    assert_eq!(lab.to(0, &arp(1, mac(2))), set([2]));
+    lab.now = 1100;
+    assert_eq!(lab.to(2, &arp(2, mac(1))), set([0]), "a frame by a known flow keeps its sender");
+    lab.now = 3000;
+    assert_eq!(lab.to(1, &arp(3, mac(1))), set([0, 2]), "both are silent for too long");
+    lab.switch.tick(lab.now);
+    assert_eq!(lab.switch.stations().count(), 1);
+}
+
+#[test]
+fn a_flow_is_decided_once() {
+    let mut lab = Lab::new(plain(2));
+    lab.to(1, &arp(2, MacAddress::BROADCAST));
+    let frame = ethernet(mac(1), mac(2)).tcp((ip("10.0.0.1"), 1), (ip("10.0.0.2"), 2));
+    (0..100).for_each(|_| assert_eq!(lab.to(0, &frame), set([1])));
+    assert_eq!(lab.switch.decisions(), 2);
+    lab.switch.set_policy(1, open(VlanMode::Access { vlan: vlan(5) })).unwrap();
+    assert_eq!(lab.to(0, &frame), set([]), "a new policy takes effect at once");
+}
+
+#[test]
+fn a_flood_of_addresses_takes_no_more_than_a_ports_share() {
+    let few = PortPolicy { max_stations: 4, ..PortPolicy::default() };
+    let mut lab = Lab::new(vec![few, PortPolicy::default()]);
+    for number in 10..30 {
+        lab.to(0, &arp(number, MacAddress::BROADCAST));
+    }
+    assert_eq!(lab.switch.stations().count(), 4);
+    assert_eq!(lab.switch.counters(0).unwrap().not_learned, 16);
+    lab.to(1, &arp(2, MacAddress::BROADCAST));
+    assert_eq!(lab.to(0, &arp(29, mac(2))), set([1]), "others are still learned");
+    lab.now = 2500;
+    lab.switch.tick(lab.now);
+    lab.to(1, &arp(2, MacAddress::BROADCAST));
+    lab.to(0, &arp(29, mac(2)));
+    assert_eq!(lab.to(1, &arp(2, mac(29))), set([0]));
+    assert!(lab.switch.stations().any(|station| station.mac == mac(29)), "its flow does not hold it back when there is room");
+}
+
+/// Every kind of port sends an untagged frame, or one with a tag, to every other.
+#[test]
+fn vlans_are_a_truth_table() {
+    let range = |first, last| VlanRange { first: vlan(first), last: vlan(last) };
+    let trunk = |native: Option<u16>, allowed| open(VlanMode::Trunk { native: native.map(vlan), allowed });
+    let ports = || {
+        vec![
+            open(VlanMode::Untagged),
+            open(VlanMode::Access { vlan: vlan(10) }),
+            open(VlanMode::Access { vlan: vlan(20) }),
+            trunk(None, vec![range(10, 15)]),
+            trunk(Some(20), vec![range(10, 10)]),
+            open(VlanMode::Untagged),
+            open(VlanMode::Access { vlan: vlan(10) }),
+        ]
+    };
+    use TagEdit::*;
+    // Sender, its tags, and who gets it how.
+    type Row<'a> = (PortNumber, &'a [u16], &'a [(PortNumber, TagEdit)]);
+    let table: &[Row<'_>] = &[
+        (0, &[], &[(3, Keep), (5, Keep)]),
+        (0, &[0], &[(3, Pop), (5, Pop)]),
+        (0, &[10], &[]),
+        (1, &[], &[(3, Push(10)), (4, Push(10)), (6, Keep)]),
+        (1, &[0], &[(3, Replace(10)), (4, Replace(10)), (6, Pop)]),
+        (1, &[10], &[]),
+        // A tag behind a priority would be the frame's own after the first is taken off.
+        (1, &[0, 20], &[]),
+        (2, &[], &[(4, Keep)]),
+        (3, &[], &[(0, Keep), (5, Keep)]),
+        (3, &[10], &[(1, Pop), (4, Keep), (6, Pop)]),
+        (3, &[15], &[]),
+        (3, &[16], &[]),
+        (3, &[20], &[]),
+        // The same through a trunk: nobody who gets it without its tag gets it at all.
+        (3, &[10, 20], &[(4, Keep)]),
+        (4, &[], &[(2, Keep)]),
+        (4, &[20], &[(2, Pop)]),
+        (4, &[10], &[(1, Pop), (3, Keep), (6, Pop)]),
+        (4, &[11], &[]),
+    ];
+    for (sender, tags, expected) in table {
+        let mut lab = Lab::new(ports());
+        let start = ethernet(mac(1), MacAddress::BROADCAST);
+        let frame = tags.iter().fold(start, |frame, tag| frame.tag(*tag)).other(0x0806);
+        assert_eq!(lab.send(*sender, &frame), expected.iter().copied().collect(), "port {sender} with tags {tags:?}");
+    }
+}
+
+#[test]
+fn stations_of_two_vlans_do_not_know_each_other() {
+    let access = |number| open(VlanMode::Access { vlan: vlan(number) });
+    let mut lab = Lab::new(vec![access(10), access(10), access(20), access(20)]);
+    lab.to(0, &arp(1, MacAddress::BROADCAST));
+    assert_eq!(lab.to(2, &arp(1, MacAddress::BROADCAST)), set([3]), "the same address in another VLAN is another station");
+    assert_eq!(lab.to(1, &arp(2, mac(1))), set([0]));
+    assert_eq!(lab.to(3, &arp(2, mac(1))), set([2]));
+}
+
+fn private_ports() -> Vec<PortPolicy> {
+    let primary = vlan(100);
+    let secondaries = vec![vlan(101), vlan(102), vlan(103)];
+    vec![
+        open(VlanMode::Isolated { primary, secondary: vlan(101) }),
+        open(VlanMode::Isolated { primary, secondary: vlan(101) }),
+        open(VlanMode::Community { primary, secondary: vlan(102) }),
+        open(VlanMode::Community { primary, secondary: vlan(102) }),
+        open(VlanMode::Community { primary, secondary: vlan(103) }),
+        open(VlanMode::Promiscuous { primary, secondaries: secondaries.clone() }),
+        open(VlanMode::Promiscuous { primary, secondaries }),
+        open(VlanMode::all()),
+        open(VlanMode::Access { vlan: vlan(200) }),
+    ]
+}
+
+#[test]
+fn private_vlans_are_a_truth_table() {
+    // I isolated, C community, D another community, P promiscuous, T the trunk to other hosts.
+    let reach: [(PortNumber, &[PortNumber]); 8] = [
+        (0, &[5, 6, 7]),
+        (1, &[5, 6, 7]),
+        (2, &[3, 5, 6, 7]),
+        (3, &[2, 5, 6, 7]),
+        (4, &[5, 6, 7]),
+        (5, &[0, 1, 2, 3, 4, 6, 7]),
+        (6, &[0, 1, 2, 3, 4, 5, 7]),
+        (8, &[7]),
+    ];
+    for (sender, expected) in reach {
+        let expected: BTreeSet<PortNumber> = expected.iter().copied().collect();
+        let mut lab = Lab::new(private_ports());
+        assert_eq!(lab.to(sender, &arp(1, MacAddress::BROADCAST)), expected, "port {sender} to all");
+        // The same when everybody knows everybody.
+        let mut lab = Lab::new(private_ports());
+        for port in 0..9 {
+            lab.to(port, &arp(port as u8, MacAddress::BROADCAST));
+        }
+        for other in (0..9).filter(|other| *other != sender && *other != 7) {
+            let got = lab.to(sender, &arp(sender as u8, mac(other as u8)));
+            let is_known = sender != 8 && other != 8;
+            let to_other = if expected.contains(&other) { set([other]) } else { set([]) };
+            // Nobody of another VLAN is known, so all get it that may.
+            assert_eq!(got, if is_known { to_other } else { expected.clone() }, "port {sender} to {other}");
+        }
+    }
+    // From other hosts, by tag.
+    let by_tag: [(u16, &[PortNumber]); 4] =
+        [(100, &[0, 1, 2, 3, 4, 5, 6]), (101, &[5, 6]), (102, &[2, 3, 5, 6]), (103, &[4, 5, 6])];
+    for (tag, expected) in by_tag {
+        let mut lab = Lab::new(private_ports());
+        let got = lab.to(7, &ethernet(mac(9), MacAddress::BROADCAST).tag(tag).other(0x0806));
+        assert_eq!(got, expected.iter().copied().collect(), "tag {tag}");
+    }
+}
+
+#[test]
+fn a_vlan_is_in_one_private_vlan_only() {
+    let isolated = |primary, secondary| open(VlanMode::Isolated { primary: vlan(primary), secondary: vlan(secondary) });
+    let mut lab = Lab::new(vec![isolated(100, 101)]);
+    for wrong in [isolated(200, 101), isolated(101, 102), isolated(300, 100)] {
+        assert!(matches!(lab.switch.add_port(wrong), Err(PortError::Policy(PolicyError::Private { .. }))));
+    }
+    lab.switch.remove_port(0).unwrap();
+    assert_eq!(lab.switch.add_port(isolated(200, 101)), Ok(0));
+}
+
+fn guarded(number: u8) -> PortPolicy {
+    let deny = Permission::Deny;
+    PortPolicy { mac: Some(mac(number)), mac_spoofing: deny, dhcp_server: deny, router: deny, ..PortPolicy::default() }
+}
+
+#[test]
+fn guards_stop_what_a_station_must_not_send() {
+    let mut lab = Lab::new(vec![guarded(1), PortPolicy::default()]);
+    let start = || ethernet(mac(1), MacAddress::BROADCAST);
+    let (four, six) = (ip("10.0.0.1"), ip("fd00::1"));
+    let mut hidden = vec![58, 15];
+    hidden.resize(136, 0);
+    let cases = [
+        (arp(2, MacAddress::BROADCAST), DropReason::Spoofed),
+        (start().udp((four, 67), (four, 68)), DropReason::DhcpGuard),
+        (start().udp((six, 547), (six, 546)), DropReason::DhcpGuard),
+        (start().icmp(six, six, 134), DropReason::RouterGuard),
+        (start().icmp(six, six, 137), DropReason::RouterGuard),
+        (start().icmp(four, four, 5), DropReason::RouterGuard),
+        (start().icmp(four, four, 9), DropReason::RouterGuard),
+        (start().ip(six, six, 60, &hidden), DropReason::DhcpGuard),
+        (arp(1, MacAddress([0x01, 0x80, 0xc2, 0, 0, 0])), DropReason::Address),
+        (ethernet(MacAddress::BROADCAST, mac(1)).other(0x0806), DropReason::Address),
+    ];
+    for (frame, reason) in cases {
+        let before = lab.drops(0, reason);
+        assert_eq!(lab.to(0, &frame), set([]));
+        assert_eq!(lab.drops(0, reason), before + 1, "{reason:?}");
+    }
+    for good in [start().udp((four, 68), (four, 67)), start().icmp(six, six, 133), start().icmp(six, six, 136)] {
+        assert_eq!(lab.to(0, &good), set([1]));
+    }
+    // Nobody else takes its address, and it hears nothing that is for others.
+    assert_eq!(lab.to(1, &arp(1, MacAddress::BROADCAST)), set([]));
+    assert_eq!(lab.drops(1, DropReason::Taken), 1);
+    assert_eq!(lab.to(1, &arp(3, mac(4))), set([]));
+    assert_eq!(lab.to(1, &arp(3, mac(1))), set([0]));
+}
+
+#[test]
+fn a_storm_is_limited_and_other_frames_are_not() {
+    let limited = PortPolicy { storm_limit: 100, ..PortPolicy::default() };
+    let mut lab = Lab::new(vec![limited, PortPolicy::default()]);
+    lab.to(1, &arp(2, MacAddress::BROADCAST));
+    let passed = |lab: &mut Lab, frame: &[u8]| (0..200).filter(|_| !lab.to(0, frame).is_empty()).count();
+    assert_eq!(passed(&mut lab, &arp(1, MacAddress::BROADCAST)), 10, "a tenth of a second's worth at once");
+    assert_eq!(passed(&mut lab, &arp(1, mac(9))), 0, "unknown stations count, too");
+    assert_eq!(passed(&mut lab, &arp(1, mac(2))), 200);
+    lab.now = 50;
+    assert_eq!(passed(&mut lab, &arp(1, MacAddress::BROADCAST)), 5);
+    assert_eq!(lab.drops(0, DropReason::Storm), 190 + 200 + 195);
+}
+
+#[test]
+fn mirrors_get_copies_of_what_passes() {
+    let role = |mirroring, mode| PortPolicy { mirroring, ..open(mode) };
+    let ten = || VlanMode::Access { vlan: vlan(10) };
+    let mut lab = Lab::new(vec![
+        role(Mirroring::Source, ten()),
+        role(Mirroring::None, ten()),
+        role(Mirroring::Destination, VlanMode::Access { vlan: vlan(99) }),
+        role(Mirroring::None, ten()),
+    ]);
+    assert_eq!(lab.to(0, &arp(1, MacAddress::BROADCAST)), set([1, 2, 3]));
+    assert_eq!(lab.to(1, &arp(2, mac(1))), set([0, 2]), "what it gets");
+    assert_eq!(lab.to(0, &arp(1, mac(2))), set([1, 2]), "what it sends");
+    assert_eq!(lab.to(3, &arp(3, mac(2))), set([1]), "what is not its own");
+    assert_eq!(lab.to(0, &ethernet(mac(1), mac(2)).tag(7).other(0x0806)), set([]), "what is dropped");
+}
+
+fn rule(effect: Effect, direction: Direction, weight: u32) -> ExtendedRule {
+    ExtendedRule { effect, direction, weight, local: None, remote: None, protocol: None, local_ports: None, remote_ports: None }
+}
+
+#[test]
+fn a_stateful_rule_lets_answers_in_until_it_was_idle() {
+    let port_443 = Some(PortRange { first: 443, last: 443 });
+    let stateful = Effect::AllowStateful { idle_timeout_s: 10 };
+    let client = PortPolicy {
+        extended_acl: vec![
+            rule(Effect::Deny, Direction::Inbound, 1),
+            rule(Effect::Deny, Direction::Outbound, 1),
+            ExtendedRule { protocol: Some(TCP), remote_ports: port_443, ..rule(stateful, Direction::Outbound, 2) },
+        ],
+        ..PortPolicy::default()
+    };
+    let mut lab = Lab::new(vec![client.clone(), PortPolicy { max_stations: 9, ..PortPolicy::default() }]);
+    let (near, far) = (ip("10.0.0.1"), ip("10.0.0.2"));
+    let question = |port| ethernet(mac(1), mac(2)).tcp((near, 4000), (far, port));
+    let answer = |port| ethernet(mac(2), mac(1)).tcp((far, port), (near, 4000));
+    assert_eq!(lab.to(1, &answer(443)), set([]), "nobody asked");
+    assert_eq!(lab.to(0, &question(80)), set([]));
+    assert_eq!(lab.to(0, &question(443)), set([1]));
+    assert_eq!(lab.to(1, &answer(443)), set([0]));
+    assert_eq!(lab.to(1, &answer(444)), set([]), "another connection");
+    // Answers keep it, here for twice the time-out.
+    for now in [5_000, 14_000, 20_000] {
+        lab.now = now;
+        assert_eq!(lab.to(1, &answer(443)), set([0]), "at {now}");
+    }
+    lab.now = 30_001;
+    assert_eq!(lab.to(1, &answer(443)), set([]), "it was idle");
+    assert_eq!(lab.to(0, &question(443)), set([1]), "a question opens it again");
+    assert_eq!(lab.to(1, &answer(443)), set([0]));
+    // A new policy keeps what it still allows.
+    lab.switch.set_policy(0, PortPolicy { storm_limit: 9, ..client.clone() }).unwrap();
+    assert_eq!(lab.to(1, &answer(443)), set([0]));
+    let closed = PortPolicy { extended_acl: client.extended_acl[..2].to_vec(), ..client.clone() };
+    lab.switch.set_policy(0, closed).unwrap();
+    assert_eq!(lab.to(1, &answer(443)), set([]));
+    lab.switch.set_policy(0, client).unwrap();
+    assert_eq!(lab.to(1, &answer(443)), set([]), "what was cut off does not come back by itself");
+}
+
+#[test]
+fn connections_are_limited_and_make_room_when_they_are_over() {
+    let all = rule(Effect::AllowStateful { idle_timeout_s: 1 }, Direction::Outbound, 1);
+    let few = PortPolicy { max_connections: 3, extended_acl: vec![all], ..PortPolicy::default() };
+    let mut lab = Lab::new(vec![few, PortPolicy::default()]);
+    let open = |lab: &mut Lab, from: u16| {
+        (from..from + 10)
+            .filter(|port| !lab.to(0, &ethernet(mac(1), mac(2)).udp((ip("10.0.0.1"), *port), (ip("10.0.0.2"), 53))).is_empty())
+            .count()
+    };
+    assert_eq!(open(&mut lab, 1000), 3);
+    assert_eq!(lab.drops(0, DropReason::Connections), 7);
+    lab.now = 2000;
+    assert_eq!(open(&mut lab, 2000), 3);
+    assert_eq!(lab.switch.connections(), 3);
+}
+
+/// Weight decides, whatever the order of the rules; each direction by itself; both ports' rules count.
+#[test]
+fn extended_rules_are_a_truth_table() {
+    use Direction::*;
+    use Effect::*;
+    let to_80 = |effect, weight| ExtendedRule {
+        protocol: Some(TCP),
+        local_ports: Some(PortRange { first: 80, last: 90 }),
+        ..rule(effect, Inbound, weight)
+    };
+    let table: &[(&[ExtendedRule], u16, bool)] = &[
+        (&[], 80, true),
+        (&[rule(Deny, Inbound, 1)], 80, false),
+        (&[rule(Deny, Outbound, 1)], 80, true),
+        (&[to_80(Allow, 2), rule(Deny, Inbound, 1)], 80, true),
+        (&[rule(Deny, Inbound, 1), to_80(Allow, 2)], 90, true),
+        (&[rule(Deny, Inbound, 1), to_80(Allow, 2)], 91, false),
+        (&[rule(Deny, Inbound, 3), to_80(Allow, 2)], 80, false),
+        (&[to_80(Deny, 2), rule(Allow, Inbound, 1)], 80, false),
+        (&[to_80(Deny, 2), rule(Allow, Inbound, 1)], 79, true),
+    ];
+    for (number, (rules, port, passes)) in table.iter().enumerate() {
+        let server = PortPolicy { extended_acl: rules.to_vec(), ..PortPolicy::default() };
+        let mut lab = Lab::new(vec![PortPolicy::default(), server]);
+        let frame = ethernet(mac(1), mac(2)).tcp((ip("10.0.0.1"), 4000), (ip("10.0.0.2"), *port));
+        assert_eq!(lab.to(0, &frame) == set([1]), *passes, "case {number}");
+        assert_eq!(lab.drops(1, DropReason::ExtendedAcl), u64::from(!passes));
+        assert_eq!(lab.to(0, &arp(1, mac(2))), set([1]), "what is not of IP is none of theirs");
+    }
+}
+
+#[test]
+fn meters_count_both_ways() {
+    let meter =
+        PrefixRule { action: PrefixAction::Meter, direction: None, address: Address::RemoteIp("10.0.0.0/8".parse().unwrap()) };
+    let mut lab = Lab::new(vec![PortPolicy { acl: vec![meter], ..PortPolicy::default() }, PortPolicy::default()]);
+    let there = ethernet(mac(1), mac(2)).tcp((ip("10.0.0.1"), 1), (ip("10.0.0.2"), 2));
+    let back = ethernet(mac(2), mac(1)).tcp((ip("10.0.0.2"), 2), (ip("10.0.0.1"), 1));
+    for _ in 0..3 {
+        lab.to(0, &there);
+        lab.to(1, &back);
+    }
+    assert_eq!(lab.switch.meters(0).unwrap().collect::<Vec<_>>(), [(0, 6 * there.len() as u64)]);
+}
+
+/// How a switch that decides every frame anew would deliver: nothing but a map from stations to ports.
+#[derive(Default)]
+struct Model(BTreeMap<(u16, MacAddress), PortNumber>);
+
+const MODEL_VLANS: [u16; 4] = [10, 10, 20, 10];
+
+impl Model {
+    fn send(&mut self, port: PortNumber, source: MacAddress, destination: MacAddress) -> BTreeSet<PortNumber> {
+        let vlan = MODEL_VLANS[usize::from(port)];
+        self.0.insert((vlan, source), port);
+        match self.0.get(&(vlan, destination)) {
+            Some(receiver) => set([*receiver]).into_iter().filter(|receiver| *receiver != port).collect(),
+            None => (0..4).filter(|other| *other != port && MODEL_VLANS[usize::from(*other)] == vlan).collect(),
+        }
+    }
+}
+
+proptest! {
+    /// With flows or without: the same copies, however stations move.
+    #[test]
+    fn the_fast_path_delivers_as_the_slow_path_would(frames in prop::collection::vec((0u16..4, 0u8..6, 0u8..7), 1..300)) {
+        let policies = MODEL_VLANS.map(|number| open(VlanMode::Access { vlan: vlan(number) })).to_vec();
+        let (mut lab, mut model) = (Lab::new(policies), Model::default());
+        for (port, source, destination) in frames {
+            let destination = if destination == 6 { MacAddress::BROADCAST } else { mac(destination) };
+            prop_assert_eq!(lab.to(port, &arp(source, destination)), model.send(port, mac(source), destination));
+        }
+    }
+}

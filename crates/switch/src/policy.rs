@@ -1,0 +1,131 @@
+//! What a port may do: the configuration type, as it is on the control socket.
+
+use serde::{Deserialize, Serialize};
+
+use crate::acl::{ExtendedRule, PrefixRule};
+use crate::mac::MacAddress;
+use crate::vlan::VlanMode;
+
+/// How many stations may be behind a port that is not told otherwise.
+pub const DEFAULT_STATIONS: u32 = 1024;
+/// How many connections a port may have at once if it is not told otherwise.
+pub const DEFAULT_CONNECTIONS: u32 = 65_536;
+
+/// Whether something is let through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Permission {
+    /// It is.
+    #[default]
+    Allow,
+    /// It is dropped and counted.
+    Deny,
+}
+
+/// A port's part in mirroring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mirroring {
+    /// None.
+    #[default]
+    None,
+    /// All that it sends and gets is copied to the destinations.
+    Source,
+    /// It gets the copies.
+    Destination,
+}
+
+/// A port's policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct PortPolicy {
+    /// The address of the station behind it, if there is one only.
+    pub mac: Option<MacAddress>,
+    /// Whether it may send from other addresses than `mac`. Denied without a `mac`, nothing may be sent.
+    pub mac_spoofing: Permission,
+    /// Whether it may answer as a DHCP server (IPv4 and IPv6).
+    pub dhcp_server: Permission,
+    /// Whether it may send router advertisements and redirects (ICMP and ICMPv6).
+    pub router: Permission,
+    /// Its VLANs.
+    pub vlan: VlanMode,
+    /// Broadcasts, multicasts and frames to unknown stations that it may send in a second; zero is no limit.
+    pub storm_limit: u32,
+    /// Its part in mirroring.
+    pub mirroring: Mirroring,
+    /// Stations that are learned behind it at most.
+    pub max_stations: u32,
+    /// Connections that its stateful rules remember at most.
+    pub max_connections: u32,
+    /// Rules by longest prefix.
+    pub acl: Vec<PrefixRule>,
+    /// Rules by weight.
+    pub extended_acl: Vec<ExtendedRule>,
+}
+
+impl Default for PortPolicy {
+    fn default() -> PortPolicy {
+        PortPolicy {
+            mac: None,
+            mac_spoofing: Permission::Allow,
+            dhcp_server: Permission::Allow,
+            router: Permission::Allow,
+            vlan: VlanMode::Untagged,
+            storm_limit: 0,
+            mirroring: Mirroring::None,
+            max_stations: DEFAULT_STATIONS,
+            max_connections: DEFAULT_CONNECTIONS,
+            acl: Vec::new(),
+            extended_acl: Vec::new(),
+        }
+    }
+}
+
+/// What is wrong with a policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// An address that no station has.
+    #[error("{0} is no station's address: a group's, or all zeros")]
+    Mac(MacAddress),
+    /// A prefix longer than its address.
+    #[error("an address with a prefix of {length} bits: it has {bits}")]
+    PrefixLength {
+        /// As given.
+        length: u8,
+        /// The address's.
+        bits: u8,
+    },
+    /// A range that ends before it begins.
+    #[error("the range {first}-{last} ends before it begins")]
+    Range {
+        /// As given.
+        first: u16,
+        /// As given.
+        last: u16,
+    },
+    /// A meter for MAC addresses.
+    #[error("a meter counts by IP address: give it a local or remote prefix of IP addresses")]
+    MacMeter,
+    /// Addresses of two kinds in a rule.
+    #[error("a rule whose local and remote addresses are not both of IPv4 or both of IPv6 matches nothing")]
+    MixedAddresses,
+    /// Ports of a protocol that has none.
+    #[error("a rule with port numbers needs protocol tcp (6) or udp (17), or none at all")]
+    PortsWithoutProtocol,
+    /// A deny rule that should remember what it denied.
+    #[error("only a rule that allows can be stateful")]
+    StatefulDeny,
+    /// Two rules of one direction with the same weight.
+    #[error("two rules of one direction have the weight {0}: which one is first?")]
+    SameWeight(u32),
+    /// A VLAN in two private VLANs.
+    #[error("VLAN {secondary} cannot be in the private VLAN {primary}: it is in {other} already, or a private VLAN itself")]
+    Private {
+        /// The VLAN.
+        secondary: u16,
+        /// Where it should be.
+        primary: u16,
+        /// Where it is.
+        other: u16,
+    },
+}

@@ -1,0 +1,11 @@
+//! What is behind ports: VMs, the host, the wire.
+
+pub mod fd;
+pub mod packet;
+pub mod segment;
+mod session;
+#[cfg(test)]
+mod tests;
+pub mod vhost_user;
+pub mod virtio;
+pub mod vnet;

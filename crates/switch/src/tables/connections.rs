@@ -1,0 +1,122 @@
+//! Connections that stateful rules remember.
+
+use std::collections::HashMap;
+
+use super::slab::Slab;
+use super::{Millis, Ref};
+use crate::acl::{ConnectionKey, Direction};
+
+/// How many places are looked at for what is over before a new connection is refused.
+const SWEEP: usize = 64;
+
+#[derive(Debug)]
+struct Connection {
+    key: ConnectionKey,
+    opened: Direction,
+    idle_timeout: Millis,
+    used: Millis,
+}
+
+impl Connection {
+    fn is_over(&self, now: Millis) -> bool {
+        now.saturating_sub(self.used) > self.idle_timeout
+    }
+}
+
+/// All connections of all ports.
+#[derive(Debug)]
+pub struct Connections {
+    by_key: HashMap<ConnectionKey, Ref>,
+    slab: Slab<Connection>,
+    per_port: HashMap<u16, u32>,
+    /// Grows whenever one is opened: then what was denied must be asked again.
+    pub opened: u64,
+}
+
+impl Connections {
+    /// At most `capacity`.
+    pub fn new(capacity: usize) -> Connections {
+        Connections { by_key: HashMap::new(), slab: Slab::new(capacity), per_port: HashMap::new(), opened: 0 }
+    }
+
+    /// The connection that was opened in the other direction.
+    pub fn answered(&self, key: &ConnectionKey, direction: Direction, now: Millis) -> Option<Ref> {
+        let at = *self.by_key.get(key)?;
+        let connection = self.slab.get(at)?;
+        (connection.opened == direction.opposite() && !connection.is_over(now)).then_some(at)
+    }
+
+    /// Whether a connection still stands.
+    pub fn stands(&self, at: Ref, now: Millis) -> bool {
+        self.slab.get(at).is_some_and(|connection| !connection.is_over(now))
+    }
+
+    /// A packet of it passed.
+    pub fn touch(&mut self, at: Ref, now: Millis) {
+        self.slab.get_mut(at).into_iter().for_each(|connection| connection.used = now);
+    }
+
+    /// Remembers a connection, if the port may have another.
+    pub fn open(&mut self, key: ConnectionKey, opened: Direction, idle_timeout: Millis, most: u32, now: Millis) -> Option<Ref> {
+        if let Some(mut at) = self.by_key.get(&key).copied() {
+            // One that is over, or was opened from the other side, must not carry flows that were decided by it.
+            if self.slab.get(at).is_none_or(|old| old.opened != opened || old.is_over(now)) {
+                at = self.slab.renew(at);
+                self.opened += 1;
+                self.by_key.insert(key, at);
+            }
+            *self.slab.get_mut(at)? = Connection { key, opened, idle_timeout, used: now };
+            return Some(at);
+        }
+        if self.count(key.port) >= most {
+            self.sweep(SWEEP, now);
+        }
+        if self.count(key.port) >= most {
+            return None;
+        }
+        let at = self.slab.insert(Connection { key, opened, idle_timeout, used: now })?;
+        self.by_key.insert(key, at);
+        *self.per_port.entry(key.port).or_default() += 1;
+        self.opened += 1;
+        Some(at)
+    }
+
+    fn count(&self, port: u16) -> u32 {
+        self.per_port.get(&port).copied().unwrap_or(0)
+    }
+
+    fn removed(&mut self, connection: &Connection) {
+        self.by_key.remove(&connection.key);
+        if let Some(count) = self.per_port.get_mut(&connection.key.port) {
+            *count -= 1;
+        }
+    }
+
+    /// Forgets what is over among the next `count`.
+    pub fn sweep(&mut self, count: usize, now: Millis) {
+        let mut removed = Vec::new();
+        self.slab.sweep(count, |connection| connection.is_over(now), |connection| removed.push(connection));
+        removed.iter().for_each(|connection| self.removed(connection));
+    }
+
+    /// Forgets those of a port that are not to be kept, by what they are and the direction in which they were opened.
+    pub fn retain(&mut self, port: u16, keep: impl Fn(&ConnectionKey, Direction) -> bool) {
+        let goes = |connection: &Connection| connection.key.port == port && !keep(&connection.key, connection.opened);
+        let gone: Vec<Ref> = self.slab.refs().filter(|(_, connection)| goes(connection)).map(|(at, _)| at).collect();
+        for at in gone {
+            if let Some(connection) = self.slab.remove(at) {
+                self.removed(&connection);
+            }
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

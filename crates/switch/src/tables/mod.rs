@@ -1,0 +1,15 @@
+//! What the switch remembers: stations, connections, flows. All are bounded; a flow holds numbers of entries of the other two with
+//! their versions, so that it can see in one comparison that one of them is no longer what it was.
+
+mod connections;
+mod flows;
+mod slab;
+mod stations;
+
+pub use connections::Connections;
+pub use flows::{Basis, Flow, FlowKey, Flows, Receiver};
+pub use slab::Ref;
+pub use stations::{Learned, Station, Stations};
+
+/// Milliseconds on the caller's monotonic clock.
+pub type Millis = u64;

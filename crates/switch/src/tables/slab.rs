@@ -1,0 +1,93 @@
+//! Entries with numbers and versions.
+
+/// An entry as it was at some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ref {
+    slot: u32,
+    version: u32,
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    version: u32,
+    value: Option<T>,
+}
+
+/// A bounded list of entries whose places are used again.
+#[derive(Debug)]
+pub(super) struct Slab<T> {
+    slots: Vec<Slot<T>>,
+    free: Vec<u32>,
+    capacity: usize,
+    /// Where the next look for what is over begins.
+    hand: usize,
+}
+
+impl<T> Slab<T> {
+    pub fn new(capacity: usize) -> Slab<T> {
+        Slab { slots: Vec::new(), free: Vec::new(), capacity, hand: 0 }
+    }
+
+    /// Takes a value, unless it is full.
+    pub fn insert(&mut self, value: T) -> Option<Ref> {
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None if self.slots.len() < self.capacity => {
+                self.slots.push(Slot { version: 0, value: None });
+                self.slots.len() as u32 - 1
+            }
+            None => return None,
+        };
+        let entry = &mut self.slots[slot as usize];
+        entry.value = Some(value);
+        Some(Ref { slot, version: entry.version })
+    }
+
+    /// The value, if it is still that one.
+    pub fn get_mut(&mut self, at: Ref) -> Option<&mut T> {
+        self.slots.get_mut(at.slot as usize).filter(|slot| slot.version == at.version)?.value.as_mut()
+    }
+
+    pub fn get(&self, at: Ref) -> Option<&T> {
+        self.slots.get(at.slot as usize).filter(|slot| slot.version == at.version)?.value.as_ref()
+    }
+
+    /// Makes every reference to it stale; returns the new one.
+    pub fn renew(&mut self, at: Ref) -> Ref {
+        let slot = &mut self.slots[at.slot as usize];
+        slot.version = slot.version.wrapping_add(1);
+        Ref { version: slot.version, ..at }
+    }
+
+    pub fn remove(&mut self, at: Ref) -> Option<T> {
+        let slot = self.slots.get_mut(at.slot as usize).filter(|slot| slot.version == at.version)?;
+        let value = slot.value.take()?;
+        slot.version = slot.version.wrapping_add(1);
+        self.free.push(at.slot);
+        Some(value)
+    }
+
+    /// Looks at the next `count` places and removes what is over.
+    pub fn sweep(&mut self, count: usize, is_over: impl Fn(&T) -> bool, mut removed: impl FnMut(T)) {
+        for _ in 0..count.min(self.slots.len()) {
+            let slot = self.hand % self.slots.len();
+            self.hand = slot + 1;
+            let at = Ref { slot: slot as u32, version: self.slots[slot].version };
+            if self.slots[slot].value.as_ref().is_some_and(&is_over)
+                && let Some(value) = self.remove(at)
+            {
+                removed(value);
+            }
+        }
+    }
+
+    pub fn refs(&self) -> impl Iterator<Item = (Ref, &T)> {
+        (0u32..)
+            .zip(&self.slots)
+            .filter_map(|(slot, entry)| entry.value.as_ref().map(|value| (Ref { slot, version: entry.version }, value)))
+    }
+
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+}

@@ -1,0 +1,234 @@
+//! The thread that moves frames. It owns the switch and all ports: nothing on a frame's way is locked.
+//!
+//! ```text
+//!  control, vhost-user threads ──commands──▶ worker: each port a batch, then the next; nothing left? poll a while, then sleep
+//! ```
+
+mod deliver;
+mod pass;
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::pipeline::{PortNumber, Switch};
+use crate::ports::fd::FdPort;
+use crate::ports::packet::Packet;
+use crate::ports::virtio::VirtioPort;
+use crate::ring::split::Chain;
+use deliver::Scratch;
+
+/// A thing that the worker is to do between two batches.
+type Command = Box<dyn FnOnce(&mut Worker) + Send>;
+
+/// How often tables are looked through for what is over.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Passes with work before commands and the kernel's descriptors have their turn.
+const PASSES: u32 = 16;
+
+/// What is behind a port.
+#[derive(Debug)]
+pub enum Device {
+    /// A VM.
+    Virtio(VirtioPort),
+    /// The kernel.
+    Fd(FdPort),
+}
+
+/// The state of the thread.
+pub struct Worker {
+    /// The core.
+    pub switch: Switch,
+    devices: Vec<Option<Device>>,
+    epoll: Epoll,
+    commands: Receiver<Command>,
+    wake: EventFd,
+    poll: Duration,
+    begun: Instant,
+    chain: Chain,
+    packet: Packet,
+    scratch: Scratch,
+    stopped: bool,
+}
+
+/// The way to the worker.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: Sender<Command>,
+    wake: std::sync::Arc<EventFd>,
+}
+
+/// The worker has ended; with it the program does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the switch is ending")]
+pub struct Ended;
+
+impl Handle {
+    /// Has the worker do something, and waits for the result.
+    pub fn call<R: Send + 'static>(&self, work: impl FnOnce(&mut Worker) -> R + Send + 'static) -> Result<R, Ended> {
+        let (sender, receiver) = sync_channel(1);
+        // Who does not wait any more does not want it.
+        let command: Command = Box::new(move |worker| drop(sender.send(work(worker))));
+        self.commands.send(command).map_err(|_| Ended)?;
+        // An eventfd that is full is readable anyway.
+        let _ = self.wake.write(1);
+        receiver.recv().map_err(|_| Ended)
+    }
+
+    /// Ends the worker.
+    pub fn stop(&self) {
+        let _ = self.call(|worker| worker.stopped = true);
+    }
+}
+
+/// What a descriptor that woke the worker belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Token(u64);
+
+impl Token {
+    const WAKE: Token = Token(u64::MAX);
+
+    fn kick(kick: RawFd) -> Token {
+        Token(1 << 63 | kick as u64)
+    }
+
+    fn port(port: PortNumber) -> Token {
+        Token(port.into())
+    }
+}
+
+impl Worker {
+    /// Starts the thread. After work it looks for more for `poll` before it sleeps.
+    pub fn start(switch: Switch, poll: Duration) -> io::Result<(Handle, JoinHandle<()>)> {
+        let (sender, commands) = channel();
+        let wake = EventFd::new(EFD_NONBLOCK)?;
+        let handle = Handle { commands: sender, wake: std::sync::Arc::new(wake.try_clone()?) };
+        let epoll = Epoll::new()?;
+        epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), EpollEvent::new(EventSet::IN, Token::WAKE.0))?;
+        let mut worker = Worker {
+            switch,
+            devices: Vec::new(),
+            epoll,
+            commands,
+            wake,
+            poll,
+            begun: Instant::now(),
+            chain: Chain::default(),
+            packet: Packet::default(),
+            scratch: Scratch::default(),
+            stopped: false,
+        };
+        let thread = std::thread::Builder::new().name("worker".into()).spawn(move || worker.run())?;
+        Ok((handle, thread))
+    }
+
+    /// Milliseconds since the worker began.
+    pub fn now(&self) -> u64 {
+        self.begun.elapsed().as_millis() as u64
+    }
+
+    /// Puts a device behind a port. Of a VM, the kicks are listened to with `listen`.
+    pub fn attach(&mut self, port: PortNumber, device: Device) -> io::Result<()> {
+        if let Device::Fd(fd) = &device {
+            let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, Token::port(port).0);
+            self.epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event)?;
+        }
+        let index = usize::from(port);
+        if self.devices.len() <= index {
+            self.devices.resize_with(index + 1, || None);
+        }
+        self.devices[index] = Some(device);
+        Ok(())
+    }
+
+    /// Takes what is behind a port away.
+    pub fn detach(&mut self, port: PortNumber) -> Option<Device> {
+        let device = self.devices.get_mut(usize::from(port))?.take();
+        if let Some(Device::Fd(fd)) = &device {
+            // Closing does the same.
+            let _ = self.epoll.ctl(ControlOperation::Delete, fd.as_raw_fd(), EpollEvent::default());
+        }
+        device
+    }
+
+    /// The VM behind a port.
+    pub fn virtio(&mut self, port: PortNumber) -> Option<&mut VirtioPort> {
+        match self.devices.get_mut(usize::from(port))?.as_mut()? {
+            Device::Virtio(port) => Some(port),
+            Device::Fd(_) => None,
+        }
+    }
+
+    /// Wakes up when this eventfd is written to.
+    pub fn listen(&self, kick: RawFd) -> io::Result<()> {
+        // Edge-triggered: each write wakes once, and nobody has to read it.
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, Token::kick(kick).0);
+        self.epoll.ctl(ControlOperation::Add, kick, event)
+    }
+
+    /// No longer does.
+    pub fn ignore(&self, kick: RawFd) {
+        // What is not there need not go.
+        let _ = self.epoll.ctl(ControlOperation::Delete, kick, EpollEvent::default());
+    }
+
+    fn run(&mut self) {
+        let mut worked = Instant::now();
+        let mut ticked = worked;
+        let mut passes = 0u32;
+        while !self.stopped {
+            let time = Instant::now();
+            passes = passes.wrapping_add(1);
+            if self.pass() {
+                worked = time;
+                // System calls are for every so many batches.
+                if !passes.is_multiple_of(PASSES) {
+                    continue;
+                }
+            }
+            if time - ticked >= TICK {
+                ticked = time;
+                let now = self.now();
+                self.switch.tick(now);
+            }
+            let is_idle = time - worked >= self.poll;
+            if is_idle && self.want_kicks(true) {
+                // Something came in between.
+                worked = time;
+                self.want_kicks(false);
+                continue;
+            }
+            if !self.wait(if is_idle { TICK } else { Duration::ZERO }) && !is_idle {
+                std::hint::spin_loop();
+            }
+            if is_idle {
+                self.want_kicks(false);
+            }
+        }
+    }
+
+    /// Waits for whatever comes first; returns whether anything did.
+    fn wait(&mut self, limit: Duration) -> bool {
+        let mut events = [EpollEvent::default(); 64];
+        // An interrupted call is one that found nothing.
+        let count = self.epoll.wait(limit.as_millis() as i32, &mut events).unwrap_or(0);
+        for event in &events[..count] {
+            let token = Token(event.data());
+            if token == Token::WAKE {
+                let _ = self.wake.read();
+            } else if let Some(Some(Device::Fd(fd))) = usize::try_from(token.0).ok().and_then(|port| self.devices.get_mut(port)) {
+                fd.ready = true;
+            }
+        }
+        while let Ok(command) = self.commands.try_recv() {
+            command(self);
+        }
+        count > 0
+    }
+}

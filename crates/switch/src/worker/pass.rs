@@ -1,0 +1,168 @@
+//! One look at every port.
+
+use super::deliver::Delivery;
+use super::{Device, Worker};
+use crate::counters::DropReason;
+use crate::mac::MacAddress;
+use crate::pipeline::PortNumber;
+use crate::ports::virtio::{Mode, Queue};
+use crate::ports::vnet::LONG;
+use crate::ring::split::Segment;
+
+/// Frames of one queue before the next one has its turn.
+const BATCH: usize = 32;
+
+impl Worker {
+    /// Moves a batch of frames from each port; returns whether there was any.
+    pub(super) fn pass(&mut self) -> bool {
+        let now = self.now();
+        let mut moved = false;
+        for port in 0..self.devices.len() {
+            let queues = match &self.devices[port] {
+                None => continue,
+                Some(Device::Virtio(device)) => device.queues.len(),
+                Some(Device::Fd(fd)) => {
+                    if fd.ready {
+                        moved |= self.serve_fd(port, now);
+                    }
+                    continue;
+                }
+            };
+            for queue in (1..queues).step_by(2) {
+                moved |= self.serve_queue(port, queue, now);
+            }
+        }
+        moved
+    }
+
+    fn serve_queue(&mut self, port: usize, index: usize, now: u64) -> bool {
+        let number = port as PortNumber;
+        let mut count = 0;
+        while count < BATCH {
+            let Some(Some(Device::Virtio(device))) = self.devices.get_mut(port) else { break };
+            let vnet_bytes = device.format.vnet_bytes();
+            let Some(Some(queue)) = device.queues.get_mut(index) else { break };
+            if queue.failed.is_some() || queue.mode == Mode::Waiting {
+                break;
+            }
+            match queue.ring.pop(&mut self.chain) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    // Not a word about it here: who reads them must not be what all ports wait for.
+                    queue.failed = Some(error);
+                    self.switch.refuse(number, DropReason::Ring);
+                    break;
+                }
+            }
+            count += 1;
+            if queue.mode == Mode::On {
+                let taken = if self.chain.is_bad {
+                    Err(DropReason::Buffer)
+                } else {
+                    // SAFETY: the chain was just taken, and its ring is stopped by commands only, which run between passes.
+                    unsafe { self.packet.take(&self.chain.readable, vnet_bytes) }
+                };
+                match taken {
+                    Ok(()) => {
+                        let mut delivery =
+                            Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
+                        self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
+                    }
+                    Err(reason) => self.switch.refuse(number, reason),
+                }
+            }
+            if let Some(Some(Device::Virtio(device))) = self.devices.get_mut(port)
+                && let Some(Some(queue)) = device.queues.get_mut(index)
+            {
+                queue.ring.complete(self.chain.head, 0);
+            }
+        }
+        if count > 0 {
+            if let Some(queue) = queue_at(&mut self.devices, port, index) {
+                queue.ring.publish();
+            }
+            self.publish();
+        }
+        count > 0
+    }
+
+    fn serve_fd(&mut self, port: usize, now: u64) -> bool {
+        let number = port as PortNumber;
+        let mut count = 0;
+        while count < BATCH {
+            let Some(Some(Device::Fd(fd))) = self.devices.get_mut(port) else { break };
+            let Some(taken) = fd.read(&mut self.packet) else { break };
+            count += 1;
+            match taken {
+                Ok(()) => {
+                    let mut delivery = Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
+                    self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
+                }
+                Err(reason) => self.switch.refuse(number, reason),
+            }
+        }
+        if count > 0 {
+            self.publish();
+        }
+        count > 0
+    }
+
+    /// Tells all where a port's station is now, as if it had sent a reverse ARP request: switches elsewhere learn from it.
+    pub fn announce(&mut self, number: PortNumber) {
+        let Some(mac) = self.switch.policy(number).ok().and_then(|policy| policy.mac) else { return };
+        let frame = announcement(mac);
+        let now = self.now();
+        // SAFETY: the bytes live until the end of this call.
+        if unsafe { self.packet.take(&[Segment::of(&frame)], LONG) }.is_ok() {
+            let mut delivery = Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
+            self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
+            self.publish();
+        }
+    }
+
+    /// Lets the receivers of this batch see it.
+    fn publish(&mut self) {
+        for (port, index) in self.scratch.touched.drain(..) {
+            if let Some(queue) = queue_at(&mut self.devices, usize::from(port), index) {
+                queue.ring.publish();
+            }
+        }
+    }
+
+    /// Has VMs tell when they send, or not. Returns whether one has done so already.
+    pub(super) fn want_kicks(&mut self, wanted: bool) -> bool {
+        let mut waiting = false;
+        for device in self.devices.iter_mut().flatten() {
+            match device {
+                Device::Virtio(device) => {
+                    for queue in device.queues.iter_mut().skip(1).step_by(2).flatten() {
+                        waiting |= queue.ring.want_kicks(wanted) && queue.failed.is_none() && queue.mode != Mode::Waiting;
+                    }
+                }
+                Device::Fd(fd) => waiting |= fd.ready,
+            }
+        }
+        waiting
+    }
+}
+
+/// A reverse ARP request for a station's own address (RFC 903), behind an empty header.
+fn announcement(mac: MacAddress) -> [u8; LONG + 60] {
+    let mut frame = [0; LONG + 60];
+    let packet = &mut frame[LONG..];
+    packet[..6].fill(0xff);
+    packet[6..12].copy_from_slice(&mac.0);
+    // Type, Ethernet and IPv4 with the lengths of their addresses, operation 3.
+    packet[12..22].copy_from_slice(&[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+    packet[22..28].copy_from_slice(&mac.0);
+    packet[32..38].copy_from_slice(&mac.0);
+    frame
+}
+
+fn queue_at(devices: &mut [Option<Device>], port: usize, index: usize) -> Option<&mut Queue> {
+    match devices.get_mut(port)?.as_mut()? {
+        Device::Virtio(device) => device.queues.get_mut(index)?.as_mut(),
+        Device::Fd(_) => None,
+    }
+}
