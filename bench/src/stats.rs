@@ -28,6 +28,13 @@ impl Summary {
     }
 }
 
+/// The middle one, and what lies around it.
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.2} ({:.2} to {:.2})", self.median, self.min, self.max)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

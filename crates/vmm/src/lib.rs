@@ -8,6 +8,7 @@ pub mod control;
 pub mod cpu;
 pub mod devices;
 pub mod interrupts;
+pub mod launch;
 pub mod machine;
 pub mod memory;
 pub mod monitor;

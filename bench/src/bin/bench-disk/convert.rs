@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use bench::stats::Summary;
 use bench::table::table;
 use disk::Format;
-use disk::tool::{AnyFormat, Existing, Job, NewDisk, convert};
+use disk::tool::{AnyFormat, Existing, Job, NewDisk, compare, convert};
 
 const MIB: u64 = 1 << 20;
 
@@ -54,21 +54,21 @@ pub fn run(dir: &Path, bytes: u64, rounds: usize) -> anyhow::Result<()> {
                 let target = dir.join(format!("target.{}", extension(way.to)));
                 our_times[which].push(ours(source, &target, way)?);
                 space[which] = std::fs::metadata(&target)?.blocks() * 512 / MIB;
-                if way.to == Format::Raw && round == 0 {
-                    ensure!(same(&sources[0], &target)?, "{} is not the same", target.display());
+                if round == 0 {
+                    let (one, other) = ((&*sources[0], AnyFormat::Own(Format::Raw)), (&*target, AnyFormat::Own(way.to)));
+                    ensure!(compare(one, other, &Job::default())?.is_none(), "{} is not the same", target.display());
                 }
                 their_times[which].push(qemu(source, &target, way)?);
                 std::fs::remove_file(&target)?;
             }
         }
         for (which, way) in WAYS.iter().enumerate() {
-            let spread = |Summary { median, min, max }: Summary| format!("{median:.2} ({min:.2} to {max:.2})");
             rows.push(vec![
                 format!("{kind}, {}", way.name),
                 format!("{:.2}", Summary::of(our_times[which].iter().copied()).median),
                 // The shorter the time, the higher the speed.
-                spread(Summary::of_ratios(&our_times[0], &our_times[which])),
-                spread(Summary::of_ratios(&their_times[which], &our_times[which])),
+                Summary::of_ratios(&our_times[0], &our_times[which]).to_string(),
+                Summary::of_ratios(&their_times[which], &our_times[which]).to_string(),
                 space[which].to_string(),
             ]);
         }
@@ -131,19 +131,4 @@ fn forget(path: &Path) -> anyhow::Result<()> {
     let result = unsafe { libc::posix_fadvise(std::os::fd::AsRawFd::as_raw_fd(&file), 0, 0, libc::POSIX_FADV_DONTNEED) };
     ensure!(result == 0, "posix_fadvise: {}", std::io::Error::from_raw_os_error(result));
     Ok(())
-}
-
-fn same(one: &Path, other: &Path) -> anyhow::Result<bool> {
-    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
-    let (mut left, mut right) = (vec![0; MIB as usize], vec![0; MIB as usize]);
-    loop {
-        let count = std::io::Read::read(&mut one, &mut left)?;
-        if count == 0 {
-            return Ok(std::io::Read::read(&mut other, &mut right)? == 0);
-        }
-        std::io::Read::read_exact(&mut other, &mut right[..count])?;
-        if left[..count] != right[..count] {
-            return Ok(false);
-        }
-    }
 }

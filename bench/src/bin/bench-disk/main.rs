@@ -115,13 +115,12 @@ fn run(options: &Options) -> anyhow::Result<()> {
                 speed[who].push(load.count as f64 / time.as_secs_f64());
             }
         }
-        let spread = |Summary { median, min, max }: Summary| format!("{median:.2} ({min:.2} to {max:.2})");
         rows.push(vec![
             load.name.to_owned(),
             format!("{:.0}", Summary::of(speed[1].iter().copied()).median),
-            spread(Summary::of_ratios(&speed[0], &speed[1])),
-            spread(Summary::of_ratios(&processor[0], &processor[1])),
-            spread(Summary::of_ratios(&speed[0], &speed[2])),
+            Summary::of_ratios(&speed[0], &speed[1]).to_string(),
+            Summary::of_ratios(&processor[0], &processor[1]).to_string(),
+            Summary::of_ratios(&speed[0], &speed[2]).to_string(),
         ]);
         eprintln!("{}", rows[rows.len() - 1].join("  "));
     }

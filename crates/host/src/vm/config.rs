@@ -6,6 +6,7 @@ use vmm::config::{
     BootConfig, ConsoleConfig, DiskConfig, DiskFormat, DiskLimits, MacAddress, NetBackend, NetConfig, OnReset, VmConfig, check_id,
 };
 use vmm::cpu::CpuConfig;
+use vmm::launch::command_line;
 use vmm::memory::MemoryConfig;
 
 use crate::records::{BootRecord, Cause, ConsoleRecord, DiskRecord, FormatRecord, NetRecord, Power, VmRecord};
@@ -162,18 +163,6 @@ fn monitor_disk(disk: &DiskRecord, volumes: &Volumes) -> Result<DiskConfig, Caus
 fn monitor_net(net: &NetRecord) -> Result<NetConfig, Cause> {
     let mac: MacAddress = net.mac.parse().map_err(|reason: String| bad(reason, "give it another address, or none"))?;
     Ok(NetConfig { id: net.id.clone(), mac, queue_pairs: 1, mtu: None, backend: NetBackend::Tap(net.tap.clone()), slot: None })
-}
-
-/// A guest that nobody told where its console is would be silent.
-fn command_line(text: &str, console: ConsoleConfig) -> String {
-    if text.split_ascii_whitespace().any(|word| word.starts_with("console=")) {
-        return text.into();
-    }
-    let device = match console {
-        ConsoleConfig::Serial => "console=ttyS0",
-        ConsoleConfig::Virtio => "console=hvc0",
-    };
-    if text.is_empty() { device.into() } else { format!("{text} {device}") }
 }
 
 #[cfg(test)]

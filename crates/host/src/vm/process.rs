@@ -7,7 +7,7 @@
 //! cannot have been given to another process in between. (That is why no start time is stored: the lock proves more.)
 
 use std::fs::{self, DirBuilder, File, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 use vmm::config::VmConfig;
+use vmm::launch::{config_file, inherit};
 
 use super::Surroundings;
 
@@ -230,27 +231,6 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
-    }
-}
-
-/// The configuration in a file that has no name.
-fn config_file(config: &VmConfig) -> io::Result<File> {
-    // SAFETY: the name is a C string.
-    let fd = unsafe { libc::memfd_create(c"vm-config".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nobody else's.
-    let mut file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    file.write_all(&serde_json::to_vec(config)?)?;
-    Ok(file)
-}
-
-fn inherit(fd: RawFd) -> io::Result<()> {
-    // SAFETY: F_SETFD takes a number.
-    match unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 

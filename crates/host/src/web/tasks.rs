@@ -52,7 +52,7 @@ pub struct ListParams {
 pub struct WaitParams {
     /// How long to wait for the task's end, in seconds: 0 to 300.
     #[param(minimum = 0, maximum = 300)]
-    wait: Option<u32>,
+    pub wait: Option<u32>,
 }
 
 /// Makes a task for a VM.

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::extract::{Body, Name, Params, limit, page};
 use super::guard::Caller;
 use super::once::Once;
-use super::tasks::{answer, submit};
+use super::tasks::{WaitParams, answer, submit};
 use super::{App, Refusal};
 use crate::host::Host;
 use crate::records::{Cause, DeleteDisks, EventKind, EventRecord, NameRecord, OnceRecord, OperationRecord, VmRecord};
@@ -41,16 +41,6 @@ pub struct ListParams {
     limit: Option<usize>,
     /// Only those behind: `next` of the part before.
     after: Option<String>,
-}
-
-/// What to wait for.
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct WaitParams {
-    /// How long to wait for the task's end, in seconds: 0 to 300.
-    #[param(minimum = 0, maximum = 300)]
-    wait: Option<u32>,
 }
 
 /// How to stop a VM.

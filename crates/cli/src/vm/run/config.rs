@@ -5,7 +5,8 @@ use std::io::BufReader;
 use std::path::Path;
 use std::str::FromStr;
 
-use vmm::config::{BootConfig, ConsoleConfig, VmConfig};
+use vmm::config::{BootConfig, VmConfig};
+use vmm::launch::command_line;
 use vmm::state::{Reader, StateError};
 
 use super::args::RunArgs;
@@ -92,18 +93,6 @@ fn parse_all<T: FromStr<Err = OptionError>>(option: &'static str, texts: &[Strin
 fn names<'a>(ids: impl Iterator<Item = &'a str>) -> String {
     let list: Vec<&str> = ids.collect();
     if list.is_empty() { "none".into() } else { list.join(", ") }
-}
-
-/// The kernel's command line: a guest that nobody told where its console is would be silent.
-fn command_line(text: &str, console: ConsoleConfig) -> String {
-    if text.split_ascii_whitespace().any(|word| word.starts_with("console=")) {
-        return text.into();
-    }
-    let device = match console {
-        ConsoleConfig::Serial => "console=ttyS0",
-        ConsoleConfig::Virtio => "console=hvc0",
-    };
-    if text.is_empty() { device.into() } else { format!("{text} {device}") }
 }
 
 #[cfg(test)]

@@ -1,9 +1,7 @@
 //! Finding and starting the monitor.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -12,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 
 use vmm::config::VmConfig;
 use vmm::control::Connection;
+use vmm::launch::{config_file, inherit};
 
 use super::error::RunError;
 
@@ -95,27 +94,6 @@ impl Start {
         let process = spawned.map_err(|source| RunError::Spawn { program: self.program.clone(), source })?;
         Ok(Monitor { process, console })
     }
-}
-
-fn inherit(fd: RawFd) -> io::Result<()> {
-    // SAFETY: F_SETFD takes a number.
-    match unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// The configuration in a file that has no name: nobody else sees it, and nothing is left behind.
-fn config_file(config: &VmConfig) -> io::Result<File> {
-    // SAFETY: the name is a C string.
-    let fd = unsafe { libc::memfd_create(c"vm-config".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nobody else's.
-    let mut file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    file.write_all(&serde_json::to_vec(config)?)?;
-    Ok(file)
 }
 
 #[cfg(test)]
