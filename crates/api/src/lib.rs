@@ -8,15 +8,21 @@
 
 #[cfg(feature = "client")]
 pub mod client;
+mod console;
 mod error;
 mod event;
+mod guest;
 mod host;
 mod task;
 mod token;
 mod vm;
+#[cfg(feature = "client")]
+mod websocket;
 
+pub use console::ConsoleEvent;
 pub use error::Error;
 pub use event::{Event, EventKind};
+pub use guest::{Guest, GuestNet};
 pub use host::{HostInfo, Volume};
 pub use task::{LogLine, Operation, Task, TaskState};
 pub use token::{CreatedToken, NewToken, Role, Token};

@@ -36,6 +36,14 @@ pub struct VmSpec {
     /// Whether there is a balloon, which gives memory that the guest does not use back to the host.
     #[serde(default)]
     pub balloon: bool,
+    /// Whether there is a port for the guest agent of QEMU, by which the guest can be asked for its addresses and be shut down.
+    #[serde(default = "yes")]
+    #[schema(default = true)]
+    pub guest_agent: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn one() -> u32 {
@@ -133,6 +141,9 @@ pub struct Vm {
     /// The process that runs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
+    /// What runs in it, if its guest agent is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<crate::Guest>,
     /// When it was created.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,

@@ -21,7 +21,8 @@ use uuid::Uuid;
 
 use crate::records::{EventKind, EventRecord, TaskRecord, TaskStateRecord, VmRecord};
 use crate::state::{Records, State, StateError};
-use crate::vm::{self, Actor, Input, Live, Surroundings};
+use crate::vm::console::Console;
+use crate::vm::{self, Actor, Input, Links, Live, Surroundings};
 
 /// Changes that a slow listener may be behind; then it has to look for itself.
 const BEHIND: usize = 4096;
@@ -44,6 +45,7 @@ pub struct Host {
 struct VmHandle {
     inputs: mpsc::UnboundedSender<Input>,
     live: watch::Receiver<Live>,
+    links: Links,
 }
 
 impl Host {
@@ -95,6 +97,16 @@ impl Host {
         self.handles().get(&vm).map_or(OFF, |handle| handle.live.borrow().clone())
     }
 
+    /// The console of a VM.
+    pub fn console(&self, vm: Uuid) -> Option<Arc<Console>> {
+        self.handles().get(&vm).map(|handle| handle.links.console.clone())
+    }
+
+    /// What runs in a VM, if its guest agent says so.
+    pub fn guest(&self, vm: Uuid) -> Option<api::Guest> {
+        self.handles().get(&vm)?.links.guest.info()
+    }
+
     /// Changes of what is stored, from now on.
     pub fn changes(&self) -> broadcast::Receiver<Changed> {
         self.changes.subscribe()
@@ -130,8 +142,9 @@ impl Host {
         let id = vm.record.id;
         let (inputs, receiver) = mpsc::unbounded_channel();
         let (sender, live) = watch::channel(known);
-        let actor = Actor::new(vm, self.state.clone(), self.surroundings.clone(), receiver, sender, unfinished);
-        self.handles().insert(id, VmHandle { inputs, live });
+        let links = Links::default();
+        let actor = Actor::new(vm, self.state.clone(), self.surroundings.clone(), receiver, sender, links.clone(), unfinished);
+        self.handles().insert(id, VmHandle { inputs, live, links });
         self.runtime.spawn(actor.run());
     }
 
@@ -150,7 +163,11 @@ impl Host {
 
     fn vm_changed(&self, id: Uuid, changed: &Changed) {
         match &changed.value {
-            None => drop(self.handles().remove(&id)),
+            None => {
+                if let Some(handle) = self.handles().remove(&id) {
+                    handle.links.console.close();
+                }
+            }
             Some(value) if !self.handles().contains_key(&id) => match record::from_bytes(&changed.key, value) {
                 Ok(record) => self.take(Stored { record, revision: changed.revision }, Vec::new(), OFF),
                 Err(error) => tracing::error!("{error}"),

@@ -47,6 +47,9 @@ pub enum RemoteError {
         .0.display()
     )]
     NoServer(PathBuf),
+    /// The terminal, or the connection to the console.
+    #[error("the console cannot be used")]
+    Console(#[source] io::Error),
     /// No home directory.
     #[error("neither XDG_CONFIG_HOME nor HOME is set: there is no place for contexts")]
     NoHome,

@@ -53,6 +53,18 @@ pub fn shown_time(time: OffsetDateTime) -> String {
     time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_else(|_| time.to_string())
 }
 
+/// What the guest agent of a VM tells.
+pub fn guest_fields(guest: &api::Guest) -> Vec<(&'static str, String)> {
+    let mut fields: Vec<_> = guest.os.iter().map(|os| ("guest", os.clone())).collect();
+    fields.extend(guest.host_name.clone().map(|name| ("host name", name)));
+    let addresses = |net: &&api::GuestNet| !net.addresses.is_empty() && net.name != "lo";
+    fields.extend(
+        guest.nets.iter().filter(addresses).map(|net| ("addresses", format!("{}: {}", net.name, net.addresses.join(", ")))),
+    );
+    fields.push(("guest agent", guest.agent_version.clone()));
+    fields
+}
+
 /// What a VM is to be.
 pub fn spec_fields(spec: &VmSpec) -> Vec<(&'static str, String)> {
     let mut fields = vec![

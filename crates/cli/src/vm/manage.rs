@@ -3,9 +3,12 @@
 use api::client::Method;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::console::{self, ConsoleArgs};
 use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 use crate::output::Output;
-use crate::remote::{Connect, RemoteError, TaskArgs, fields, finish, show_one, shown_size, shown_time, spec_fields, table};
+use crate::remote::{
+    Connect, RemoteError, TaskArgs, fields, finish, guest_fields, show_one, shown_size, shown_time, spec_fields, table,
+};
 use crate::size::ByteSize;
 
 /// Subcommands of `maru vm` that need `marud`.
@@ -32,6 +35,8 @@ pub enum ManageCommand {
     Pause(OperationArgs),
     /// Let a paused VM go on
     Resume(OperationArgs),
+    /// Look at a VM's console, and type
+    Console(ConsoleArgs),
     /// Delete a VM that is off
     Delete(DeleteArgs),
 }
@@ -109,6 +114,9 @@ pub struct CreateArgs {
     /// Add a balloon, which gives memory that the guest does not use back to the host
     #[arg(long)]
     balloon: bool,
+    /// No port for a guest agent
+    #[arg(long)]
+    no_guest_agent: bool,
     #[command(flatten)]
     show: ShowArgs,
 }
@@ -171,6 +179,7 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
         ManageCommand::Reset(args) => operate(Method::POST, &args.vm, "/reset", &args.task),
         ManageCommand::Pause(args) => operate(Method::POST, &args.vm, "/pause", &args.task),
         ManageCommand::Resume(args) => operate(Method::POST, &args.vm, "/resume", &args.task),
+        ManageCommand::Console(args) => console::run(&args),
         ManageCommand::Stop(StopArgs { vm, force: true, task, .. }) => operate(Method::POST, &vm, "/stop?force=true", &task),
         ManageCommand::Stop(StopArgs { vm, grace, task, .. }) => {
             operate(Method::POST, &vm, &format!("/stop?grace={grace}"), &task)
@@ -193,7 +202,7 @@ fn operate(method: Method, vm: &str, what: &str, args: &TaskArgs) -> Result<(), 
 }
 
 /// A name as a part of an address.
-fn segment(name: &str) -> String {
+pub fn segment(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
@@ -227,6 +236,7 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
         nets: args.nets.into_iter().map(|net| net.0).collect(),
         console: api::Console::default(),
         balloon: args.balloon,
+        guest_agent: !args.no_guest_agent,
     };
     let vm: api::Vm = args.show.connect.client()?.call(Method::POST, "/vms", Some(&spec))?;
     show_one(args.show.output, &vm, || format!("{}: created, {}\n", vm.spec.name, vm.id))
@@ -235,6 +245,7 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
 fn described(vm: &api::Vm) -> String {
     let mut shown = vec![("name", vm.spec.name.clone()), ("id", vm.id.to_string()), ("state", vm.state.to_string())];
     shown.extend(vm.pid.map(|pid| ("process", pid.to_string())));
+    shown.extend(vm.guest.iter().flat_map(guest_fields));
     shown.extend(spec_fields(&vm.spec));
     shown.push(("created", shown_time(vm.created_at)));
     shown.extend(vm.started_at.map(|at| ("started", shown_time(at))));

@@ -35,6 +35,7 @@ fn records_of_version_1_are_read_and_written_as_ever() {
         nets: vec![NetRecord { id: "net0".into(), mac: "52:54:00:12:34:56".into(), tap: "tap0".into() }],
         console: ConsoleRecord::Serial,
         balloon: true,
+        guest_agent: true,
         power: Power::On,
         created_at: AT,
         started_at: Some(AT),

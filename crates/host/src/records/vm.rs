@@ -28,6 +28,9 @@ pub struct VmRecord {
     pub console: ConsoleRecord,
     /// Whether it has a balloon.
     pub balloon: bool,
+    /// Whether it has a port for a guest agent.
+    #[serde(default = "yes")]
+    pub guest_agent: bool,
     /// Whether it is to run.
     pub power: Power,
     /// When it was created.
@@ -38,6 +41,10 @@ pub struct VmRecord {
     pub started_at: Option<OffsetDateTime>,
     /// How it ended the last time.
     pub last_end: Option<EndingRecord>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Record for VmRecord {
@@ -162,6 +169,7 @@ impl VmRecord {
                 ConsoleRecord::Virtio => api::Console::Virtio,
             },
             balloon: self.balloon,
+            guest_agent: self.guest_agent,
         }
     }
 }

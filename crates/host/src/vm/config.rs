@@ -67,6 +67,7 @@ pub fn record(spec: &api::VmSpec, volumes: &Volumes) -> Result<VmRecord, Cause> 
             api::Console::Virtio => ConsoleRecord::Virtio,
         },
         balloon: spec.balloon,
+        guest_agent: spec.guest_agent,
         power: Power::Off,
         created_at: OffsetDateTime::now_utc(),
         started_at: None,
@@ -134,6 +135,7 @@ pub fn monitor(vm: &VmRecord, volumes: &Volumes) -> Result<VmConfig, Cause> {
         console,
         rng: true,
         balloon: vm.balloon,
+        guest_agent: vm.guest_agent,
         vsock: None,
         on_reset: OnReset::Restart,
     };

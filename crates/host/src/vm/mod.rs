@@ -13,12 +13,14 @@
 mod actor;
 mod cgroup;
 pub mod config;
+pub mod console;
 mod delete;
 mod ending;
+pub mod guest;
 mod monitor;
 mod process;
 
-pub use actor::{Actor, Input};
+pub use actor::{Actor, Input, Links};
 pub use cgroup::Cgroups;
 pub use delete::refuse_task;
 pub use process::{find, list};

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -91,16 +92,26 @@ impl Monitor {
     }
 
     fn has_exited(&self) -> bool {
-        let mut poll =
-            libc::pollfd { fd: std::os::fd::AsRawFd::as_raw_fd(&self.process.pidfd), events: libc::POLLIN, revents: 0 };
+        let mut poll = libc::pollfd { fd: self.process.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one descriptor, which is open, and its structure lives through the call.
         unsafe { libc::poll(&mut poll, 1, 0) == 1 }
     }
 
     /// Sends a request and waits for the answer. Events that come before it are kept.
     pub async fn call<T: DeserializeOwned>(&mut self, request: &Request, limit: Duration) -> Result<T, CallError> {
+        self.call_with(request, &[], limit).await
+    }
+
+    /// The same, with descriptors for the monitor.
+    pub async fn call_with<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<T, CallError> {
         let connection = self.connection.as_ref().ok_or(CallError::Gone)?;
-        match connection.get_ref().send(request, &[]) {
+        let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        match connection.get_ref().send(request, &fds) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(CallError::Silent(Duration::ZERO)),
             Err(_) => return Err(CallError::Gone),
             Ok(()) => {}

@@ -2,6 +2,7 @@
 //!
 //! | status | when |
 //! |---|---|
+//! | 101 | a WebSocket |
 //! | 200 | here it is; a task that was waited for has ended, one way or the other |
 //! | 201 | made; `Location` says where |
 //! | 202 | a task does it; `Location` says which |
@@ -19,6 +20,7 @@
 //!
 //! Each answer from 400 on has an [`api::Error`] as its body.
 
+mod console;
 mod error;
 mod events;
 mod extract;
@@ -71,6 +73,8 @@ pub fn router(app: App) -> Router {
         .route("/vms/{vm}/reset", post(vms::reset))
         .route("/vms/{vm}/pause", post(vms::pause))
         .route("/vms/{vm}/resume", post(vms::resume))
+        .route("/vms/{vm}/console", get(console::open))
+        .route("/vms/{vm}/console/log", get(console::log))
         .route("/tasks", get(tasks::list))
         .route("/tasks/{task}", get(tasks::show))
         .route("/tasks/{task}/cancel", post(tasks::cancel))
@@ -101,6 +105,7 @@ pub fn router(app: App) -> Router {
     paths(
         host::show, host::volumes,
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
+        console::open, console::log,
         tasks::list, tasks::show, tasks::cancel,
         events::list, events::stream,
         tokens::list, tokens::create, tokens::delete,

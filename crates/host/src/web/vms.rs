@@ -81,6 +81,7 @@ fn told(host: &Host, vm: &VmRecord) -> api::Vm {
         state: live.state,
         last_end: live.last_end.as_ref().or(vm.last_end.as_ref()).map(api::Ending::from),
         pid: live.pid,
+        guest: host.guest(vm.id),
         created_at: vm.created_at,
         started_at: vm.started_at,
     }

@@ -10,7 +10,10 @@
 //! It does one task after the other. A shutdown is the only one that waits for a guest; while it does, it can be cancelled, and a task that
 //! ends the VM by force overtakes it.
 
+mod links;
 mod operations;
+
+pub use links::Links;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -55,6 +58,7 @@ pub struct Actor {
     surroundings: Arc<Surroundings>,
     inputs: mpsc::UnboundedReceiver<Input>,
     live: watch::Sender<Live>,
+    links: Links,
     machine: Option<Machine>,
     queue: VecDeque<Uuid>,
     /// A task that waits for the monitor to end.
@@ -98,6 +102,7 @@ impl Actor {
         surroundings: Arc<Surroundings>,
         inputs: mpsc::UnboundedReceiver<Input>,
         live: watch::Sender<Live>,
+        links: Links,
         unfinished: Vec<Uuid>,
     ) -> Actor {
         Actor {
@@ -106,6 +111,7 @@ impl Actor {
             surroundings,
             inputs,
             live,
+            links,
             machine: None,
             queue: unfinished.into(),
             stopping: None,
@@ -230,6 +236,9 @@ impl Actor {
             Err(error) => self.event(EventKind::VmAlarm, format!("it runs, as process {}, but: {error}", monitor.pid())),
         };
         self.machine = Some(Machine { monitor, paused, told_end: None });
+        if status.is_ok() {
+            self.link().await;
+        }
         self.change(None, move |vm, _| {
             vm.power = Power::On;
             Some(event.clone())
@@ -291,6 +300,10 @@ impl Actor {
                 machine.paused = true;
                 return;
             }
+            Told::GuestAgent { open } => {
+                self.links.guest.set_open(open);
+                return;
+            }
             // By the guest, or by a task that says so itself.
             Told::Reset | Told::DeviceRemoved { .. } => return,
             Told::Ended { reason } => {
@@ -312,6 +325,7 @@ impl Actor {
     async fn ended(&mut self, status: Option<std::process::ExitStatus>) {
         let Some(machine) = self.machine.take() else { return };
         let mut ending = Ending::find(machine.told_end.as_deref(), status, &self.files().log());
+        self.links.guest.detach().await;
         let stopping = self.stopping.take();
         if stopping.as_ref().is_some_and(|stopping| stopping.step == Step::Killed) {
             ending = Ending { reason: "its monitor was killed, since it did not end".into(), failed: false };

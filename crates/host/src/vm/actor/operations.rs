@@ -123,6 +123,7 @@ impl Actor {
             Ok(_) => {
                 let text = format!("it runs, as process {}", monitor.pid());
                 self.machine = Some(Machine { monitor, paused: false, told_end: None });
+                self.link().await;
                 Ok(Went::Done(Some(self.event(EventKind::VmStarted, text))))
             }
             Err(error) => {
@@ -150,12 +151,19 @@ impl Actor {
 
     async fn shut_down(&mut self, task: &TaskRecord, grace_seconds: u32) -> Result<Went, Cause> {
         let Some(machine) = &mut self.machine else { return Ok(Went::Done(None)) };
-        machine.monitor.call::<Value>(&Request::PowerButton, ANSWER).await.map_err(|error| refused(&error))?;
+        let asked = match self.links.guest.shut_down().await {
+            Ok(()) => "the guest agent was asked to shut down",
+            // There is none, or it cannot.
+            Err(_) => {
+                machine.monitor.call::<Value>(&Request::PowerButton, ANSWER).await.map_err(|error| refused(&error))?;
+                "the power button was pressed"
+            }
+        };
         // The time counts from the first try, also when marud was started anew meanwhile.
         let passed = task.started_at.map_or(Duration::ZERO, |at| (OffsetDateTime::now_utc() - at).try_into().unwrap_or_default());
         let left = Duration::from_secs(grace_seconds.into()).saturating_sub(passed);
         self.stopping = Some(Stopping { task: task.id, deadline: Instant::now() + left, step: Step::Guest });
-        self.note(task.id, format!("the power button was pressed; the guest has {} s to shut down", left.as_secs())).await;
+        self.note(task.id, format!("{asked}; the guest has {} s to shut down", left.as_secs())).await;
         Ok(Went::Waits)
     }
 
