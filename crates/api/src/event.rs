@@ -52,6 +52,10 @@ pub enum EventKind {
     VmAdopted,
     /// It was deleted.
     VmDeleted,
+    /// It was saved, and does not run.
+    VmSaved,
+    /// What it was saved to was dropped.
+    VmSavedDiscarded,
     /// A task failed.
     TaskFailed,
     /// A task was cancelled.

@@ -64,6 +64,10 @@ pub enum Operation {
     Resume,
     /// Deletes it.
     Delete,
+    /// Saves it, memory and all, and ends it.
+    Save,
+    /// Drops what it was saved to.
+    DiscardSaved,
 }
 
 impl std::fmt::Display for Operation {
@@ -75,6 +79,8 @@ impl std::fmt::Display for Operation {
             Operation::Pause => "pause",
             Operation::Resume => "resume",
             Operation::Delete => "delete",
+            Operation::Save => "save",
+            Operation::DiscardSaved => "discard-saved",
         })
     }
 }

@@ -20,7 +20,10 @@ mod vm;
 pub use event::{EventKind, EventRecord, Pruned};
 pub use task::{Cause, DeleteDisks, LogRecord, OperationRecord, TaskRecord, TaskStateRecord};
 pub use token::{OnceRecord, RoleRecord, TokenRecord};
-pub use vm::{BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, Power, VmRecord};
+pub use vm::{
+    BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, Power, SavedPhase, SavedRecord,
+    VmRecord,
+};
 
 use serde::{Deserialize, Serialize};
 use store::record::Record;

@@ -77,6 +77,13 @@ pub enum OperationRecord {
         /// And its disks.
         disks: DeleteDisks,
     },
+    /// Saves it.
+    Save {
+        /// Whether it ran, and goes on if it cannot be saved; known when the task begins.
+        ran: bool,
+    },
+    /// Drops what it was saved to.
+    DiscardSaved,
 }
 
 /// What happens to the disks of a VM that is deleted.
@@ -176,6 +183,8 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::Pause => api::Operation::Pause,
             OperationRecord::Resume => api::Operation::Resume,
             OperationRecord::Delete { .. } => api::Operation::Delete,
+            OperationRecord::Save { .. } => api::Operation::Save,
+            OperationRecord::DiscardSaved => api::Operation::DiscardSaved,
         }
     }
 }

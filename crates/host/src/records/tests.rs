@@ -39,6 +39,7 @@ fn records_of_version_1_are_read_and_written_as_ever() {
         created_at: AT,
         started_at: Some(AT),
         last_end: Some(EndingRecord { at: AT, reason: "the guest powered off".into(), failed: false }),
+        saved: Some(SavedRecord { file: file("vms/1/a.saved"), phase: SavedPhase::Saved, bytes: 4096, at: AT }),
     };
     stays(&vm, include_str!("golden/vm-1.json"));
     let task = TaskRecord {

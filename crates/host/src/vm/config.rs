@@ -71,6 +71,7 @@ pub fn record(spec: &api::VmSpec, volumes: &Volumes) -> Result<VmRecord, Cause> 
         created_at: OffsetDateTime::now_utc(),
         started_at: None,
         last_end: None,
+        saved: None,
     };
     // What a start would refuse is better refused now.
     monitor(&vm, volumes)?;

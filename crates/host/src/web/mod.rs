@@ -71,6 +71,8 @@ pub fn router(app: App) -> Router {
         .route("/vms/{vm}/reset", post(vms::reset))
         .route("/vms/{vm}/pause", post(vms::pause))
         .route("/vms/{vm}/resume", post(vms::resume))
+        .route("/vms/{vm}/save", post(vms::save))
+        .route("/vms/{vm}/discard-saved", post(vms::discard_saved))
         .route("/tasks", get(tasks::list))
         .route("/tasks/{task}", get(tasks::show))
         .route("/tasks/{task}/cancel", post(tasks::cancel))
@@ -101,6 +103,7 @@ pub fn router(app: App) -> Router {
     paths(
         host::show, host::volumes,
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
+        vms::save, vms::discard_saved,
         tasks::list, tasks::show, tasks::cancel,
         events::list, events::stream,
         tokens::list, tokens::create, tokens::delete,
