@@ -64,6 +64,8 @@ pub enum Operation {
     Resume,
     /// Deletes it.
     Delete,
+    /// Changes how much of the host it may have.
+    SetResources,
 }
 
 impl std::fmt::Display for Operation {
@@ -75,6 +77,7 @@ impl std::fmt::Display for Operation {
             Operation::Pause => "pause",
             Operation::Resume => "resume",
             Operation::Delete => "delete",
+            Operation::SetResources => "set-resources",
         })
     }
 }

@@ -2,6 +2,7 @@
 //! until it is told to stop.
 
 pub mod control;
+mod limit;
 pub mod manage;
 pub mod run;
 

@@ -77,6 +77,13 @@ pub enum OperationRecord {
         /// And its disks.
         disks: DeleteDisks,
     },
+    /// Changes how much of the host it may have.
+    SetResources {
+        /// Resources as the API has them, or a part of them: a JSON merge patch (RFC 7396).
+        change: serde_json::Value,
+        /// Whether they take the place of those before, and what is left out is as usual.
+        replace: bool,
+    },
 }
 
 /// What happens to the disks of a VM that is deleted.
@@ -176,6 +183,7 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::Pause => api::Operation::Pause,
             OperationRecord::Resume => api::Operation::Resume,
             OperationRecord::Delete { .. } => api::Operation::Delete,
+            OperationRecord::SetResources { .. } => api::Operation::SetResources,
         }
     }
 }

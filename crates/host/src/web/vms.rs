@@ -263,7 +263,17 @@ impl Asked {
         wait: Option<u32>,
         operation: impl FnOnce(&VmRecord) -> Result<OperationRecord, Refusal> + Clone + Send + 'static,
     ) -> Result<Response, Refusal> {
-        let once = Once::of(&self.caller, &self.headers, &self.method, &self.uri, b"")?;
+        self.submit_body(b"", wait, operation).await
+    }
+
+    /// The same, of a request with a body.
+    pub(super) async fn submit_body(
+        self,
+        body: &[u8],
+        wait: Option<u32>,
+        operation: impl FnOnce(&VmRecord) -> Result<OperationRecord, Refusal> + Clone + Send + 'static,
+    ) -> Result<Response, Refusal> {
+        let once = Once::of(&self.caller, &self.headers, &self.method, &self.uri, body)?;
         let (host, headers, vm, by) = (self.app.host.clone(), self.headers, self.vm, self.caller.name);
         let changes = host.changes();
         let made = self.app.host.state.run(move |state| Ok(submit(state, &host, &vm, &headers, &by, once.as_ref(), operation)));

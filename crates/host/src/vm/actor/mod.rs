@@ -10,6 +10,7 @@
 //! It does one task after the other. A shutdown is the only one that waits for a guest; while it does, it can be cancelled, and a task that
 //! ends the VM by force overtakes it.
 
+mod limits;
 mod operations;
 
 use std::collections::VecDeque;
