@@ -8,6 +8,7 @@ use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNe
 use crate::output::Output;
 use crate::remote::{Connect, RemoteError, TaskArgs, fields, finish, show_one, shown_size, shown_time, spec_fields, table};
 use crate::size::ByteSize;
+use crate::vm::clone::CloneArgs;
 
 /// Subcommands of `maru vm` that need `marud`.
 #[derive(Debug, Subcommand)]
@@ -37,6 +38,8 @@ pub enum ManageCommand {
     Delete(DeleteArgs),
     /// Change how much of the host a VM may have
     Limit(Box<LimitArgs>),
+    /// Make another VM like one that is off
+    Clone(CloneArgs),
 }
 
 /// How something is shown.
@@ -181,6 +184,7 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
             operate(Method::POST, &vm, &format!("/stop?grace={grace}"), &task)
         }
         ManageCommand::Limit(args) => limit::run(&args),
+        ManageCommand::Clone(args) => super::clone::run(args),
         ManageCommand::Delete(DeleteArgs { vm, disks, task }) => {
             let what = match disks {
                 None => "",

@@ -12,6 +12,7 @@
 
 mod actor;
 mod cgroup;
+pub mod clone;
 pub mod config;
 mod delete;
 mod ending;
@@ -19,6 +20,8 @@ mod ledger;
 mod monitor;
 mod process;
 pub mod resources;
+pub mod staging;
+pub mod work;
 
 pub use actor::{Actor, Input};
 pub use cgroup::Cgroups;

@@ -19,6 +19,7 @@
 //!
 //! Each answer from 400 on has an [`api::Error`] as its body.
 
+mod clone;
 mod error;
 mod events;
 mod extract;
@@ -73,6 +74,7 @@ pub fn router(app: App) -> Router {
         .route("/vms/{vm}/pause", post(vms::pause))
         .route("/vms/{vm}/resume", post(vms::resume))
         .route("/vms/{vm}/resources", get(resources::show).put(resources::replace).patch(resources::change))
+        .route("/vms/{vm}/clone", post(clone::clone))
         .route("/tasks", get(tasks::list))
         .route("/tasks/{task}", get(tasks::show))
         .route("/tasks/{task}/cancel", post(tasks::cancel))
@@ -104,6 +106,7 @@ pub fn router(app: App) -> Router {
         host::show, host::volumes,
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
         resources::show, resources::replace, resources::change,
+        clone::clone,
         tasks::list, tasks::show, tasks::cancel,
         events::list, events::stream,
         tokens::list, tokens::create, tokens::delete,
