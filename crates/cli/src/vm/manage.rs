@@ -3,10 +3,12 @@
 use api::client::Method;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::limit::{self, LimitArgs, Limits};
 use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 use crate::output::Output;
 use crate::remote::{Connect, RemoteError, TaskArgs, fields, finish, show_one, shown_size, shown_time, spec_fields, table};
 use crate::size::ByteSize;
+use crate::vm::clone::CloneArgs;
 
 /// Subcommands of `maru vm` that need `marud`.
 #[derive(Debug, Subcommand)]
@@ -38,6 +40,10 @@ pub enum ManageCommand {
     Discard(OperationArgs),
     /// Delete a VM that is off
     Delete(DeleteArgs),
+    /// Change how much of the host a VM may have
+    Limit(Box<LimitArgs>),
+    /// Make another VM like one that is off
+    Clone(CloneArgs),
 }
 
 /// How something is shown.
@@ -116,6 +122,8 @@ pub struct CreateArgs {
     #[arg(long)]
     balloon: bool,
     #[command(flatten)]
+    limits: Limits,
+    #[command(flatten)]
     show: ShowArgs,
 }
 
@@ -183,6 +191,8 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
         ManageCommand::Stop(StopArgs { vm, grace, task, .. }) => {
             operate(Method::POST, &vm, &format!("/stop?grace={grace}"), &task)
         }
+        ManageCommand::Limit(args) => limit::run(&args),
+        ManageCommand::Clone(args) => super::clone::run(args),
         ManageCommand::Delete(DeleteArgs { vm, disks, task }) => {
             let what = match disks {
                 None => "",
@@ -201,7 +211,7 @@ fn operate(method: Method, vm: &str, what: &str, args: &TaskArgs) -> Result<(), 
 }
 
 /// A name as a part of an address.
-fn segment(name: &str) -> String {
+pub fn segment(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
@@ -236,6 +246,7 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
         nets: args.nets.into_iter().map(|net| net.0).collect(),
         console: api::Console::default(),
         balloon: args.balloon,
+        resources: args.limits.resources(),
     };
     let vm: api::Vm = args.show.connect.client()?.call(Method::POST, "/vms", Some(&spec))?;
     show_one(args.show.output, &vm, || format!("{}: created, {}\n", vm.spec.name, vm.id))

@@ -13,11 +13,16 @@ use super::super::ending::Ending;
 use super::super::monitor::{CallError, Happened, Monitor};
 use super::super::process::{self, RunFiles};
 use super::super::{Live, config};
+use super::limits;
 use super::{ANSWER, Actor, END, Input, Machine, START, STORE_AGAIN, Step, Stopping};
 use crate::records::{
-    Cause, DeleteDisks, EventKind, EventRecord, OperationRecord, Power, SavedPhase, TaskRecord, TaskStateRecord,
+    Cause, CloneRecord, DeleteDisks, EventKind, EventRecord, OperationRecord, Power, ProgressRecord, SavedPhase, TaskRecord,
+    TaskStateRecord,
 };
 use crate::state::State;
+
+/// Said of a shutdown that was cancelled.
+const STILL_ASKED: &str = "cancelled: the VM is not ended by force; the guest was asked to shut down, and may still do it";
 
 /// How a task went on.
 pub(super) enum Went {
@@ -50,9 +55,9 @@ impl Actor {
         }
         // It may have been cancelled at the last moment.
         let Some(task) = self.read_task(id).await.filter(|task| task.state == TaskStateRecord::Running) else { return };
-        if task.cancel_requested {
+        if task.cancel_requested && !task.operation.is_long() {
             // An earlier marud had no time for it.
-            return self.cancelled(id).await;
+            return self.cancelled(id, STILL_ASKED).await;
         }
         let went = match &task.operation {
             OperationRecord::Start => self.start().await,
@@ -64,6 +69,8 @@ impl Actor {
             OperationRecord::Delete { disks } => return self.delete(&task, *disks).await,
             OperationRecord::Save { ran } => self.save(id, *ran).await,
             OperationRecord::DiscardSaved => self.discard_saved().await,
+            OperationRecord::SetResources { change, replace } => return self.set_resources(id, change, *replace).await,
+            OperationRecord::Clone(wanted) => self.clone(&task, wanted.clone()),
         };
         match went {
             Ok(Went::Waits) => {}
@@ -73,18 +80,24 @@ impl Actor {
     }
 
     async fn finish(&mut self, task: Uuid, event: Option<EventRecord>) {
+        self.finish_with(task, event, None).await;
+    }
+
+    pub(super) async fn finish_with(&mut self, task: Uuid, event: Option<EventRecord>, progress: Option<ProgressRecord>) {
         let started = self.machine.is_some() && event.as_ref().is_some_and(|event| event.kind == EventKind::VmStarted);
         self.change(Some(task), move |vm, record| {
             if started {
                 vm.started_at = Some(OffsetDateTime::now_utc());
             }
-            record?.end(TaskStateRecord::Done, None);
+            let record = record?;
+            record.progress = progress.or(record.progress);
+            record.end(TaskStateRecord::Done, None);
             event.clone().map(|event| event.by_task(Some(task)))
         })
         .await;
     }
 
-    async fn fail(&mut self, task: Uuid, cause: Cause) {
+    pub(super) async fn fail(&mut self, task: Uuid, cause: Cause) {
         let runs = self.machine.is_some();
         let name = self.vm.record.name.clone();
         self.change(Some(task), move |vm, record| {
@@ -118,14 +131,16 @@ impl Actor {
         let limit = self.start_limit();
         let spawned = tokio::task::spawn_blocking(move || {
             let config = config::monitor(&record, &surroundings.volumes)?;
-            let saved = record.saved.filter(|saved| saved.phase == SavedPhase::Saved);
+            let saved = record.saved.as_ref().filter(|saved| saved.phase == SavedPhase::Saved);
             let saved = saved.map(|saved| surroundings.volumes.find(&saved.file)).transpose()?;
+            limits::admit(&surroundings, &record, &record.resources.cpu)?;
             process::spawn(&surroundings, record.id, &config, saved.as_deref()).map_err(|error| {
                 let way_out = "see what stands in the way on the host, and try again";
                 Cause::new("not-started", vmm::error_chain(&error), way_out)
             })
         });
-        let process = spawned.await.map_err(|_| Cause::new("not-started", "marud is about to end", "try again"))??;
+        let spawned = spawned.await.map_err(|_| Cause::new("not-started", "marud is about to end", "try again"))?;
+        let process = spawned.inspect_err(|_| self.clean_up())?;
         let watched = Monitor::new(process);
         let mut monitor = watched.map_err(|error| Cause::new("not-started", error.to_string(), "try again"))?;
         let connected = monitor.connect(&self.files().control(), limit).await;
@@ -241,23 +256,39 @@ impl Actor {
     /// Ends a task that waits for the guest, or has not begun.
     pub(super) async fn cancel(&mut self, id: Uuid) {
         let waits = self.stopping.as_ref().is_some_and(|stopping| stopping.task == id && stopping.step == Step::Guest);
-        if !waits {
+        if self.cancel_work(id) || !waits {
             return;
         }
         self.stopping = None;
-        self.cancelled(id).await;
+        self.cancelled(id, STILL_ASKED).await;
     }
 
-    async fn cancelled(&mut self, id: Uuid) {
+    pub(super) async fn cancelled(&mut self, id: Uuid, note: &'static str) {
         let (vm, name) = (self.vm.record.id, self.vm.record.name.clone());
         self.change(Some(id), move |_, record| {
             let record = record?;
-            record.note("cancelled; the guest was asked to shut down, and may still do it");
+            record.note(note);
             record.end(TaskStateRecord::Cancelled, None);
-            let event = EventRecord::now(EventKind::TaskCancelled, "stop: the VM is not ended by force");
-            Some(event.of_vm(vm, &name).by_task(Some(id)))
+            let text = format!("{}: {note}", api::Operation::from(&record.operation));
+            Some(EventRecord::now(EventKind::TaskCancelled, text).of_vm(vm, &name).by_task(Some(id)))
         })
         .await;
+    }
+
+    fn clone(&mut self, task: &TaskRecord, wanted: CloneRecord) -> Result<Went, Cause> {
+        if self.machine.is_some() {
+            return Err(Cause::new(
+                "vm-running",
+                "the VM runs",
+                "stop it first: its disks must not change while they are copied",
+            ));
+        }
+        if self.vm.record.is_saved() {
+            return Err(self.not_running());
+        }
+        let (state, surroundings, source) = (self.state.clone(), self.surroundings.clone(), self.vm.record.clone());
+        self.begin(task, move |progress| super::super::clone::clone(&state, &surroundings, &source, &wanted, progress));
+        Ok(Went::Waits)
     }
 
     async fn delete(&mut self, task: &TaskRecord, disks: DeleteDisks) {

@@ -206,7 +206,7 @@ fn ending() -> Cause {
 }
 
 fn create(volumes: &Volumes, file: &FileRef) -> Result<File, Cause> {
-    let path = volumes.place(file)?;
+    let path = volumes.make_place(file)?;
     // What an earlier try left is written anew.
     File::options()
         .create(true)
