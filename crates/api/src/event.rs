@@ -50,8 +50,14 @@ pub enum EventKind {
     VmAlarm,
     /// It was found running when `marud` started.
     VmAdopted,
+    /// What it is to be was changed.
+    VmChanged,
     /// It was deleted.
     VmDeleted,
+    /// It was saved, and does not run.
+    VmSaved,
+    /// What it was saved to was dropped.
+    VmSavedDiscarded,
     /// A task failed.
     TaskFailed,
     /// A task was cancelled.

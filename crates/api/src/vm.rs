@@ -40,6 +40,9 @@ pub struct VmSpec {
     #[serde(default = "yes")]
     #[schema(default = true)]
     pub guest_agent: bool,
+    /// How much of the host it may have.
+    #[serde(default, skip_serializing_if = "crate::Resources::is_default")]
+    pub resources: crate::Resources,
 }
 
 fn yes() -> bool {
@@ -138,6 +141,9 @@ pub struct Vm {
     /// How it ended the last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_end: Option<Ending>,
+    /// What a saved VM goes on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<SavedVm>,
     /// The process that runs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
@@ -164,6 +170,18 @@ pub struct Ending {
     pub failed: bool,
 }
 
+/// The state that a saved VM goes on from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SavedVm {
+    /// When it was saved.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// Its file, in a volume.
+    pub file: String,
+    /// The file's length in bytes.
+    pub bytes: u64,
+}
+
 /// What a VM does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -178,6 +196,8 @@ pub enum VmState {
     Paused,
     /// It is to end, and has not yet.
     Stopping,
+    /// It does not run, and goes on where it was when it is started: its memory is in a file.
+    Saved,
     /// `marud` has just started, and does not know yet.
     Unknown,
 }
@@ -190,9 +210,22 @@ impl std::fmt::Display for VmState {
             VmState::Running => "running",
             VmState::Paused => "paused",
             VmState::Stopping => "stopping",
+            VmState::Saved => "saved",
             VmState::Unknown => "unknown",
         })
     }
+}
+
+/// How to make a VM like another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CloneVm {
+    /// The new VM's name.
+    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._-]+$", example = "web2")]
+    pub name: String,
+    /// The volume for its disks; where each disk is now if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
 }
 
 /// What happens to a VM's disks when it is deleted.

@@ -19,10 +19,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, watch};
 use uuid::Uuid;
 
-use crate::records::{EventKind, EventRecord, TaskRecord, TaskStateRecord, VmRecord};
+use crate::records::{EventKind, EventRecord, Power, TaskRecord, TaskStateRecord, VmRecord};
 use crate::state::{Records, State, StateError};
 use crate::vm::console::Console;
-use crate::vm::{self, Actor, Input, Links, Live, Surroundings};
+use crate::vm::{self, Actor, Input, Links, Live, Surroundings, staging};
 
 /// Changes that a slow listener may be behind; then it has to look for itself.
 const BEHIND: usize = 4096;
@@ -68,7 +68,12 @@ impl Host {
         for task in host.state.all::<TaskRecord>()?.into_iter().map(|stored| stored.record).filter(TaskRecord::is_unfinished) {
             unfinished.entry(task.vm).or_default().push(task);
         }
+        // What they have nobody else can have, from the first request on.
+        for vm in vms.iter().filter(|vm| vm.record.power == Power::On) {
+            host.surroundings.ledger.note(&vm.record);
+        }
         host.look_for_strangers(&vms)?;
+        host.look_for_half_made_files(&vms, &unfinished);
         for vm in vms {
             let mut tasks = unfinished.remove(&vm.record.id).unwrap_or_default();
             // Their ids are in the order of time; what was begun goes first.
@@ -135,6 +140,21 @@ impl Host {
             }
         }
         Ok(())
+    }
+
+    /// Files that were being made when an earlier `marud` ended: those of unfinished tasks are theirs to remove.
+    fn look_for_half_made_files(&self, vms: &[Stored<VmRecord>], unfinished: &HashMap<Uuid, Vec<TaskRecord>>) {
+        let volumes = &self.surroundings.volumes;
+        for id in staging::list(volumes) {
+            if unfinished.values().flatten().any(|task| task.id == id || task.operation.makes() == Some(id)) {
+                continue;
+            }
+            if vms.iter().any(|vm| vm.record.id == id) {
+                staging::forget(volumes, id);
+            } else if let Err(error) = staging::undo(volumes, id) {
+                tracing::warn!(%id, "half-made files stay: {error}");
+            }
+        }
     }
 
     /// Makes the actor of a VM.

@@ -69,13 +69,43 @@ impl Volumes {
         Ok(FileRef { volume: volume.into(), path: path.into() })
     }
 
+    /// Their names.
+    pub fn names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    /// Where a volume is on the host.
+    pub fn root(&self, name: &str) -> Result<&Path, Cause> {
+        self.0.get(name).map(PathBuf::as_path).ok_or_else(|| {
+            let known = self.names().join(", ");
+            Cause::new("no-volume", format!("there is no volume '{name}'; there are: {known}"), "name one of these")
+        })
+    }
+
+    /// Where a file is to be on the host that is not there yet; really inside of its volume.
+    pub fn place(&self, file: &FileRef) -> Result<PathBuf, Cause> {
+        let volume = self.root(&file.volume)?;
+        let path = volume.join(&file.path);
+        // The nearest directory that is there says where the rest will be.
+        let real = path.ancestors().skip(1).find_map(|above| above.canonicalize().ok());
+        if real.is_some_and(|real| real.starts_with(volume) && real.is_dir()) {
+            return Ok(path);
+        }
+        let message = format!("{file} would not be inside of the volume");
+        Err(Cause::new("bad-file", message, "name a place whose directories are no links and no files"))
+    }
+
+    /// Removes the directory that a file was in, if it is empty and not a volume.
+    pub fn remove_if_empty(&self, file: &Path) {
+        if let Some(directory) = file.parent().filter(|directory| !self.0.values().any(|root| root == directory)) {
+            // It may have other files.
+            let _ = std::fs::remove_dir(directory);
+        }
+    }
+
     /// Where a file is on the host. It is there, and really inside of its volume.
     pub fn find(&self, file: &FileRef) -> Result<PathBuf, Cause> {
-        let missing = || {
-            let way_out = "start marud with this volume, or create the VM anew elsewhere";
-            Cause::new("no-volume", format!("the volume of {file} is not there"), way_out)
-        };
-        let volume = self.0.get(&file.volume).ok_or_else(missing)?;
+        let volume = self.0.get(&file.volume).ok_or_else(|| missing(file))?;
         let path = volume.join(&file.path);
         let found = path.canonicalize().and_then(|real| Ok((real.metadata()?, real)));
         let (metadata, real) = found.map_err(|error| {
@@ -90,6 +120,44 @@ impl Volumes {
         }
         Ok(real)
     }
+}
+
+impl Volumes {
+    /// Where a file of `marud`'s own making is to be; its directory is made. The name is ours, so no link of a stranger is in its way.
+    pub fn make_place(&self, file: &FileRef) -> Result<PathBuf, Cause> {
+        let failed =
+            |error: io::Error| Cause::new("volume", format!("{file} cannot be made: {error}"), "mend that, and try again");
+        let volume = self.0.get(&file.volume).ok_or_else(|| missing(file))?;
+        let path = volume.join(&file.path);
+        let directory = path.parent().unwrap_or(volume);
+        std::fs::create_dir_all(directory).map_err(failed)?;
+        if !directory.canonicalize().map_err(failed)?.starts_with(volume) {
+            let message = format!("the directory of {file} is a link out of the volume");
+            return Err(Cause::new("bad-file", message, "put a directory there"));
+        }
+        Ok(path)
+    }
+
+    /// Removes a file of `marud`'s own making, and its directory if that is empty then. That it is gone is no error.
+    pub fn remove(&self, file: &FileRef) -> Result<(), Cause> {
+        let path = self.0.get(&file.volume).ok_or_else(|| missing(file))?.join(&file.path);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let message = format!("{file} cannot be removed: {error}");
+                Err(Cause::new("volume", message, "mend that, and try again"))
+            }
+            _ => {
+                // Others may be in it.
+                let _ = path.parent().map(std::fs::remove_dir);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn missing(file: &FileRef) -> Cause {
+    let way_out = "start marud with this volume, or create the VM anew elsewhere";
+    Cause::new("no-volume", format!("the volume of {file} is not there"), way_out)
 }
 
 fn describe(name: &str, path: &Path) -> io::Result<api::Volume> {
@@ -134,5 +202,10 @@ mod tests {
             (code("local:up/secret"), code("local:web"), code("local:no")),
             ("bad-file".into(), "bad-file".into(), "no-file".into())
         );
+        let place = |text: &str| volumes.parse(text).and_then(|file| volumes.place(&file));
+        assert_eq!(place("local:new/a.raw").unwrap(), inside.canonicalize().unwrap().join("new/a.raw"));
+        for text in ["local:up/a.raw", "local:web/root.raw/a", "local:up/new/a"] {
+            assert_eq!(place(text).unwrap_err().code, "bad-file", "{text}");
+        }
     }
 }

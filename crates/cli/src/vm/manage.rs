@@ -4,12 +4,14 @@ use api::client::Method;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::console::{self, ConsoleArgs};
+use super::limit::{self, LimitArgs, Limits};
 use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 use crate::output::Output;
 use crate::remote::{
     Connect, RemoteError, TaskArgs, fields, finish, guest_fields, show_one, shown_size, shown_time, spec_fields, table,
 };
 use crate::size::ByteSize;
+use crate::vm::clone::CloneArgs;
 
 /// Subcommands of `maru vm` that need `marud`.
 #[derive(Debug, Subcommand)]
@@ -25,7 +27,7 @@ pub enum ManageCommand {
     },
     /// Create a VM; it is off
     Create(Box<CreateArgs>),
-    /// Start a VM
+    /// Start a VM; one that is saved goes on where it was
     Start(OperationArgs),
     /// Stop a VM: ask its guest to shut down, and end it by force when its time is over
     Stop(StopArgs),
@@ -37,8 +39,16 @@ pub enum ManageCommand {
     Resume(OperationArgs),
     /// Look at a VM's console, and type
     Console(ConsoleArgs),
+    /// Save a VM: its memory goes into a file, and `start` lets it go on from there
+    Save(OperationArgs),
+    /// Drop what a VM was saved to: it is off then, as if its power had been cut
+    Discard(OperationArgs),
     /// Delete a VM that is off
     Delete(DeleteArgs),
+    /// Change how much of the host a VM may have
+    Limit(Box<LimitArgs>),
+    /// Make another VM like one that is off
+    Clone(CloneArgs),
 }
 
 /// How something is shown.
@@ -70,6 +80,8 @@ pub enum StateOption {
     Running,
     /// Those that are paused
     Paused,
+    /// Those that are saved
+    Saved,
 }
 
 const CREATE_HELP: &str = "\
@@ -117,6 +129,8 @@ pub struct CreateArgs {
     /// No port for a guest agent
     #[arg(long)]
     no_guest_agent: bool,
+    #[command(flatten)]
+    limits: Limits,
     #[command(flatten)]
     show: ShowArgs,
 }
@@ -180,10 +194,14 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
         ManageCommand::Pause(args) => operate(Method::POST, &args.vm, "/pause", &args.task),
         ManageCommand::Resume(args) => operate(Method::POST, &args.vm, "/resume", &args.task),
         ManageCommand::Console(args) => console::run(&args),
+        ManageCommand::Save(args) => operate(Method::POST, &args.vm, "/save", &args.task),
+        ManageCommand::Discard(args) => operate(Method::POST, &args.vm, "/discard-saved", &args.task),
         ManageCommand::Stop(StopArgs { vm, force: true, task, .. }) => operate(Method::POST, &vm, "/stop?force=true", &task),
         ManageCommand::Stop(StopArgs { vm, grace, task, .. }) => {
             operate(Method::POST, &vm, &format!("/stop?grace={grace}"), &task)
         }
+        ManageCommand::Limit(args) => limit::run(&args),
+        ManageCommand::Clone(args) => super::clone::run(args),
         ManageCommand::Delete(DeleteArgs { vm, disks, task }) => {
             let what = match disks {
                 None => "",
@@ -213,6 +231,7 @@ fn list(args: &ListArgs) -> Result<(), RemoteError> {
         Some(StateOption::Off) => "/vms?state=off",
         Some(StateOption::Running) => "/vms?state=running",
         Some(StateOption::Paused) => "/vms?state=paused",
+        Some(StateOption::Saved) => "/vms?state=saved",
     };
     let vms: Vec<api::Vm> = args.show.connect.client()?.list(path)?;
     show_one(args.show.output, &vms, || {
@@ -237,6 +256,7 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
         console: api::Console::default(),
         balloon: args.balloon,
         guest_agent: !args.no_guest_agent,
+        resources: args.limits.resources(),
     };
     let vm: api::Vm = args.show.connect.client()?.call(Method::POST, "/vms", Some(&spec))?;
     show_one(args.show.output, &vm, || format!("{}: created, {}\n", vm.spec.name, vm.id))
@@ -249,6 +269,8 @@ fn described(vm: &api::Vm) -> String {
     shown.extend(spec_fields(&vm.spec));
     shown.push(("created", shown_time(vm.created_at)));
     shown.extend(vm.started_at.map(|at| ("started", shown_time(at))));
+    shown
+        .extend(vm.saved.as_ref().map(|it| ("saved", format!("{}, {} in {}", shown_time(it.at), shown_size(it.bytes), it.file))));
     shown.extend(vm.last_end.as_ref().map(|end| ("last end", format!("{}, {}", shown_time(end.at), end.reason))));
     fields(&shown)
 }

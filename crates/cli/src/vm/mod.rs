@@ -1,8 +1,10 @@
 //! `maru vm`: virtual machines. Those of `marud` ([`manage`]), and those without it: such a VM runs as long as its command does, or
 //! until it is told to stop.
 
+pub mod clone;
 mod console;
 pub mod control;
+mod limit;
 pub mod manage;
 pub mod run;
 

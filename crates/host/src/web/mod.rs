@@ -20,6 +20,7 @@
 //!
 //! Each answer from 400 on has an [`api::Error`] as its body.
 
+mod clone;
 mod console;
 mod error;
 mod events;
@@ -27,13 +28,14 @@ mod extract;
 mod guard;
 mod host;
 mod once;
+mod resources;
 mod server;
 mod tasks;
 mod tokens;
 mod vms;
 
 pub use error::Refusal;
-pub use host::host_name;
+pub use host::{host_name, memory};
 pub use server::serve;
 
 use std::sync::Arc;
@@ -75,6 +77,10 @@ pub fn router(app: App) -> Router {
         .route("/vms/{vm}/resume", post(vms::resume))
         .route("/vms/{vm}/console", get(console::open))
         .route("/vms/{vm}/console/log", get(console::log))
+        .route("/vms/{vm}/save", post(vms::save))
+        .route("/vms/{vm}/discard-saved", post(vms::discard_saved))
+        .route("/vms/{vm}/resources", get(resources::show).put(resources::replace).patch(resources::change))
+        .route("/vms/{vm}/clone", post(clone::clone))
         .route("/tasks", get(tasks::list))
         .route("/tasks/{task}", get(tasks::show))
         .route("/tasks/{task}/cancel", post(tasks::cancel))
@@ -106,6 +112,9 @@ pub fn router(app: App) -> Router {
         host::show, host::volumes,
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
         console::open, console::log,
+        vms::save, vms::discard_saved,
+        resources::show, resources::replace, resources::change,
+        clone::clone,
         tasks::list, tasks::show, tasks::cancel,
         events::list, events::stream,
         tokens::list, tokens::create, tokens::delete,

@@ -1,5 +1,7 @@
 //! VMs: what they are, and what is to be done to them.
 
+use std::sync::Arc;
+
 use axum::Extension;
 use axum::Json;
 use axum::extract::State as Shared;
@@ -19,7 +21,7 @@ use super::{App, Refusal};
 use crate::host::Host;
 use crate::records::{Cause, DeleteDisks, EventKind, EventRecord, NameRecord, OnceRecord, OperationRecord, VmRecord};
 use crate::state::{Records, State, StateError};
-use crate::vm::config;
+use crate::vm::{Surroundings, clone, config};
 
 /// How long a guest has to shut down if nothing else is said, in seconds.
 const GRACE: u32 = 120;
@@ -80,6 +82,7 @@ fn told(host: &Host, vm: &VmRecord) -> api::Vm {
         spec: vm.spec(),
         state: live.state,
         last_end: live.last_end.as_ref().or(vm.last_end.as_ref()).map(api::Ending::from),
+        saved: vm.saved.as_ref().filter(|_| vm.is_saved()).map(api::SavedVm::from),
         pid: live.pid,
         guest: host.guest(vm.id),
         created_at: vm.created_at,
@@ -209,8 +212,7 @@ fn insert(state: &State, once: Option<&Once>, make: impl Fn() -> Result<VmRecord
             Outcome::Conflict { key, .. } if key.starts_with(OnceRecord::PREFIX) => {}
             Outcome::Conflict { .. } if once.is_some() && Once::made(once, state)?.is_some() => {}
             Outcome::Conflict { .. } => {
-                let message = format!("there is a VM called '{}' already", vm.name);
-                return Err(Refusal::conflict("name-taken", message, "choose another name, or delete that VM first"));
+                return Err(Refusal { status: StatusCode::CONFLICT, cause: clone::name_taken(&vm.name) });
             }
         }
     }
@@ -258,13 +260,33 @@ impl axum::extract::FromRequestParts<App> for Asked {
 }
 
 impl Asked {
+    /// What is wanted and known.
+    pub fn state(&self) -> State {
+        self.app.host.state.clone()
+    }
+
+    /// What all VMs have in common.
+    pub fn surroundings(&self) -> Arc<Surroundings> {
+        self.app.host.surroundings.clone()
+    }
+
     /// Makes a task of it, and answers with that.
     async fn submit(
         self,
         wait: Option<u32>,
         operation: impl FnOnce(&VmRecord) -> Result<OperationRecord, Refusal> + Clone + Send + 'static,
     ) -> Result<Response, Refusal> {
-        let once = Once::of(&self.caller, &self.headers, &self.method, &self.uri, b"")?;
+        self.submit_body(b"", wait, operation).await
+    }
+
+    /// The same for a request with a body.
+    pub async fn submit_body(
+        self,
+        body: &[u8],
+        wait: Option<u32>,
+        operation: impl FnOnce(&VmRecord) -> Result<OperationRecord, Refusal> + Clone + Send + 'static,
+    ) -> Result<Response, Refusal> {
+        let once = Once::of(&self.caller, &self.headers, &self.method, &self.uri, body)?;
         let (host, headers, vm, by) = (self.app.host.clone(), self.headers, self.vm, self.caller.name);
         let changes = host.changes();
         let made = self.app.host.state.run(move |state| Ok(submit(state, &host, &vm, &headers, &by, once.as_ref(), operation)));
@@ -293,6 +315,8 @@ macro_rules! operation {
 
 operation!(
     /// Start a VM
+    ///
+    /// One that is saved goes on where it was.
     start, "/vms/{vm}/start", "start_vm", OperationRecord::Start
 );
 operation!(
@@ -306,6 +330,18 @@ operation!(
 operation!(
     /// Let a paused VM go on
     resume, "/vms/{vm}/resume", "resume_vm", OperationRecord::Resume
+);
+operation!(
+    /// Save a VM
+    ///
+    /// Its memory goes into a file, and it does not run any more. When it is started, it goes on from there, and the file is removed.
+    save, "/vms/{vm}/save", "save_vm", OperationRecord::Save { ran: false }
+);
+operation!(
+    /// Drop what a VM was saved to
+    ///
+    /// It is off then, as if its power had been cut.
+    discard_saved, "/vms/{vm}/discard-saved", "discard_saved_vm", OperationRecord::DiscardSaved
 );
 
 /// Stop a VM

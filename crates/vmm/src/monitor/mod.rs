@@ -97,6 +97,7 @@ pub struct Monitor {
     agent: Option<(Attachment, InputPump)>,
     confined: bool,
     ending: Option<Ending>,
+    held: bool,
 }
 
 impl Monitor {
@@ -120,6 +121,7 @@ impl Monitor {
             agent: None,
             confined,
             ending: None,
+            held: false,
         })
     }
 
@@ -154,10 +156,17 @@ impl Monitor {
         Ok(Some(open))
     }
 
+    /// The guest does not run until a client asks for it.
+    pub fn hold(&mut self) {
+        self.held = true;
+    }
+
     /// Lets the guest run until the VM ends.
     pub fn run(mut self) -> io::Result<Ending> {
-        self.machine.resume();
-        self.publish(EventKind::Running);
+        if !self.held {
+            self.machine.resume();
+            self.publish(EventKind::Running);
+        }
         let mut ready = [EpollEvent::default(); 16];
         let ending = loop {
             if let Some(ending) = self.ending.take() {

@@ -1,7 +1,7 @@
 //! What hangs on a running monitor, beside its control socket: the console, and the guest's agent.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream as Socket;
 use std::sync::Arc;
 
@@ -53,6 +53,6 @@ async fn link<T: serde::de::DeserializeOwned>(monitor: &mut Monitor, request: &R
     let (ours, theirs) = Socket::pair().map_err(here)?;
     ours.set_nonblocking(true).map_err(here)?;
     let ours = UnixStream::from_std(ours).map_err(here)?;
-    let answer = monitor.call_with(request, &[theirs.as_fd()], ANSWER).await?;
+    let answer = monitor.call_with(request, &[theirs.as_raw_fd()], ANSWER).await?;
     Ok((ours, answer))
 }

@@ -6,12 +6,20 @@
 //!    ▲                     └── ends: the task fails ──▶ off        │
 //!    └──────────────────── the monitor ends, for whatever reason ──┘
 //! ```
+//! How a VM is saved and restored is drawn at [`crate::records::SavedPhase`].
 //!
-//! It does one task after the other. A shutdown is the only one that waits for a guest; while it does, it can be cancelled, and a task that
-//! ends the VM by force overtakes it.
+//! It does one task after the other. Two kinds are not done at once:
+//!
+//! - A shutdown waits for the guest. Meanwhile it can be cancelled, and a task that ends the VM by force overtakes it.
+//! - Long work ([`OperationRecord::is_long`]), like copying disks, is done by a thread of its own ([`work`]), which the actor looks after:
+//!   it stores how far the work is about once a second, and passes on the wish that it end. What the VM must obey at any time
+//!   ([`OperationRecord::overtakes`]: stop, reset, pause, resume) is done meanwhile; everything else waits for the work's end.
 
+mod limits;
 mod links;
 mod operations;
+mod saved;
+mod work;
 
 pub use links::Links;
 
@@ -63,6 +71,8 @@ pub struct Actor {
     queue: VecDeque<Uuid>,
     /// A task that waits for the monitor to end.
     stopping: Option<Stopping>,
+    /// A task that a thread does.
+    work: Option<work::Work>,
     /// How it ended under this actor.
     last_end: Option<EndingRecord>,
     deleted: bool,
@@ -115,6 +125,7 @@ impl Actor {
             machine: None,
             queue: unfinished.into(),
             stopping: None,
+            work: None,
             last_end: None,
             deleted: false,
         }
@@ -140,12 +151,15 @@ impl Actor {
                     Happened::Exited(status) => self.ended(status).await,
                 },
                 () = wait_until(deadline) => self.press_harder().await,
+                stage = work::next(&mut self.work) => self.worked(stage).await,
             }
         }
     }
 
     fn enqueue(&mut self, task: Uuid) {
-        if !self.queue.contains(&task) && self.stopping.as_ref().is_none_or(|stopping| stopping.task != task) {
+        let stops = self.stopping.as_ref().is_some_and(|stopping| stopping.task == task);
+        let works = self.work.as_ref().is_some_and(|work| work.task == task);
+        if !(stops || works || self.queue.contains(&task)) {
             self.queue.push_back(task);
         }
     }
@@ -160,6 +174,7 @@ impl Actor {
 
     fn show(&self) {
         let state = match &self.machine {
+            None if self.vm.record.is_saved() => api::VmState::Saved,
             None => api::VmState::Off,
             Some(_) if self.stopping.is_some() => api::VmState::Stopping,
             Some(machine) if machine.paused => api::VmState::Paused,
@@ -205,6 +220,10 @@ impl Actor {
             }
             Err(_) => return,
         };
+        let process = match process {
+            Some(process) if self.vm.record.is_saved() => return self.end_saved(process).await,
+            process => process,
+        };
         match process.map(Monitor::new) {
             Some(Ok(monitor)) => self.take_over(monitor).await,
             Some(Err(error)) => tracing::error!(vm = %self.vm.record.name, "its monitor cannot be watched: {error}"),
@@ -249,15 +268,34 @@ impl Actor {
     /// Begins tasks as long as there are some that can be done now.
     async fn advance(&mut self) {
         while !self.deleted {
-            if self.stopping.is_some() && !self.force_is_next().await {
-                break;
-            }
-            let Some(id) = self.queue.pop_front() else { break };
-            let Some(task) = self.read_task(id).await.filter(TaskRecord::is_unfinished) else { continue };
+            let Some(task) = self.next_task().await else { break };
             self.perform(task).await;
             self.show();
         }
         self.show();
+    }
+
+    /// Takes the first task of the queue that can be done now.
+    async fn next_task(&mut self) -> Option<TaskRecord> {
+        let may_go: fn(&OperationRecord) -> bool = match (&self.stopping, &self.work) {
+            (Some(stopping), _) if stopping.step == Step::Guest => |operation| *operation == OperationRecord::ForceOff,
+            (Some(_), _) => return None,
+            (None, Some(_)) => OperationRecord::overtakes,
+            (None, None) => |_| true,
+        };
+        let mut index = 0;
+        while let Some(id) = self.queue.get(index) {
+            match self.read_task(*id).await.filter(TaskRecord::is_unfinished) {
+                Some(task) if !may_go(&task.operation) => index += 1,
+                task => {
+                    self.queue.remove(index);
+                    if task.is_some() {
+                        return task;
+                    }
+                }
+            }
+        }
+        None
     }
 
     async fn read_task(&self, id: Uuid) -> Option<TaskRecord> {
@@ -269,23 +307,6 @@ impl Actor {
             }
             sleep(STORE_AGAIN).await;
         }
-    }
-
-    /// Whether a task in the queue ends the VM by force, while one waits for the guest. It is put first.
-    async fn force_is_next(&mut self) -> bool {
-        if self.stopping.as_ref().is_some_and(|stopping| stopping.step != Step::Guest) {
-            return false;
-        }
-        for index in 0..self.queue.len() {
-            let task = self.read_task(self.queue[index]).await;
-            if task.is_some_and(|task| task.operation == OperationRecord::ForceOff && task.is_unfinished()) {
-                let id = self.queue.remove(index);
-                self.queue.extend(id);
-                self.queue.rotate_right(1);
-                return true;
-            }
-        }
-        false
     }
 
     /// The monitor told something.
@@ -343,6 +364,10 @@ impl Actor {
     /// Stores that the VM is off, and why; a task that waited for this is done.
     async fn note_end_of(&mut self, task: Option<Uuid>, ending: Ending) {
         self.clean_up();
+        if self.vm.record.is_saved() {
+            return self.note_saved(task).await;
+        }
+        self.forget_saved().await;
         let kind = if ending.failed { EventKind::VmFailed } else { EventKind::VmStopped };
         let event = self.event(kind, ending.reason.clone()).by_task(task);
         let end = EndingRecord { at: OffsetDateTime::now_utc(), reason: ending.reason, failed: ending.failed };
