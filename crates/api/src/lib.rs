@@ -8,6 +8,7 @@
 
 #[cfg(feature = "client")]
 pub mod client;
+mod cloud_init;
 mod console;
 mod error;
 mod event;
@@ -20,6 +21,7 @@ mod vm;
 #[cfg(feature = "client")]
 mod websocket;
 
+pub use cloud_init::{CloudInit, CloudNet};
 pub use console::ConsoleEvent;
 pub use error::Error;
 pub use event::{Event, EventKind};

@@ -40,6 +40,9 @@ pub struct VmSpec {
     #[serde(default = "yes")]
     #[schema(default = true)]
     pub guest_agent: bool,
+    /// What its guest is told at its first start, by cloud-init.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init: Option<crate::CloudInit>,
     /// How much of the host it may have.
     #[serde(default, skip_serializing_if = "crate::Resources::is_default")]
     pub resources: crate::Resources,

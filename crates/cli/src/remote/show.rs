@@ -115,6 +115,12 @@ fn resource_fields(resources: &Resources) -> Vec<(&'static str, String)> {
         let rates = [rate("receive", limits.receive, size), rate("transmit", limits.transmit, size)];
         fields.push(("limits", format!("{id}: {}", rates.into_iter().flatten().collect::<Vec<_>>().join(", "))));
     }
+    if let Some(told) = &spec.cloud_init {
+        let names = told.host_name.iter().chain(&told.user).cloned();
+        let keys = (!told.ssh_keys.is_empty()).then(|| format!("{} SSH keys", told.ssh_keys.len()));
+        let nets = told.nets.iter().map(|net| format!("{}: {}", net.id, net.addresses.join(" ")));
+        fields.push(("cloud-init", names.chain(keys).chain(nets).collect::<Vec<_>>().join(", ")));
+    }
     fields
 }
 

@@ -3,6 +3,7 @@
 use api::client::Method;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::cloud_init::CloudInitArgs;
 use super::console::{self, ConsoleArgs};
 use super::limit::{self, LimitArgs, Limits};
 use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
@@ -91,7 +92,11 @@ EXAMPLES
   A system on a disk, with a network card on the TAP tap0:
     maru vm create web --kernel local:vmlinuz --initrd local:initrd.img --cmdline 'root=/dev/vda1 ro' \\
         --disk local:web/root.vhdx --net tap=tap0 --cpus 2 --memory 2G
-    maru vm start web";
+    maru vm start web
+
+  A cloud image that cloud-init sets up at its first start:
+    maru vm create web --kernel local:vmlinuz --initrd local:initrd.img --cmdline 'root=/dev/vda1 ro' \\
+        --disk local:web/root.vhdx --net tap=tap0 --user alice --ssh-key ~/.ssh/id_ed25519.pub";
 
 /// `maru vm create`.
 #[derive(Debug, Args)]
@@ -129,6 +134,8 @@ pub struct CreateArgs {
     /// No port for a guest agent
     #[arg(long)]
     no_guest_agent: bool,
+    #[command(flatten)]
+    cloud_init: CloudInitArgs,
     #[command(flatten)]
     limits: Limits,
     #[command(flatten)]
@@ -256,6 +263,7 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
         console: api::Console::default(),
         balloon: args.balloon,
         guest_agent: !args.no_guest_agent,
+        cloud_init: args.cloud_init.read()?,
         resources: args.limits.resources(),
     };
     let vm: api::Vm = args.show.connect.client()?.call(Method::POST, "/vms", Some(&spec))?;

@@ -2,6 +2,7 @@
 //! until it is told to stop.
 
 pub mod clone;
+mod cloud_init;
 mod console;
 pub mod control;
 mod limit;

@@ -12,12 +12,14 @@
 //!
 //! These types are apart from those of the API, so that either can change; `From` goes between them here.
 
+mod cloud_init;
 mod event;
 mod resources;
 mod task;
 mod token;
 mod vm;
 
+pub use cloud_init::{CloudInitRecord, CloudNetRecord};
 pub use event::{EventKind, EventRecord, Pruned};
 pub use resources::{CpuRecord, DiskLimitsRecord, NetLimitsRecord, RateRecord, ResourcesRecord};
 pub use task::{Cause, CloneRecord, DeleteDisks, LogRecord, OperationRecord, ProgressRecord, TaskRecord, TaskStateRecord};

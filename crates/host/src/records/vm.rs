@@ -33,6 +33,9 @@ pub struct VmRecord {
     /// Whether it has a port for a guest agent.
     #[serde(default = "yes")]
     pub guest_agent: bool,
+    /// What its guest is told at its first start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init: Option<super::CloudInitRecord>,
     /// Whether it is to run.
     pub power: Power,
     /// When it was created.
@@ -222,6 +225,7 @@ impl VmRecord {
             },
             balloon: self.balloon,
             guest_agent: self.guest_agent,
+            cloud_init: self.cloud_init.as_ref().map(super::CloudInitRecord::told),
             resources: self.told_resources(),
         }
     }

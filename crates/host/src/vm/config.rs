@@ -9,8 +9,10 @@ use vmm::cpu::CpuConfig;
 use vmm::launch::command_line;
 use vmm::memory::MemoryConfig;
 
-use super::resources;
-use crate::records::{BootRecord, Cause, ConsoleRecord, DiskRecord, FormatRecord, NetRecord, Power, ResourcesRecord, VmRecord};
+use super::{cloud_init, resources};
+use crate::records::{
+    BootRecord, Cause, CloudInitRecord, ConsoleRecord, DiskRecord, FormatRecord, NetRecord, Power, ResourcesRecord, VmRecord,
+};
 use crate::volumes::Volumes;
 
 const MIB: u64 = 1 << 20;
@@ -18,8 +20,8 @@ const MIB: u64 = 1 << 20;
 const MEMORY_STEP: u64 = 2 * MIB;
 /// What it has at least.
 const MEMORY_MIN: u64 = 64 * MIB;
-/// Disks and network cards that a VM may have: it has 26 PCI slots for them.
-const MAX_DEVICES: usize = 26;
+/// Disks and network cards that a VM may have: it has 25 PCI slots for them, and for the disk for cloud-init.
+const MAX_DEVICES: usize = 25;
 /// The kernel's limit for names of network interfaces, without the zero at the end.
 const INTERFACE_NAME: usize = 15;
 /// Linux takes no longer command line on x86.
@@ -44,7 +46,7 @@ pub fn record(spec: &api::VmSpec, volumes: &Volumes) -> Result<VmRecord, Cause> 
         let message = format!("memory of {} bytes", spec.memory_bytes);
         return Err(bad(message, "give it a multiple of 2 MiB, and 64 MiB at least"));
     }
-    if spec.disks.len() + spec.nets.len() > MAX_DEVICES {
+    if spec.disks.len() + spec.nets.len() + usize::from(spec.cloud_init.is_some()) > MAX_DEVICES {
         return Err(bad(format!("more than {MAX_DEVICES} disks and network cards"), "give it fewer"));
     }
     if spec.boot.command_line.len() > MAX_COMMAND_LINE || spec.boot.command_line.contains('\0') {
@@ -69,6 +71,7 @@ pub fn record(spec: &api::VmSpec, volumes: &Volumes) -> Result<VmRecord, Cause> 
         },
         balloon: spec.balloon,
         guest_agent: spec.guest_agent,
+        cloud_init: spec.cloud_init.as_ref().map(CloudInitRecord::from),
         power: Power::Off,
         created_at: OffsetDateTime::now_utc(),
         started_at: None,
@@ -77,6 +80,9 @@ pub fn record(spec: &api::VmSpec, volumes: &Volumes) -> Result<VmRecord, Cause> 
         resources: ResourcesRecord::default(),
     };
     let vm = VmRecord { resources: resources::record(&spec.resources, &vm)?, ..vm };
+    if let Some(cloud_init) = &vm.cloud_init {
+        cloud_init::check(cloud_init, &vm)?;
+    }
     // What a start would refuse is better refused now.
     monitor(&vm, volumes)?;
     Ok(vm)

@@ -13,6 +13,7 @@
 mod actor;
 mod cgroup;
 pub mod clone;
+pub mod cloud_init;
 pub mod config;
 pub mod console;
 mod delete;

@@ -12,7 +12,7 @@ use super::super::delete::{self, DeleteError};
 use super::super::ending::Ending;
 use super::super::monitor::{CallError, Happened, Monitor};
 use super::super::process::{self, RunFiles};
-use super::super::{Live, config};
+use super::super::{Live, cloud_init, config};
 use super::limits;
 use super::{ANSWER, Actor, END, Input, Machine, START, STORE_AGAIN, Step, Stopping};
 use crate::records::{
@@ -130,7 +130,8 @@ impl Actor {
         let (surroundings, record) = (self.surroundings.clone(), self.vm.record.clone());
         let limit = self.start_limit();
         let spawned = tokio::task::spawn_blocking(move || {
-            let config = config::monitor(&record, &surroundings.volumes)?;
+            let mut config = config::monitor(&record, &surroundings.volumes)?;
+            cloud_init::attach(&surroundings, &record, &mut config)?;
             let saved = record.saved.as_ref().filter(|saved| saved.phase == SavedPhase::Saved);
             let saved = saved.map(|saved| surroundings.volumes.find(&saved.file)).transpose()?;
             limits::admit(&surroundings, &record, &record.resources.cpu)?;
