@@ -91,6 +91,8 @@ pub enum Operation {
     Delete,
     /// Changes how much of the host it may have.
     SetResources,
+    /// Has its meter begin anew.
+    ResetUsage,
     /// Makes another one like it.
     Clone,
 }
@@ -104,6 +106,7 @@ impl std::fmt::Display for Operation {
             Operation::Pause => "pause",
             Operation::Resume => "resume",
             Operation::Delete => "delete",
+            Operation::ResetUsage => "reset-usage",
             Operation::SetResources => "set-resources",
             Operation::Clone => "clone",
         })

@@ -1,7 +1,7 @@
 //! A `maru-vmm` for tests, without a VM: it takes the monitor's options and speaks the control protocol.
 //!
 //! Words of the kernel's command line say what it does: `fake=fail` ends at once with an error; `fake=deaf` does not react to the power
-//! button; `fake=stubborn` answers neither that nor a request to stop.
+//! button; `fake=stubborn` answers neither that nor a request to stop. A limit of 13 operations is refused; with one of 14, there is no space.
 
 use std::fs;
 use std::process::exit;
@@ -9,13 +9,16 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
 use serde_json::Value;
-use vmm::config::VmConfig;
-use vmm::control::{Connection, Event, EventKind, Failure, Listener, Message, Reply, Request, RunStatus, Status};
+use vmm::config::{DiskConfig, VmConfig};
+use vmm::control::{Connection, DeviceStatus, Event, EventKind, Failure, Listener, Message, Reply, Request, RunStatus, Status};
 
 struct Machine {
     config: VmConfig,
     paused: bool,
     sequence: u64,
+    /// How often it was looked at: each time, its disks have done one write more.
+    looks: u64,
+    short_of_space: Option<String>,
     subscribers: Vec<Arc<Connection>>,
 }
 
@@ -32,7 +35,14 @@ fn main() {
         exit(1);
     }
     let listener = Listener::bind(value("--control").as_ref()).expect("the control socket");
-    let machine = Arc::new(Mutex::new(Machine { config, paused: false, sequence: 0, subscribers: Vec::new() }));
+    let machine = Arc::new(Mutex::new(Machine {
+        config,
+        paused: false,
+        sequence: 0,
+        looks: 0,
+        short_of_space: None,
+        subscribers: Vec::new(),
+    }));
     loop {
         let client = Arc::new(listener.accept().expect("a client"));
         let machine = machine.clone();
@@ -52,12 +62,16 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
         // A client that has gone needs no answer.
         let reply = |value: Value| drop(client.send(&Message::Reply(Reply::Ok(value)), &[]));
         match request {
-            Request::Status => reply(serde_json::to_value(machine.status()).expect("plain")),
+            Request::Status => {
+                machine.looks += 1;
+                reply(serde_json::to_value(machine.status()).expect("plain"));
+            }
             Request::Subscribe => {
                 machine.subscribers.push(client.clone());
                 reply(Value::Null);
             }
             Request::Pause | Request::Resume => {
+                machine.short_of_space = None;
                 machine.paused = request == Request::Pause;
                 let event = if machine.paused { EventKind::Paused } else { EventKind::Running };
                 machine.tell(event);
@@ -70,6 +84,7 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
             Request::PowerButton => {
                 reply(Value::Null);
                 if !deaf {
+                    machine.last_words();
                     machine.tell(EventKind::Ended { reason: "the guest powered off".into() });
                     exit(0);
                 }
@@ -77,12 +92,20 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
             Request::Stop if stubborn => {}
             Request::Stop => {
                 reply(Value::Null);
+                machine.last_words();
                 machine.tell(EventKind::Ended { reason: "stopped on request".into() });
                 exit(0);
             }
             Request::SetDiskLimits { limits, .. } if limits.iops.is_some_and(|rate| rate.per_second.get() == 13) => {
                 let failure = Failure { message: "that brings bad luck".into() };
                 let _ = client.send(&Message::Reply(Reply::Error(failure)), &[]);
+            }
+            Request::SetDiskLimits { id, limits } if limits.iops.is_some_and(|rate| rate.per_second.get() == 14) => {
+                reply(Value::Null);
+                machine.paused = true;
+                machine.short_of_space = Some(id.clone());
+                machine.tell(EventKind::Paused);
+                machine.tell(EventKind::DiskFailed { id, reason: "no space is left".into() });
             }
             Request::SetDiskLimits { id, limits } => {
                 machine.config.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.limits = limits);
@@ -109,8 +132,28 @@ impl Machine {
             hotplug_memory: 0,
             balloon: 0,
             confined: false,
-            devices: Vec::new(),
+            short_of_space: self.short_of_space.clone(),
+            devices: self.devices(),
         }
+    }
+
+    fn devices(&self) -> Vec<DeviceStatus> {
+        let counters = [("writes", self.looks), ("written-bytes", 4096 * self.looks)].map(|(name, value)| (name.into(), value));
+        let device = |disk: &DiskConfig| DeviceStatus {
+            id: disk.id.clone(),
+            kind: "disk".into(),
+            slot: 1,
+            files: vec![disk.path.clone()],
+            counters: counters.clone().into(),
+        };
+        self.config.disks.iter().map(device).collect()
+    }
+
+    /// A hundred more writes, and that was all.
+    fn last_words(&mut self) {
+        self.looks += 100;
+        let devices = self.devices();
+        self.tell(EventKind::FinalCounters { devices });
     }
 
     fn tell(&mut self, kind: EventKind) {

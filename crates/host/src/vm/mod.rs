@@ -17,6 +17,7 @@ pub mod config;
 mod delete;
 mod ending;
 mod ledger;
+pub mod meter;
 mod monitor;
 mod process;
 pub mod resources;
@@ -47,6 +48,8 @@ pub struct Surroundings {
     pub cgroups: Cgroups,
     /// What running VMs have of the host.
     pub ledger: Ledger,
+    /// What each has used.
+    pub meters: meter::Meters,
     /// Where their files are.
     pub volumes: Volumes,
     /// Whether monitors are left unconfined. For finding errors only.

@@ -62,6 +62,7 @@ impl Actor {
             OperationRecord::Pause => self.simple(&Request::Pause, EventKind::VmPaused, "it is paused").await,
             OperationRecord::Resume => self.simple(&Request::Resume, EventKind::VmResumed, "it goes on").await,
             OperationRecord::Delete { disks } => return self.delete(&task, *disks).await,
+            OperationRecord::ResetUsage => return self.reset_usage(id).await,
             OperationRecord::SetResources { change, replace } => return self.set_resources(id, change, *replace).await,
             OperationRecord::Clone(wanted) => self.clone(&task, wanted.clone()),
         };
@@ -139,6 +140,7 @@ impl Actor {
             Ok(_) => {
                 let text = format!("it runs, as process {}", monitor.pid());
                 self.machine = Some(Machine { monitor, paused: false, told_end: None });
+                self.meter_run().await;
                 Ok(Went::Done(Some(self.event(EventKind::VmStarted, text))))
             }
             Err(error) => {
@@ -161,6 +163,7 @@ impl Actor {
         };
         machine.monitor.call::<Value>(request, ANSWER).await.map_err(|error| refused(&error))?;
         machine.paused = *request == Request::Pause;
+        self.room = None;
         Ok(Went::Done(Some(event)))
     }
 
