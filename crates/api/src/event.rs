@@ -58,6 +58,10 @@ pub enum EventKind {
     VolumeAlarm,
     /// It has more space again.
     VolumeRecovered,
+    /// It was saved, and does not run.
+    VmSaved,
+    /// What it was saved to was dropped.
+    VmSavedDiscarded,
     /// A task failed.
     TaskFailed,
     /// A task was cancelled.

@@ -89,6 +89,10 @@ pub enum Operation {
     Resume,
     /// Deletes it.
     Delete,
+    /// Saves it, memory and all, and ends it.
+    Save,
+    /// Drops what it was saved to.
+    DiscardSaved,
     /// Changes how much of the host it may have.
     SetResources,
     /// Has its meter begin anew.
@@ -107,6 +111,8 @@ impl std::fmt::Display for Operation {
             Operation::Resume => "resume",
             Operation::Delete => "delete",
             Operation::ResetUsage => "reset-usage",
+            Operation::Save => "save",
+            Operation::DiscardSaved => "discard-saved",
             Operation::SetResources => "set-resources",
             Operation::Clone => "clone",
         })

@@ -27,7 +27,10 @@ pub use resources::{CpuRecord, DiskLimitsRecord, NetLimitsRecord, RateRecord, Re
 pub use task::{Cause, CloneRecord, DeleteDisks, LogRecord, OperationRecord, ProgressRecord, TaskRecord, TaskStateRecord};
 pub use token::{OnceRecord, RoleRecord, TokenRecord};
 pub use usage::{SeenRecord, UsageRecord, UsedRecord};
-pub use vm::{BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, Power, VmRecord};
+pub use vm::{
+    BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, Power, SavedPhase, SavedRecord,
+    VmRecord,
+};
 pub use volume::{LevelRecord, PlaceRecord, VolumeRecord};
 
 use serde::{Deserialize, Serialize};

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::RawFd;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -101,13 +102,23 @@ impl Monitor {
 
     /// Sends a request and waits for the answer. Events that come before it are kept.
     pub async fn call<T: DeserializeOwned>(&mut self, request: &Request, limit: Duration) -> Result<T, CallError> {
+        self.call_with(request, &[], limit).await
+    }
+
+    /// The same with files. A monitor that tells of its progress has `limit` from there on.
+    pub async fn call_with<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        files: &[RawFd],
+        limit: Duration,
+    ) -> Result<T, CallError> {
         let connection = self.connection.as_ref().ok_or(CallError::Gone)?;
-        match connection.get_ref().send(request, &[]) {
+        match connection.get_ref().send(request, files) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(CallError::Silent(Duration::ZERO)),
             Err(_) => return Err(CallError::Gone),
             Ok(()) => {}
         }
-        let deadline = Instant::now() + limit;
+        let mut deadline = Instant::now() + limit;
         loop {
             let Ok(message) = timeout_at(deadline, self.receive()).await else {
                 self.owed += 1;
@@ -115,7 +126,7 @@ impl Monitor {
             };
             match message {
                 Some(Message::Event(event)) => self.events.push_back(event.kind),
-                Some(Message::Reply(Reply::Progress { .. })) => {}
+                Some(Message::Reply(Reply::Progress { .. })) => deadline = Instant::now() + limit,
                 Some(Message::Reply(_)) if self.owed > 0 => self.owed -= 1,
                 Some(Message::Reply(Reply::Error(failure))) => return Err(CallError::Refused(failure.message)),
                 Some(Message::Reply(Reply::Ok(value))) => {

@@ -89,6 +89,8 @@ pub fn router(app: App) -> Router {
         .route("/vms/{vm}/reset", post(vms::reset))
         .route("/vms/{vm}/pause", post(vms::pause))
         .route("/vms/{vm}/resume", post(vms::resume))
+        .route("/vms/{vm}/save", post(vms::save))
+        .route("/vms/{vm}/discard-saved", post(vms::discard_saved))
         .route("/vms/{vm}/resources", get(resources::show).put(resources::replace).patch(resources::change))
         .route("/vms/{vm}/clone", post(clone::clone))
         .route("/vms/{vm}/usage", get(usage::show))
@@ -127,6 +129,7 @@ pub fn router(app: App) -> Router {
         volumes::list, volumes::create, volumes::show, volumes::change, volumes::delete,
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
         resources::show, resources::replace, resources::change, usage::show, usage::list, usage::reset,
+        vms::save, vms::discard_saved,
         clone::clone,
         metrics::show,
         tasks::list, tasks::show, tasks::cancel,

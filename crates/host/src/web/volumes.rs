@@ -217,7 +217,8 @@ fn forget(state: &State, surroundings: &Surroundings, name: &str) -> Result<(), 
         for vm in state.all::<VmRecord>()?.into_iter().map(|stored| stored.record) {
             let boot = [Some(&vm.boot.kernel), vm.boot.initrd.as_ref()].into_iter().flatten();
             let uses = |file: &FileRef| file.volume == name;
-            if boot.chain(vm.disks.iter().map(|disk| &disk.file)).any(uses) {
+            let saved = vm.saved.iter().map(|saved| &saved.file);
+            if boot.chain(vm.disks.iter().map(|disk| &disk.file)).chain(saved).any(uses) {
                 let message = format!("the VM '{}' has files in the volume '{name}'", vm.name);
                 return Err(Refusal::conflict("volume-in-use", message, "delete that VM first, or give it other files"));
             }
@@ -225,7 +226,7 @@ fn forget(state: &State, surroundings: &Surroundings, name: &str) -> Result<(), 
         // A VM that is created meanwhile finds out when it is started, at the latest.
         let transaction = Transaction::new().if_still(name, &stored).forget::<VolumeRecord>(name);
         if let Outcome::Committed(_) = state.commit(&transaction)? {
-            surroundings.volumes.remove(name);
+            surroundings.volumes.give_up(name);
             return Ok(());
         }
     }

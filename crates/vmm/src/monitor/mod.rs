@@ -96,6 +96,7 @@ pub struct Monitor {
     ending: Option<Ending>,
     /// The disk for whose space the VM was paused, until someone resumes or pauses it.
     short_of_space: Option<String>,
+    held: bool,
 }
 
 impl Monitor {
@@ -119,6 +120,7 @@ impl Monitor {
             confined,
             ending: None,
             short_of_space: None,
+            held: false,
         })
     }
 
@@ -141,10 +143,17 @@ impl Monitor {
         Ok(())
     }
 
+    /// The guest does not run until a client asks for it.
+    pub fn hold(&mut self) {
+        self.held = true;
+    }
+
     /// Lets the guest run until the VM ends.
     pub fn run(mut self) -> io::Result<Ending> {
-        self.machine.resume();
-        self.publish(EventKind::Running);
+        if !self.held {
+            self.machine.resume();
+            self.publish(EventKind::Running);
+        }
         let mut ready = [EpollEvent::default(); 16];
         let ending = loop {
             if let Some(ending) = self.ending.take() {
