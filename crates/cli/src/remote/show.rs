@@ -86,6 +86,12 @@ pub fn spec_fields(spec: &VmSpec) -> Vec<(&'static str, String)> {
         fields.push(("network card", format!("{}: {}, {mac}", net.id.as_deref().unwrap_or("?"), net.tap)));
     }
     fields.extend(resource_fields(&spec.resources));
+    if let Some(told) = &spec.cloud_init {
+        let names = told.host_name.iter().chain(&told.user).cloned();
+        let keys = (!told.ssh_keys.is_empty()).then(|| format!("{} SSH keys", told.ssh_keys.len()));
+        let nets = told.nets.iter().map(|net| format!("{}: {}", net.id, net.addresses.join(" ")));
+        fields.push(("cloud-init", names.chain(keys).chain(nets).collect::<Vec<_>>().join(", ")));
+    }
     fields
 }
 
@@ -114,12 +120,6 @@ fn resource_fields(resources: &Resources) -> Vec<(&'static str, String)> {
     for (id, limits) in &resources.nets {
         let rates = [rate("receive", limits.receive, size), rate("transmit", limits.transmit, size)];
         fields.push(("limits", format!("{id}: {}", rates.into_iter().flatten().collect::<Vec<_>>().join(", "))));
-    }
-    if let Some(told) = &spec.cloud_init {
-        let names = told.host_name.iter().chain(&told.user).cloned();
-        let keys = (!told.ssh_keys.is_empty()).then(|| format!("{} SSH keys", told.ssh_keys.len()));
-        let nets = told.nets.iter().map(|net| format!("{}: {}", net.id, net.addresses.join(" ")));
-        fields.push(("cloud-init", names.chain(keys).chain(nets).collect::<Vec<_>>().join(", ")));
     }
     fields
 }

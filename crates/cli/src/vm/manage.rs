@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::cloud_init::CloudInitArgs;
 use super::console::{self, ConsoleArgs};
 use super::limit::{self, LimitArgs, Limits};
+use super::usage::{self, UsageArgs};
 use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 use crate::output::Output;
 use crate::remote::{
@@ -48,6 +49,8 @@ pub enum ManageCommand {
     Delete(DeleteArgs),
     /// Change how much of the host a VM may have
     Limit(Box<LimitArgs>),
+    /// Show what VMs have used, or have a meter begin anew
+    Usage(UsageArgs),
     /// Make another VM like one that is off
     Clone(CloneArgs),
 }
@@ -208,6 +211,7 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
             operate(Method::POST, &vm, &format!("/stop?grace={grace}"), &task)
         }
         ManageCommand::Limit(args) => limit::run(&args),
+        ManageCommand::Usage(args) => usage::run(&args),
         ManageCommand::Clone(args) => super::clone::run(args),
         ManageCommand::Delete(DeleteArgs { vm, disks, task }) => {
             let what = match disks {

@@ -8,6 +8,7 @@ pub mod control;
 mod limit;
 pub mod manage;
 pub mod run;
+mod usage;
 
 use clap::Subcommand;
 

@@ -158,7 +158,8 @@ pub fn monitor(vm: &VmRecord, volumes: &Volumes) -> Result<VmConfig, Cause> {
     Ok(config)
 }
 
-fn monitor_disk(disk: &DiskRecord, resources: &ResourcesRecord, volumes: &Volumes) -> Result<DiskConfig, Cause> {
+/// What the monitor of a VM is told of a disk.
+pub fn monitor_disk(disk: &DiskRecord, resources: &ResourcesRecord, volumes: &Volumes) -> Result<DiskConfig, Cause> {
     Ok(DiskConfig {
         id: disk.id.clone(),
         path: volumes.find(&disk.file)?,

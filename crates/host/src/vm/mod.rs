@@ -20,6 +20,7 @@ mod delete;
 mod ending;
 pub mod guest;
 mod ledger;
+pub mod meter;
 mod monitor;
 mod process;
 pub mod resources;
@@ -50,6 +51,8 @@ pub struct Surroundings {
     pub cgroups: Cgroups,
     /// What running VMs have of the host.
     pub ledger: Ledger,
+    /// What each has used.
+    pub meters: meter::Meters,
     /// Where their files are.
     pub volumes: Volumes,
     /// Whether monitors are left unconfined. For finding errors only.

@@ -97,6 +97,8 @@ pub struct Monitor {
     agent: Option<(Attachment, InputPump)>,
     confined: bool,
     ending: Option<Ending>,
+    /// The disk for whose space the VM was paused, until someone resumes or pauses it.
+    short_of_space: Option<String>,
     held: bool,
 }
 
@@ -121,6 +123,7 @@ impl Monitor {
             agent: None,
             confined,
             ending: None,
+            short_of_space: None,
             held: false,
         })
     }
@@ -186,6 +189,8 @@ impl Monitor {
             }
         };
         self.machine.stop();
+        let devices = self.status().devices;
+        self.publish(EventKind::FinalCounters { devices });
         self.publish(EventKind::Ended { reason: ending.to_string() });
         for (attachment, _) in self.consoles.drain(..) {
             attachment.finish(LAST_WORDS);
@@ -234,6 +239,7 @@ impl Monitor {
                 MachineEvent::DiskFailed { id, reason, pause } => {
                     if pause && self.machine.run_state() == RunState::Running {
                         self.machine.pause();
+                        self.short_of_space = Some(id.clone());
                         self.publish(EventKind::Paused);
                     }
                     self.publish(EventKind::DiskFailed { id, reason });
@@ -252,6 +258,7 @@ impl Monitor {
             Ok(()) => {
                 // A guest writes the reset register until it is gone: it is one reset, not one more for each write.
                 self.events.forget(|event| *event == MachineEvent::Reset);
+                self.short_of_space = None;
                 self.machine.resume();
                 self.publish(EventKind::Reset);
             }
