@@ -19,7 +19,7 @@ pub struct CloudInit {
     /// Keys with which the first user may log in: lines of an `authorized_keys`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ssh_keys: Vec<String>,
-    /// A password for the first user, as `mkpasswd` makes it. Never told again.
+    /// A password for the first user, who must be named, as `mkpasswd` makes it. Never told again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(write_only)]
     pub password_hash: Option<String>,

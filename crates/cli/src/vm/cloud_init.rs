@@ -24,8 +24,8 @@ pub struct CloudInitArgs {
     /// A file with public keys that may log in as the first user; may be given several times
     #[arg(long = "ssh-key", value_name = "FILE", conflicts_with = "user_data")]
     ssh_keys: Vec<PathBuf>,
-    /// A file with the hash of the first user's password, as `mkpasswd --method=sha-512` prints it
-    #[arg(long, value_name = "FILE", conflicts_with = "user_data")]
+    /// A file with the hash of the password of --user, as `mkpasswd --method=sha-512` prints it
+    #[arg(long, value_name = "FILE", conflicts_with = "user_data", requires = "user")]
     password_hash_file: Option<PathBuf>,
     /// Addresses of a network card, which uses DHCP otherwise; may be given several times
     #[arg(long = "address", value_name = FORM)]

@@ -59,6 +59,9 @@ pub fn check(wanted: &CloudInitRecord, vm: &VmRecord) -> Result<(), Cause> {
     if wanted.password_hash.as_ref().is_some_and(|hash| !is_line(hash) || !hash.starts_with('$') || hash.contains([' ', ':'])) {
         return Err(bad("the password's hash is none", "give what `mkpasswd --method=sha-512` prints, which begins with $6$"));
     }
+    if wanted.password_hash.is_some() && wanted.user.is_none() {
+        return Err(bad("there is a password and no user", "name the user whose password it is"));
+    }
     if let Some(data) = &wanted.user_data {
         if data.len() > MAX_USER_DATA {
             return Err(bad(format!("user data of {} bytes", data.len()), "give it 128 KiB at most"));

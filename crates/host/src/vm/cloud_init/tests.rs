@@ -61,7 +61,7 @@ fn another_vm_and_other_words_are_another_instance_and_a_start_is_not() {
 
 #[test]
 fn secrets_are_told_to_the_guest_and_to_nobody_else() {
-    for secret in [json!({"password_hash": "$6$secret"}), json!({"user_data": "#!/bin/sh\n# $6$secret"})] {
+    for secret in [json!({"user": "alice", "password_hash": "$6$secret"}), json!({"user_data": "#!/bin/sh\n# $6$secret"})] {
         let vm = vm(secret).unwrap();
         let told = serde_json::to_string(&vm.spec()).unwrap();
         assert!(!format!("{vm:?} {:?} {told}", vm.spec()).contains("secret"), "{vm:?}");
@@ -78,8 +78,9 @@ fn what_makes_no_sense_is_refused() {
         json!({"user": ""}),
         json!({"ssh_keys": ["no-key"]}),
         json!({"ssh_keys": ["ssh-rsa A\nssh-rsa B"]}),
-        json!({"password_hash": "plain"}),
-        json!({"password_hash": "$6$a:b"}),
+        json!({"user": "a", "password_hash": "plain"}),
+        json!({"user": "a", "password_hash": "$6$a:b"}),
+        json!({"password_hash": "$6$a"}),
         json!({"user_data": "x".repeat(MAX_USER_DATA + 1)}),
         json!({"user_data": "x", "user": "a"}),
         json!({"nets": [{"id": "net7"}]}),
