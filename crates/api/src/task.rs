@@ -91,6 +91,8 @@ pub enum Operation {
     Delete,
     /// Makes another one like it.
     Clone,
+    /// Changes what it is to be.
+    Edit,
 }
 
 impl std::fmt::Display for Operation {
@@ -103,6 +105,7 @@ impl std::fmt::Display for Operation {
             Operation::Resume => "resume",
             Operation::Delete => "delete",
             Operation::Clone => "clone",
+            Operation::Edit => "edit",
         })
     }
 }

@@ -1,7 +1,7 @@
 //! A `maru-vmm` for tests, without a VM: it takes the monitor's options and speaks the control protocol.
 //!
 //! Words of the kernel's command line say what it does: `fake=fail` ends at once with an error; `fake=deaf` does not react to the power
-//! button; `fake=stubborn` answers neither that nor a request to stop.
+//! button; `fake=stubborn` answers neither that nor a request to stop; `fake=keeps` gives no device back.
 
 use std::fs;
 use std::process::exit;
@@ -10,11 +10,13 @@ use std::thread;
 
 use serde_json::Value;
 use vmm::config::VmConfig;
-use vmm::control::{Connection, Event, EventKind, Listener, Message, Reply, Request, RunStatus, Status};
+use vmm::control::{Connection, Event, EventKind, Failure, Listener, Message, Reply, Request, RunStatus, Status};
 
 struct Machine {
     config: VmConfig,
     paused: bool,
+    hotplug_memory: u64,
+    balloon: u64,
     sequence: u64,
     subscribers: Vec<Arc<Connection>>,
 }
@@ -32,7 +34,14 @@ fn main() {
         exit(1);
     }
     let listener = Listener::bind(value("--control").as_ref()).expect("the control socket");
-    let machine = Arc::new(Mutex::new(Machine { config, paused: false, sequence: 0, subscribers: Vec::new() }));
+    let machine = Arc::new(Mutex::new(Machine {
+        config,
+        paused: false,
+        hotplug_memory: 0,
+        balloon: 0,
+        sequence: 0,
+        subscribers: Vec::new(),
+    }));
     loop {
         let client = Arc::new(listener.accept().expect("a client"));
         let machine = machine.clone();
@@ -45,7 +54,7 @@ fn lock(machine: &Mutex<Machine>) -> MutexGuard<'_, Machine> {
 }
 
 fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
-    while let Ok(Some((request, _))) = client.receive::<Request>() {
+    while let Ok(Some((request, fds))) = client.receive::<Request>() {
         let mut machine = lock(machine);
         let does = |word: &str| machine.config.boot.command_line.contains(word);
         let (deaf, stubborn) = (does("fake=deaf") || does("fake=stubborn"), does("fake=stubborn"));
@@ -80,6 +89,38 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
                 machine.tell(EventKind::Ended { reason: "stopped on request".into() });
                 exit(0);
             }
+            Request::Config => reply(serde_json::to_value(&machine.config).expect("plain")),
+            Request::AddDisk { disk, parents } => {
+                assert_eq!(fds.len(), parents.len() + 1);
+                machine.config.disks.push(disk);
+                reply(Value::Null);
+            }
+            Request::Remove { id } => {
+                reply(Value::Null);
+                if !does("fake=keeps") {
+                    machine.config.disks.retain(|disk| disk.id != id);
+                    machine.config.nets.retain(|net| net.id != id);
+                    machine.tell(EventKind::DeviceRemoved { id });
+                }
+            }
+            Request::SetCpus { count } => {
+                machine.config.cpus.count = count;
+                reply(Value::Null);
+            }
+            Request::SetHotplugMemory { bytes } => {
+                machine.hotplug_memory = bytes;
+                reply(Value::Null);
+            }
+            Request::SetBalloon { bytes } => {
+                machine.balloon = bytes;
+                reply(Value::Null);
+            }
+            Request::SetLink { .. } => reply(Value::Null),
+            Request::ResizeDisk { bytes: 0..1000, .. } => {
+                let failure = Failure { message: "it cannot shrink; ask for more".into() };
+                drop(client.send(&Message::Reply(Reply::Error(failure)), &[]));
+            }
+            Request::ResizeDisk { .. } => reply(Value::Null),
             other => panic!("{other:?}"),
         }
     }
@@ -93,8 +134,8 @@ impl Machine {
             state: if self.paused { RunStatus::Paused } else { RunStatus::Running },
             cpus: self.config.cpus.count,
             memory: self.config.memory.size,
-            hotplug_memory: 0,
-            balloon: 0,
+            hotplug_memory: self.hotplug_memory,
+            balloon: self.balloon,
             confined: false,
             devices: Vec::new(),
         }

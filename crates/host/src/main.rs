@@ -3,7 +3,7 @@
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -101,7 +101,7 @@ fn surroundings(options: &Options) -> anyhow::Result<Surroundings> {
         tracing::warn!("{reason}");
     }
     let run_directory = std::path::absolute(&options.run)?;
-    Ok(Surroundings { monitor, run_directory, cgroups, volumes, unconfined: options.unconfined })
+    Ok(Surroundings { monitor, run_directory, cgroups, volumes, files: Mutex::default(), unconfined: options.unconfined })
 }
 
 /// Backs the store up and forgets what is old, for ever.

@@ -3,6 +3,7 @@
 
 pub mod clone;
 pub mod control;
+pub mod edit;
 pub mod manage;
 pub mod run;
 

@@ -91,6 +91,11 @@ pub enum OperationRecord {
     },
     /// Makes another VM like it.
     Clone(CloneRecord),
+    /// Changes what it is to be.
+    Edit {
+        /// A merge patch (RFC 7396) of its specification.
+        patch: serde_json::Value,
+    },
 }
 
 /// A VM to make like another one.
@@ -107,7 +112,7 @@ pub struct CloneRecord {
 impl OperationRecord {
     /// Whether it is long work, which goes on beside the VM's owner and ends when someone wants that.
     pub fn is_long(&self) -> bool {
-        matches!(self, OperationRecord::Clone(_))
+        matches!(self, OperationRecord::Clone(_) | OperationRecord::Edit { .. })
     }
 
     /// The VM that it makes.
@@ -224,6 +229,7 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::Resume => api::Operation::Resume,
             OperationRecord::Delete { .. } => api::Operation::Delete,
             OperationRecord::Clone(_) => api::Operation::Clone,
+            OperationRecord::Edit { .. } => api::Operation::Edit,
         }
     }
 }

@@ -15,7 +15,10 @@ mod cgroup;
 pub mod clone;
 pub mod config;
 mod delete;
+pub mod disks;
+pub mod edit;
 mod ending;
+mod live;
 mod monitor;
 mod process;
 pub mod staging;
@@ -27,6 +30,7 @@ pub use delete::refuse_task;
 pub use process::{find, list};
 
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
@@ -44,8 +48,17 @@ pub struct Surroundings {
     pub cgroups: Cgroups,
     /// Where their files are.
     pub volumes: Volumes,
+    /// Held while it is decided whose a file is, and stored.
+    pub files: Mutex<()>,
     /// Whether monitors are left unconfined. For finding errors only.
     pub unconfined: bool,
+}
+
+impl Surroundings {
+    /// Whose a file is does not change while this is held.
+    pub fn hold_files(&self) -> MutexGuard<'_, ()> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Removes what an earlier VM with this id left, which does not run.

@@ -20,6 +20,7 @@
 //! Each answer from 400 on has an [`api::Error`] as its body.
 
 mod clone;
+mod edit;
 mod error;
 mod events;
 mod extract;
@@ -66,7 +67,7 @@ pub fn router(app: App) -> Router {
         .route("/host", get(host::show))
         .route("/volumes", get(host::volumes))
         .route("/vms", get(vms::list).post(vms::create))
-        .route("/vms/{vm}", get(vms::show).delete(vms::delete))
+        .route("/vms/{vm}", get(vms::show).patch(edit::edit).delete(vms::delete))
         .route("/vms/{vm}/start", post(vms::start))
         .route("/vms/{vm}/stop", post(vms::stop))
         .route("/vms/{vm}/reset", post(vms::reset))
@@ -103,7 +104,7 @@ pub fn router(app: App) -> Router {
     paths(
         host::show, host::volumes,
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
-        clone::clone,
+        clone::clone, edit::edit,
         tasks::list, tasks::show, tasks::cancel,
         events::list, events::stream,
         tokens::list, tokens::create, tokens::delete,

@@ -23,7 +23,7 @@ use crate::state::State;
 const STILL_ASKED: &str = "cancelled: the VM is not ended by force; the guest was asked to shut down, and may still do it";
 
 /// How a task went on.
-enum Went {
+pub(super) enum Went {
     /// It is over.
     Done(Option<EventRecord>),
     /// It waits.
@@ -62,6 +62,7 @@ impl Actor {
             OperationRecord::Resume => self.simple(&Request::Resume, EventKind::VmResumed, "it goes on").await,
             OperationRecord::Delete { disks } => return self.delete(&task, *disks).await,
             OperationRecord::Clone(wanted) => self.clone(&task, wanted.clone()),
+            OperationRecord::Edit { patch } => Ok(self.edit(&task, patch.clone())),
         };
         match went {
             Ok(Went::Waits) => {}
@@ -109,6 +110,7 @@ impl Actor {
                 Err(Cause::new("vm-paused", "the VM is paused", "resume it"))
             } else if self.vm.record.started_at.is_none_or(|at| self.vm.record.last_end.as_ref().is_some_and(|end| end.at > at)) {
                 // An earlier marud got as far as this.
+                self.settle().await;
                 Ok(Went::Done(Some(self.event(EventKind::VmStarted, "it runs"))))
             } else {
                 Ok(Went::Done(None))
@@ -135,6 +137,7 @@ impl Actor {
             Ok(_) => {
                 let text = format!("it runs, as process {}", monitor.pid());
                 self.machine = Some(Machine { monitor, paused: false, told_end: None });
+                self.settle().await;
                 Ok(Went::Done(Some(self.event(EventKind::VmStarted, text))))
             }
             Err(error) => {
