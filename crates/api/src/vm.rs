@@ -42,6 +42,9 @@ pub struct VmSpec {
     /// Memory that the balloon takes from the guest.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub balloon_bytes: u64,
+    /// How much of the host it may have.
+    #[serde(default, skip_serializing_if = "crate::Resources::is_default")]
+    pub resources: crate::Resources,
 }
 
 fn is_zero(number: &u64) -> bool {

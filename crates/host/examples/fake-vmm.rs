@@ -121,6 +121,18 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
                 drop(client.send(&Message::Reply(Reply::Error(failure)), &[]));
             }
             Request::ResizeDisk { .. } => reply(Value::Null),
+            Request::SetDiskLimits { limits, .. } if limits.iops.is_some_and(|rate| rate.per_second.get() == 13) => {
+                let failure = Failure { message: "that brings bad luck".into() };
+                let _ = client.send(&Message::Reply(Reply::Error(failure)), &[]);
+            }
+            Request::SetDiskLimits { id, limits } => {
+                machine.config.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.limits = limits);
+                reply(Value::Null);
+            }
+            Request::SetNetLimits { id, limits } => {
+                machine.config.nets.iter_mut().filter(|net| net.id == id).for_each(|net| net.limits = limits);
+                reply(Value::Null);
+            }
             other => panic!("{other:?}"),
         }
     }

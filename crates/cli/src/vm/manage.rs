@@ -3,6 +3,7 @@
 use api::client::Method;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::limit::{self, LimitArgs, Limits};
 use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 use crate::output::Output;
 use crate::remote::{Connect, RemoteError, TaskArgs, fields, finish, show_one, shown_size, shown_time, spec_fields, table};
@@ -38,6 +39,8 @@ pub enum ManageCommand {
     Delete(DeleteArgs),
     /// Change a VM, also while it runs
     Edit(Box<EditArgs>),
+    /// Change how much of the host a VM may have
+    Limit(Box<LimitArgs>),
     /// Make another VM like one that is off
     Clone(CloneArgs),
 }
@@ -122,6 +125,8 @@ pub struct CreateArgs {
     #[arg(long)]
     balloon: bool,
     #[command(flatten)]
+    limits: Limits,
+    #[command(flatten)]
     show: ShowArgs,
 }
 
@@ -188,6 +193,7 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
             operate(Method::POST, &vm, &format!("/stop?grace={grace}"), &task)
         }
         ManageCommand::Edit(args) => super::edit::run(*args),
+        ManageCommand::Limit(args) => limit::run(&args),
         ManageCommand::Clone(args) => super::clone::run(args),
         ManageCommand::Delete(DeleteArgs { vm, disks, task }) => {
             let what = match disks {
@@ -243,6 +249,7 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
         console: api::Console::default(),
         balloon: args.balloon,
         balloon_bytes: 0,
+        resources: args.limits.resources(),
     };
     let vm: api::Vm = args.show.connect.client()?.call(Method::POST, "/vms", Some(&spec))?;
     show_one(args.show.output, &vm, || format!("{}: created, {}\n", vm.spec.name, vm.id))

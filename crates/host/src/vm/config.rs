@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 use time::OffsetDateTime;
 use uuid::Uuid;
 use vmm::config::{
-    BootConfig, ConsoleConfig, DiskConfig, DiskFormat, DiskLimits, MacAddress, NetBackend, NetConfig, OnReset, VmConfig, check_id,
+    BootConfig, ConsoleConfig, DiskConfig, DiskFormat, MacAddress, NetBackend, NetConfig, OnReset, VmConfig, check_id,
 };
 use vmm::cpu::CpuConfig;
 use vmm::launch::command_line;
 use vmm::memory::MemoryConfig;
 
-use crate::records::{BootRecord, Cause, ConsoleRecord, DiskRecord, FileRef, FormatRecord, NetRecord, Power, VmRecord};
+use super::resources;
+use crate::records::{
+    BootRecord, Cause, ConsoleRecord, DiskRecord, FileRef, FormatRecord, NetRecord, Power, ResourcesRecord, VmRecord,
+};
 use crate::volumes::Volumes;
 
 const MIB: u64 = 1 << 20;
@@ -124,7 +127,9 @@ fn wanted(id: Uuid, old: Option<&VmRecord>, spec: &api::VmSpec, volumes: &Volume
         created_at: old.map_or_else(OffsetDateTime::now_utc, |old| old.created_at),
         started_at: old.and_then(|old| old.started_at),
         last_end: old.and_then(|old| old.last_end.clone()),
+        resources: ResourcesRecord::default(),
     };
+    let vm = VmRecord { resources: resources::record(&spec.resources, &vm)?, ..vm };
     // What a start would refuse is better refused now.
     let new = |file: &FileRef| make.iter().any(|new| new.file == *file);
     monitor_with(&vm, volumes, &|file| if new(file) { volumes.place(file) } else { volumes.find(file) })?;
@@ -247,8 +252,12 @@ fn monitor_with(vm: &VmRecord, volumes: &Volumes, find: &dyn Fn(&FileRef) -> Res
             initrd: vm.boot.initrd.as_ref().map(|initrd| volumes.find(initrd)).transpose()?,
             command_line: command_line(&vm.boot.command_line, console),
         },
-        disks: vm.disks.iter().map(|disk| Ok(monitor_disk(disk, find(&disk.file)?))).collect::<Result<_, Cause>>()?,
-        nets: vm.nets.iter().map(monitor_net).collect::<Result<_, _>>()?,
+        disks: vm
+            .disks
+            .iter()
+            .map(|disk| Ok(monitor_disk(disk, &vm.resources, find(&disk.file)?)))
+            .collect::<Result<_, Cause>>()?,
+        nets: vm.nets.iter().map(|net| monitor_net(net, &vm.resources)).collect::<Result<_, _>>()?,
         console,
         rng: true,
         balloon: vm.balloon,
@@ -260,7 +269,7 @@ fn monitor_with(vm: &VmRecord, volumes: &Volumes, find: &dyn Fn(&FileRef) -> Res
 }
 
 /// What a monitor is told of a disk whose file is there.
-pub fn monitor_disk(disk: &DiskRecord, path: PathBuf) -> DiskConfig {
+pub fn monitor_disk(disk: &DiskRecord, resources: &ResourcesRecord, path: PathBuf) -> DiskConfig {
     DiskConfig {
         id: disk.id.clone(),
         path,
@@ -275,14 +284,15 @@ pub fn monitor_disk(disk: &DiskRecord, path: PathBuf) -> DiskConfig {
         serial: None,
         slot: None,
         copy_on_read: false,
-        limits: DiskLimits::default(),
+        limits: resources::disk(resources, &disk.id),
     }
 }
 
 /// What a monitor is told of a network card.
-pub fn monitor_net(net: &NetRecord) -> Result<NetConfig, Cause> {
+pub fn monitor_net(net: &NetRecord, resources: &ResourcesRecord) -> Result<NetConfig, Cause> {
     let mac: MacAddress = net.mac.parse().map_err(|reason: String| bad(reason, "give it another address, or none"))?;
-    Ok(NetConfig { id: net.id.clone(), mac, queue_pairs: 1, mtu: None, backend: NetBackend::Tap(net.tap.clone()), slot: None })
+    let (backend, limits) = (NetBackend::Tap(net.tap.clone()), resources::net(resources, &net.id));
+    Ok(NetConfig { id: net.id.clone(), mac, queue_pairs: 1, mtu: None, backend, slot: None, limits })
 }
 
 #[cfg(test)]
@@ -352,6 +362,10 @@ mod tests {
             tap: tap.into(),
             disconnected: false,
         };
+        let weight = |cpu_weight| api::Resources { cpu_weight, ..api::Resources::default() };
+        assert_eq!(code(&|vm| vm.resources = weight(0)), "bad-resources");
+        assert_eq!(code(&|vm| vm.resources.cpu_reserve_percent = 101), "bad-resources", "more than its one vCPU");
+        assert_eq!(code(&|vm| vm.resources.disks = [("disk0".into(), api::DiskLimits::default())].into()), "bad-resources");
         assert_eq!(code(&|vm| vm.nets = vec![net(None, "../x")]), "bad-vm");
         assert_eq!(code(&|vm| vm.nets = vec![net(Some("53:54:00:00:00:00"), "tap0")]), "bad-vm");
     }

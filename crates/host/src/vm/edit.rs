@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::config::{self, Wanted};
 use super::staging::Staging;
 use super::work::{Progress, WorkError};
-use super::{Surroundings, clone, disks, live};
+use super::{Surroundings, clone, disks, live, resources};
 use crate::records::{Cause, DiskRecord, EventKind, EventRecord, NameRecord, NetRecord, VmRecord};
 use crate::state::{Records, State, StateError};
 use crate::volumes::Volumes;
@@ -31,25 +31,16 @@ pub fn patched(vm: &VmRecord, patch: &Value) -> Result<api::VmSpec, Cause> {
         return Err(refuse("the patch is no JSON object".into()));
     }
     let mut spec = serde_json::to_value(vm.spec()).map_err(|error| refuse(error.to_string()))?;
-    merge(&mut spec, patch);
-    serde_json::from_value(spec).map_err(|error| refuse(format!("the patch makes no VM: {error}")))
-}
-
-fn merge(target: &mut Value, patch: &Value) {
-    let Value::Object(changes) = patch else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = Value::Object(serde_json::Map::new());
+    resources::merge(&mut spec, patch);
+    let spec: Result<api::VmSpec, _> = serde_json::from_value(spec);
+    let mut spec = spec.map_err(|error| refuse(format!("the patch makes no VM: {error}")))?;
+    if patch.get("resources").is_none() {
+        // The limits of devices go with them.
+        let api::VmSpec { disks, nets, resources, .. } = &mut spec;
+        resources.disks.retain(|id, _| disks.iter().any(|disk| disk.id.as_ref() == Some(id)));
+        resources.nets.retain(|id, _| nets.iter().any(|net| net.id.as_ref() == Some(id)));
     }
-    let Value::Object(fields) = target else { return };
-    for (name, change) in changes {
-        match change {
-            Value::Null => drop(fields.remove(name)),
-            change => merge(fields.entry(name).or_insert(Value::Null), change),
-        }
-    }
+    Ok(spec)
 }
 
 /// The patch with all names written out: who does it again finds the same.
@@ -108,6 +99,18 @@ pub fn plan(old: &VmRecord, wanted: &Wanted) -> Result<Plan, Cause> {
     let max = |vm: &VmRecord| vm.max_memory_bytes.unwrap_or(vm.memory_bytes);
     if max(new) != max(old) {
         return refuse("the maximum of the memory".into());
+    }
+    let mut limits = new.told_resources();
+    let before = old.told_resources();
+    limits.disks.extend(
+        before.disks.iter().filter(|(id, _)| !new.disks.iter().any(|disk| disk.id == **id)).map(|(id, it)| (id.clone(), *it)),
+    );
+    limits.nets.extend(
+        before.nets.iter().filter(|(id, _)| !new.nets.iter().any(|net| net.id == **id)).map(|(id, it)| (id.clone(), *it)),
+    );
+    if limits != before {
+        let message = "how much of the host the VM may have is not changed with all else while it runs; nothing was changed";
+        return Err(Cause::new("vm-running", message, "change that by itself (maru vm limit)"));
     }
     let mut plan = Plan {
         cpus: (new.cpus != old.cpus).then_some(new.cpus),
@@ -195,7 +198,11 @@ pub fn edit(
         }
     };
     match control.zip(plan) {
-        Some((control, plan)) => live::apply(control, volumes, vm, &plan, progress)?,
+        Some((control, plan)) => {
+            // More memory must be there to be had.
+            surroundings.ledger.admit(&wanted.vm, &wanted.vm.resources.cpu)?;
+            live::apply(control, volumes, vm, &plan, progress).inspect_err(|_| surroundings.ledger.note(vm))?;
+        }
         None => grow(vm, &wanted, surroundings)?,
     }
     store(state, task, vm, &wanted)?;
@@ -239,30 +246,6 @@ fn store(state: &State, task: Uuid, old: &VmRecord, wanted: &Wanted) -> Result<(
         }
         if vm.name != stored.record.name && state.read::<NameRecord>(&vm.name)?.is_some() {
             return Err(clone::name_taken(&vm.name).into());
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn a_patch_is_merged_as_rfc_7396_says() {
-        for (target, patch, merged) in [
-            (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
-            (json!({"a": "b"}), json!({"b": "c"}), json!({"a": "b", "b": "c"})),
-            (json!({"a": "b", "b": "c"}), json!({"a": null}), json!({"b": "c"})),
-            (json!({"a": ["b"]}), json!({"a": "c"}), json!({"a": "c"})),
-            (json!({"a": {"b": "c"}}), json!({"a": {"b": "d", "c": null}}), json!({"a": {"b": "d"}})),
-            (json!({"a": [{"b": "c"}]}), json!({"a": [1]}), json!({"a": [1]})),
-            (json!({}), json!({"a": {"bb": {"ccc": null}}}), json!({"a": {"bb": {}}})),
-        ] {
-            let mut value = target.clone();
-            merge(&mut value, &patch);
-            assert_eq!(value, merged, "{target} with {patch}");
         }
     }
 }

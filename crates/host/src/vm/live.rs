@@ -16,7 +16,7 @@ use vmm::tap::open_tap;
 use super::config;
 use super::edit::Plan;
 use super::work::{Progress, WorkError};
-use crate::records::{Cause, DiskRecord, NetRecord, VmRecord};
+use crate::records::{Cause, DiskRecord, NetRecord, ResourcesRecord, VmRecord};
 use crate::volumes::Volumes;
 
 /// How long a guest has to give a device back.
@@ -123,7 +123,7 @@ impl Machine<'_> {
         let memory = plan.memory.map(|bytes| hotplug(&config, bytes)).transpose()?;
         // What cannot be opened is better known before anything is done.
         let disks = plan.disks.iter().map(|disk| self.open_disk(disk)).collect::<Result<Vec<_>, _>>()?;
-        let nets = plan.nets.iter().map(open_net).collect::<Result<Vec<_>, _>>()?;
+        let nets = plan.nets.iter().map(|net| open_net(net, &self.old.resources)).collect::<Result<Vec<_>, _>>()?;
         if !plan.removed.is_empty() && self.status()?.state == RunStatus::Paused {
             let message = "a guest that is paused cannot give devices back";
             return Err(Cause::new("vm-paused", message, "resume the VM first").into());
@@ -184,7 +184,7 @@ impl Machine<'_> {
     }
 
     fn open_disk(&self, disk: &DiskRecord) -> Result<(DiskConfig, Vec<(PathBuf, OwnedFd)>), WorkError> {
-        let config = config::monitor_disk(disk, self.volumes.find(&disk.file)?);
+        let config = config::monitor_disk(disk, &self.old.resources, self.volumes.find(&disk.file)?);
         let failed = |message: String| Cause::new("disk", message, "mend what it says, and try again");
         let files = Disk::open_files(&config.path, config.open_options()).map_err(|error| failed(vmm::error_chain(&error)))?;
         if files.len() > MAX_FDS {
@@ -220,7 +220,7 @@ impl Machine<'_> {
             return self.add_disk(config, &files);
         }
         if let Some(net) = self.old.nets.iter().find(|net| net.id == id) {
-            let (config, queues) = open_net(net)?;
+            let (config, queues) = open_net(net, &self.old.resources)?;
             return self.add_net(config, &queues);
         }
         Ok(())
@@ -237,8 +237,8 @@ fn hotplug(config: &VmConfig, bytes: u64) -> Result<u64, Cause> {
     Err(Cause::new("vm-running", message, "choose between these, or stop it first"))
 }
 
-fn open_net(net: &NetRecord) -> Result<(NetConfig, Vec<std::fs::File>), WorkError> {
-    let config = config::monitor_net(net)?;
+fn open_net(net: &NetRecord, resources: &ResourcesRecord) -> Result<(NetConfig, Vec<std::fs::File>), WorkError> {
+    let config = config::monitor_net(net, resources)?;
     let queues = match &config.backend {
         NetBackend::Tap(name) => open_tap(name, config.queue_pairs)
             .map_err(|error| Cause::new("tap", vmm::error_chain(&error), "mend what it says, and try again"))?,

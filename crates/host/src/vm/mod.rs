@@ -18,15 +18,18 @@ mod delete;
 pub mod disks;
 pub mod edit;
 mod ending;
+mod ledger;
 mod live;
 mod monitor;
 mod process;
+pub mod resources;
 pub mod staging;
 pub mod work;
 
 pub use actor::{Actor, Input};
 pub use cgroup::Cgroups;
 pub use delete::refuse_task;
+pub use ledger::{Capacity, Ledger};
 pub use process::{find, list};
 
 use std::path::PathBuf;
@@ -46,6 +49,8 @@ pub struct Surroundings {
     pub run_directory: PathBuf,
     /// Their control groups.
     pub cgroups: Cgroups,
+    /// What running VMs have of the host.
+    pub ledger: Ledger,
     /// Where their files are.
     pub volumes: Volumes,
     /// Held while it is decided whose a file is, and stored.
@@ -66,6 +71,8 @@ pub fn remove_traces(surroundings: &Surroundings, vm: Uuid) {
     if let Err(error) = surroundings.cgroups.remove(vm) {
         tracing::warn!(%vm, "its control group stays: {error}");
     }
+    surroundings.ledger.release(vm);
+    surroundings.ledger.share(&surroundings.cgroups);
     if let Err(error) = process::RunFiles::of(surroundings, vm).remove() {
         tracing::warn!(%vm, "its files of the run stay: {error}");
     }

@@ -27,13 +27,14 @@ mod extract;
 mod guard;
 mod host;
 mod once;
+mod resources;
 mod server;
 mod tasks;
 mod tokens;
 mod vms;
 
 pub use error::Refusal;
-pub use host::host_name;
+pub use host::{host_name, memory};
 pub use server::serve;
 
 use std::sync::Arc;
@@ -73,6 +74,7 @@ pub fn router(app: App) -> Router {
         .route("/vms/{vm}/reset", post(vms::reset))
         .route("/vms/{vm}/pause", post(vms::pause))
         .route("/vms/{vm}/resume", post(vms::resume))
+        .route("/vms/{vm}/resources", get(resources::show).put(resources::replace).patch(resources::change))
         .route("/vms/{vm}/clone", post(clone::clone))
         .route("/tasks", get(tasks::list))
         .route("/tasks/{task}", get(tasks::show))
@@ -105,6 +107,7 @@ pub fn router(app: App) -> Router {
         host::show, host::volumes,
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
         clone::clone, edit::edit,
+        resources::show, resources::replace, resources::change,
         tasks::list, tasks::show, tasks::cancel,
         events::list, events::stream,
         tokens::list, tokens::create, tokens::delete,

@@ -15,6 +15,7 @@
 //!   ([`OperationRecord::overtakes`]: stop, reset, pause, resume) is done meanwhile; everything else waits for the work's end.
 
 mod edit;
+mod limits;
 mod operations;
 mod work;
 
