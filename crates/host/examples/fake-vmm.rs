@@ -1,32 +1,39 @@
 //! A `maru-vmm` for tests, without a VM: it takes the monitor's options and speaks the control protocol.
 //!
 //! Words of the kernel's command line say what it does: `fake=fail` ends at once with an error; `fake=deaf` does not react to the power
-//! button; `fake=stubborn` answers neither that nor a request to stop; `fake=keeps` gives no device back.
+//! button; `fake=stubborn` answers neither that nor a request to stop; `fake=unsavable` cannot be saved;
+//! `fake=keeps` gives no device back.
+//!
+//! Its guest's memory is a number, which grows when the guest goes on after it was restored, and is then appended to the first disk: a guest
+//! that went on twice from one state has written the same number twice.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::process::exit;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 use vmm::config::VmConfig;
-use vmm::control::{Connection, Event, EventKind, Failure, Listener, Message, Reply, Request, RunStatus, Status};
+use vmm::control::{Connection, Event, EventKind, Failure, Listener, Message, Reply, Request, RunStatus, SavedReport, Status};
 
 struct Machine {
     config: VmConfig,
     paused: bool,
     hotplug_memory: u64,
     balloon: u64,
+    restored: bool,
+    memory: u64,
     sequence: u64,
     subscribers: Vec<Arc<Connection>>,
 }
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let value = |name: &str| {
-        let index = arguments.iter().position(|argument| argument == name).unwrap_or_else(|| panic!("no {name}"));
-        arguments[index + 1].clone()
-    };
+    let find = |name: &str| arguments.iter().position(|argument| argument == name);
+    let value = |name: &str| arguments[find(name).unwrap_or_else(|| panic!("no {name}")) + 1].clone();
     let json = fs::read(value("--config")).expect("the configuration");
     let config = VmConfig::from_json(&json).expect("a configuration");
     if config.boot.command_line.contains("fake=fail") {
@@ -34,19 +41,22 @@ fn main() {
         exit(1);
     }
     let listener = Listener::bind(value("--control").as_ref()).expect("the control socket");
-    let machine = Arc::new(Mutex::new(Machine {
-        config,
-        paused: false,
-        hotplug_memory: 0,
-        balloon: 0,
-        sequence: 0,
-        subscribers: Vec::new(),
-    }));
+    let restored = find("--restore").is_some();
+    let memory =
+        if restored { fs::read_to_string(value("--restore")).expect("a saved VM").parse().expect("all of it") } else { born() };
+    let paused = find("--paused").is_some();
+    let machine = Machine { config, paused, restored, memory, hotplug_memory: 0, balloon: 0, sequence: 0, subscribers: Vec::new() };
+    let machine = Arc::new(Mutex::new(machine));
     loop {
         let client = Arc::new(listener.accept().expect("a client"));
         let machine = machine.clone();
         thread::spawn(move || serve(&client, &machine));
     }
+}
+
+/// A number that no other guest begins with.
+fn born() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_nanos() as u64
 }
 
 fn lock(machine: &Mutex<Machine>) -> MutexGuard<'_, Machine> {
@@ -68,6 +78,9 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
             }
             Request::Pause | Request::Resume => {
                 machine.paused = request == Request::Pause;
+                if !machine.paused && std::mem::take(&mut machine.restored) {
+                    machine.go_on();
+                }
                 let event = if machine.paused { EventKind::Paused } else { EventKind::Running };
                 machine.tell(event);
                 reply(Value::Null);
@@ -82,6 +95,15 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
                     machine.tell(EventKind::Ended { reason: "the guest powered off".into() });
                     exit(0);
                 }
+            }
+            Request::Save if machine.config.boot.command_line.contains("fake=unsavable") => {
+                machine.paused = true;
+                let failure = Failure { message: "no space is left".into() };
+                drop(client.send(&Message::Reply(Reply::Error(failure)), &[]));
+            }
+            Request::Save => {
+                machine.paused = true;
+                reply(serde_json::to_value(machine.save(fds)).expect("plain"));
             }
             Request::Stop if stubborn => {}
             Request::Stop => {
@@ -150,6 +172,21 @@ impl Machine {
             balloon: self.balloon,
             confined: false,
             devices: Vec::new(),
+        }
+    }
+
+    fn save(&self, files: Vec<OwnedFd>) -> SavedReport {
+        let [file] = <[OwnedFd; 1]>::try_from(files).expect("one file");
+        let text = self.memory.to_string();
+        File::from(file).write_all(text.as_bytes()).expect("room");
+        SavedReport { bytes: text.len() as u64, took_ms: 1 }
+    }
+
+    fn go_on(&mut self) {
+        self.memory += 1;
+        if let Some(disk) = self.config.disks.first() {
+            let mut file = File::options().append(true).open(&disk.path).expect("the disk");
+            writeln!(file, "{}", self.memory).expect("room");
         }
     }
 

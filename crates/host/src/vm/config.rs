@@ -127,6 +127,7 @@ fn wanted(id: Uuid, old: Option<&VmRecord>, spec: &api::VmSpec, volumes: &Volume
         created_at: old.map_or_else(OffsetDateTime::now_utc, |old| old.created_at),
         started_at: old.and_then(|old| old.started_at),
         last_end: old.and_then(|old| old.last_end.clone()),
+        saved: old.and_then(|old| old.saved.clone()),
         resources: ResourcesRecord::default(),
     };
     let vm = VmRecord { resources: resources::record(&spec.resources, &vm)?, ..vm };

@@ -227,8 +227,8 @@ fn store(state: &State, task: Uuid, old: &VmRecord, wanted: &Wanted) -> Result<(
     loop {
         let stored = state.read::<VmRecord>(&id)?.ok_or_else(|| StateError::Gone(format!("the VM {id}")))?;
         // What happened to it meanwhile stays: it may have been stopped.
-        let VmRecord { power, started_at, last_end, .. } = stored.record.clone();
-        let vm = VmRecord { power, started_at, last_end, ..wanted.vm.clone() };
+        let VmRecord { power, started_at, last_end, saved, .. } = stored.record.clone();
+        let vm = VmRecord { power, started_at, last_end, saved, ..wanted.vm.clone() };
         if vm == stored.record && wanted.grow.is_empty() {
             // An earlier marud got as far as this.
             return Ok(());

@@ -6,14 +6,18 @@ use vmm::control::Request;
 use super::super::edit;
 use super::operations::Went;
 use super::{ANSWER, Actor};
-use crate::records::{EventKind, TaskRecord};
+use crate::records::{Cause, EventKind, TaskRecord};
 
 impl Actor {
-    pub(super) fn edit(&mut self, task: &TaskRecord, patch: Value) -> Went {
+    pub(super) fn edit(&mut self, task: &TaskRecord, patch: Value) -> Result<Went, Cause> {
+        if self.vm.record.saved.is_some() && self.machine.is_none() {
+            // What is in the file is as it was.
+            return Err(self.not_running());
+        }
         let control = self.machine.is_some().then(|| self.files().control());
         let (state, surroundings, vm, id) = (self.state.clone(), self.surroundings.clone(), self.vm.record.clone(), task.id);
         self.begin(task, move |progress| edit::edit(&state, &surroundings, id, &patch, control.as_deref(), (&vm, progress)));
-        Went::Waits
+        Ok(Went::Waits)
     }
 
     /// Tells a monitor that has started what it is not started with: cables that are out, and what the balloon takes.
