@@ -2,7 +2,8 @@
 //!
 //! Words of the kernel's command line say what it does: `fake=fail` ends at once with an error; `fake=deaf` does not react to the power
 //! button; `fake=stubborn` answers neither that nor a request to stop; `fake=unsavable` cannot be saved;
-//! `fake=keeps` gives no device back.
+//! `fake=keeps` gives no device back. A limit of 13 operations is refused;
+//! with one of 14, there is no space.
 //!
 //! Its guest's memory is a number, which grows when the guest goes on after it was restored, and is then appended to the first disk: a guest
 //! that went on twice from one state has written the same number twice.
@@ -16,8 +17,10 @@ use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
-use vmm::config::VmConfig;
-use vmm::control::{Connection, Event, EventKind, Failure, Listener, Message, Reply, Request, RunStatus, SavedReport, Status};
+use vmm::config::{DiskConfig, VmConfig};
+use vmm::control::{
+    Connection, DeviceStatus, Event, EventKind, Failure, Listener, Message, Reply, Request, RunStatus, SavedReport, Status,
+};
 
 struct Machine {
     config: VmConfig,
@@ -27,6 +30,9 @@ struct Machine {
     restored: bool,
     memory: u64,
     sequence: u64,
+    /// How often it was looked at: each time, its disks have done one write more.
+    looks: u64,
+    short_of_space: Option<String>,
     subscribers: Vec<Arc<Connection>>,
 }
 
@@ -45,7 +51,18 @@ fn main() {
     let memory =
         if restored { fs::read_to_string(value("--restore")).expect("a saved VM").parse().expect("all of it") } else { born() };
     let paused = find("--paused").is_some();
-    let machine = Machine { config, paused, restored, memory, hotplug_memory: 0, balloon: 0, sequence: 0, subscribers: Vec::new() };
+    let machine = Machine {
+        config,
+        paused,
+        restored,
+        memory,
+        hotplug_memory: 0,
+        balloon: 0,
+        sequence: 0,
+        looks: 0,
+        short_of_space: None,
+        subscribers: Vec::new(),
+    };
     let machine = Arc::new(Mutex::new(machine));
     loop {
         let client = Arc::new(listener.accept().expect("a client"));
@@ -71,12 +88,16 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
         // A client that has gone needs no answer.
         let reply = |value: Value| drop(client.send(&Message::Reply(Reply::Ok(value)), &[]));
         match request {
-            Request::Status => reply(serde_json::to_value(machine.status()).expect("plain")),
+            Request::Status => {
+                machine.looks += 1;
+                reply(serde_json::to_value(machine.status()).expect("plain"));
+            }
             Request::Subscribe => {
                 machine.subscribers.push(client.clone());
                 reply(Value::Null);
             }
             Request::Pause | Request::Resume => {
+                machine.short_of_space = None;
                 machine.paused = request == Request::Pause;
                 if !machine.paused && std::mem::take(&mut machine.restored) {
                     machine.go_on();
@@ -92,6 +113,7 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
             Request::PowerButton => {
                 reply(Value::Null);
                 if !deaf {
+                    machine.last_words();
                     machine.tell(EventKind::Ended { reason: "the guest powered off".into() });
                     exit(0);
                 }
@@ -108,6 +130,7 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
             Request::Stop if stubborn => {}
             Request::Stop => {
                 reply(Value::Null);
+                machine.last_words();
                 machine.tell(EventKind::Ended { reason: "stopped on request".into() });
                 exit(0);
             }
@@ -147,6 +170,13 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
                 let failure = Failure { message: "that brings bad luck".into() };
                 let _ = client.send(&Message::Reply(Reply::Error(failure)), &[]);
             }
+            Request::SetDiskLimits { id, limits } if limits.iops.is_some_and(|rate| rate.per_second.get() == 14) => {
+                reply(Value::Null);
+                machine.paused = true;
+                machine.short_of_space = Some(id.clone());
+                machine.tell(EventKind::Paused);
+                machine.tell(EventKind::DiskFailed { id, reason: "no space is left".into() });
+            }
             Request::SetDiskLimits { id, limits } => {
                 machine.config.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.limits = limits);
                 reply(Value::Null);
@@ -171,8 +201,28 @@ impl Machine {
             hotplug_memory: self.hotplug_memory,
             balloon: self.balloon,
             confined: false,
-            devices: Vec::new(),
+            short_of_space: self.short_of_space.clone(),
+            devices: self.devices(),
         }
+    }
+
+    fn devices(&self) -> Vec<DeviceStatus> {
+        let counters = [("writes", self.looks), ("written-bytes", 4096 * self.looks)].map(|(name, value)| (name.into(), value));
+        let device = |disk: &DiskConfig| DeviceStatus {
+            id: disk.id.clone(),
+            kind: "disk".into(),
+            slot: 1,
+            files: vec![disk.path.clone()],
+            counters: counters.clone().into(),
+        };
+        self.config.disks.iter().map(device).collect()
+    }
+
+    /// A hundred more writes, and that was all.
+    fn last_words(&mut self) {
+        self.looks += 100;
+        let devices = self.devices();
+        self.tell(EventKind::FinalCounters { devices });
     }
 
     fn save(&self, files: Vec<OwnedFd>) -> SavedReport {

@@ -54,7 +54,10 @@ fn a_real_guest_is_changed_while_it_runs_and_its_disks_go_to_clones_and_out_and_
     shell(host, "maru vm start web");
     let first = sees(host, "web", "the first facts", |facts| disks(facts) == 1);
 
-    shell(host, "maru vm edit web --cpus 2 --memory 256M --add-disk size=32M,id=data --add-net tap=t0,id=nic,mac=52:54:00:00:00:07");
+    shell(
+        host,
+        "maru vm edit web --cpus 2 --memory 256M --add-disk size=32M,id=data --add-net tap=t0,id=nic,mac=52:54:00:00:00:07",
+    );
     sees(host, "web", "all that is new", |facts| {
         disks(facts) == 2
             && facts["nics"][0]["mac"] == "52:54:00:00:00:07"

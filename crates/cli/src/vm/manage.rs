@@ -4,6 +4,7 @@ use api::client::Method;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::limit::{self, LimitArgs, Limits};
+use super::usage::{self, UsageArgs};
 use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 use crate::output::Output;
 use crate::remote::{Connect, RemoteError, TaskArgs, fields, finish, show_one, shown_size, shown_time, spec_fields, table};
@@ -45,6 +46,8 @@ pub enum ManageCommand {
     Edit(Box<EditArgs>),
     /// Change how much of the host a VM may have
     Limit(Box<LimitArgs>),
+    /// Show what VMs have used, or have a meter begin anew
+    Usage(UsageArgs),
     /// Make another VM like one that is off
     Clone(CloneArgs),
 }
@@ -202,6 +205,7 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
         }
         ManageCommand::Edit(args) => super::edit::run(*args),
         ManageCommand::Limit(args) => limit::run(&args),
+        ManageCommand::Usage(args) => usage::run(&args),
         ManageCommand::Clone(args) => super::clone::run(args),
         ManageCommand::Delete(DeleteArgs { vm, disks, task }) => {
             let what = match disks {

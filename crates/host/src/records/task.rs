@@ -103,6 +103,8 @@ pub enum OperationRecord {
         /// Whether they take the place of those before, and what is left out is as usual.
         replace: bool,
     },
+    /// Has its meter begin anew.
+    ResetUsage,
     /// Makes another VM like it.
     Clone(CloneRecord),
     /// Changes what it is to be.
@@ -139,8 +141,8 @@ impl OperationRecord {
 
     /// Whether it is done while long work goes on: the VM must obey meanwhile.
     pub fn overtakes(&self) -> bool {
-        use OperationRecord::{ForceOff, Pause, Reset, Resume, SetResources, ShutDown};
-        matches!(self, ForceOff | ShutDown { .. } | Reset | Pause | Resume | SetResources { .. })
+        use OperationRecord::{ForceOff, Pause, Reset, ResetUsage, Resume, SetResources, ShutDown};
+        matches!(self, ForceOff | ShutDown { .. } | Reset | Pause | Resume | SetResources { .. } | ResetUsage)
     }
 }
 
@@ -242,6 +244,7 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::Pause => api::Operation::Pause,
             OperationRecord::Resume => api::Operation::Resume,
             OperationRecord::Delete { .. } => api::Operation::Delete,
+            OperationRecord::ResetUsage => api::Operation::ResetUsage,
             OperationRecord::Save { .. } => api::Operation::Save,
             OperationRecord::DiscardSaved => api::Operation::DiscardSaved,
             OperationRecord::SetResources { .. } => api::Operation::SetResources,

@@ -72,6 +72,13 @@ fn records_of_version_1_are_read_and_written_as_ever() {
     let token = TokenRecord { name: "admin".into(), role: RoleRecord::Admin, secret_sha256: "00ff".into(), created_at: AT };
     stays(&token, include_str!("golden/token-1.json"));
     stays(&OnceRecord { request_sha256: "00ff".into(), made: TASK, at: AT }, include_str!("golden/once-1.json"));
+    let seen =
+        SeenRecord { run: "boot/812/4711".into(), cpu_us: 5, devices: [("disk0".into(), [("writes".into(), 4)].into())].into() };
+    let used = UsedRecord { cpu_us: 9, disk_writes: 8, ..UsedRecord::default() };
+    stays(&UsageRecord { since: AT, at: AT, used, seen: Some(seen) }, include_str!("golden/usage-1.json"));
+    let place = Some(PlaceRecord::Directory { path: "/srv/vms".into() });
+    let volume = VolumeRecord { place, level: LevelRecord::Warning, ..VolumeRecord::new("big") };
+    stays(&volume, include_str!("golden/volume-1.json"));
     stays(&NameRecord { vm: VM }, include_str!("golden/name-1.json"));
     stays(&Pruned { up_to: 7 }, include_str!("golden/pruned-1.json"));
 }

@@ -229,6 +229,11 @@ fn store(state: &State, task: Uuid, old: &VmRecord, wanted: &Wanted) -> Result<(
         // What happened to it meanwhile stays: it may have been stopped.
         let VmRecord { power, started_at, last_end, saved, .. } = stored.record.clone();
         let vm = VmRecord { power, started_at, last_end, saved, ..wanted.vm.clone() };
+        let vm = match stored.record.resources == old.resources {
+            true => vm,
+            // They were changed by themselves meanwhile.
+            false => VmRecord { resources: stored.record.resources.clone(), ..vm },
+        };
         if vm == stored.record && wanted.grow.is_empty() {
             // An earlier marud got as far as this.
             return Ok(());

@@ -20,6 +20,7 @@ pub mod edit;
 mod ending;
 mod ledger;
 mod live;
+pub mod meter;
 mod monitor;
 mod process;
 pub mod resources;
@@ -51,6 +52,8 @@ pub struct Surroundings {
     pub cgroups: Cgroups,
     /// What running VMs have of the host.
     pub ledger: Ledger,
+    /// What each has used.
+    pub meters: meter::Meters,
     /// Where their files are.
     pub volumes: Volumes,
     /// Held while it is decided whose a file is, and stored.

@@ -289,7 +289,7 @@ impl Asked {
     }
 
     /// Makes a task of it, and answers with that.
-    async fn submit(
+    pub async fn submit(
         self,
         wait: Option<u32>,
         operation: impl FnOnce(&VmRecord) -> Result<OperationRecord, Refusal> + Clone + Send + 'static,
