@@ -50,6 +50,17 @@ pub enum RemoteError {
     /// The terminal, or the connection to the console.
     #[error("the console cannot be used")]
     Console(#[source] io::Error),
+    /// No change was named.
+    #[error("nothing is to be changed: name what is, see --help")]
+    NothingToDo,
+    /// No such device.
+    #[error("the VM has no device '{id}' of this kind; it has: {known}")]
+    NoDevice {
+        /// Its name.
+        id: String,
+        /// Those that there are.
+        known: String,
+    },
     /// No home directory.
     #[error("neither XDG_CONFIG_HOME nor HOME is set: there is no place for contexts")]
     NoHome,

@@ -5,6 +5,7 @@ pub mod clone;
 mod cloud_init;
 mod console;
 pub mod control;
+pub mod edit;
 mod limit;
 pub mod manage;
 pub mod run;

@@ -20,6 +20,9 @@ pub struct VmRecord {
     pub max_cpus: u32,
     /// Bytes of memory.
     pub memory_bytes: u64,
+    /// Bytes that it may have while it runs, if they are more.
+    #[serde(default)]
+    pub max_memory_bytes: Option<u64>,
     /// What it boots.
     pub boot: BootRecord,
     /// Its disks.
@@ -36,6 +39,9 @@ pub struct VmRecord {
     /// What its guest is told at its first start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_init: Option<super::CloudInitRecord>,
+    /// Bytes that the balloon takes.
+    #[serde(default)]
+    pub balloon_bytes: u64,
     /// Whether it is to run.
     pub power: Power,
     /// When it was created.
@@ -136,6 +142,9 @@ pub struct NetRecord {
     pub mac: String,
     /// The host's TAP.
     pub tap: String,
+    /// Whether its cable is out.
+    #[serde(default)]
+    pub disconnected: bool,
 }
 
 /// Which console the monitor has.
@@ -212,6 +221,7 @@ impl VmRecord {
             cpus: self.cpus,
             max_cpus: (self.max_cpus != self.cpus).then_some(self.max_cpus),
             memory_bytes: self.memory_bytes,
+            max_memory_bytes: self.max_memory_bytes,
             boot: api::Boot {
                 kernel: self.boot.kernel.to_string(),
                 initrd: self.boot.initrd.as_ref().map(FileRef::to_string),
@@ -226,6 +236,7 @@ impl VmRecord {
             balloon: self.balloon,
             guest_agent: self.guest_agent,
             cloud_init: self.cloud_init.as_ref().map(super::CloudInitRecord::told),
+            balloon_bytes: self.balloon_bytes,
             resources: self.told_resources(),
         }
     }
@@ -244,6 +255,7 @@ impl From<&DiskRecord> for api::Disk {
         api::Disk {
             id: Some(disk.id.clone()),
             file: disk.file.to_string(),
+            size_bytes: None,
             format: disk.format.map(|format| match format {
                 FormatRecord::Raw => api::DiskFormat::Raw,
                 FormatRecord::Vhdx => api::DiskFormat::Vhdx,
@@ -257,7 +269,7 @@ impl From<&DiskRecord> for api::Disk {
 
 impl From<&NetRecord> for api::Net {
     fn from(net: &NetRecord) -> api::Net {
-        api::Net { id: Some(net.id.clone()), mac: Some(net.mac.clone()), tap: net.tap.clone() }
+        api::Net { id: Some(net.id.clone()), mac: Some(net.mac.clone()), tap: net.tap.clone(), disconnected: net.disconnected }
     }
 }
 

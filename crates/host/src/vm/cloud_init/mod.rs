@@ -30,6 +30,21 @@ fn bad(message: impl Into<String>, way_out: &str) -> Cause {
     Cause::new("bad-cloud-init", message, way_out)
 }
 
+/// What is to be stored. Secrets are never told, so whoever changes something else does not have them: those that are there stay, as far as they still
+/// fit.
+pub fn record(wanted: &api::CloudInit, old: Option<&VmRecord>) -> CloudInitRecord {
+    let mut record = CloudInitRecord::from(wanted);
+    let Some(old) = old.and_then(|old| old.cloud_init.as_ref()) else { return record };
+    let makes_own = record.user.is_some() || !record.ssh_keys.is_empty() || record.password_hash.is_some();
+    if record.user_data.is_none() && !makes_own {
+        record.user_data.clone_from(&old.user_data);
+    }
+    if record.user_data.is_none() && record.password_hash.is_none() && record.user == old.user {
+        record.password_hash.clone_from(&old.password_hash);
+    }
+    record
+}
+
 /// Checks what a guest is to be told. Texts of it go into documents as values and never as they are, so they need only make sense.
 pub fn check(wanted: &CloudInitRecord, vm: &VmRecord) -> Result<(), Cause> {
     let is_line = |text: &str| !text.is_empty() && text.len() <= MAX_TEXT && !text.chars().any(char::is_control);

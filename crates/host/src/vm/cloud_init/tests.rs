@@ -12,7 +12,7 @@ fn vm(cloud_init: Value) -> Result<VmRecord, Cause> {
         "name": "web", "memory_bytes": 64 << 20, "boot": {"kernel": "local:vmlinuz"},
         "nets": [{"tap": "tap0"}, {"tap": "tap1"}], "cloud_init": cloud_init,
     });
-    config::record(&serde_json::from_value(spec).unwrap(), &volumes)
+    config::record(&serde_json::from_value(spec).unwrap(), &volumes).map(|wanted| wanted.vm)
 }
 
 fn documents(vm: &VmRecord) -> [Value; 3] {
@@ -67,6 +67,21 @@ fn secrets_are_told_to_the_guest_and_to_nobody_else() {
         assert!(!format!("{vm:?} {:?} {told}", vm.spec()).contains("secret"), "{vm:?}");
         assert!(String::from_utf8_lossy(&image(vm.cloud_init.as_ref().unwrap(), &vm)).contains("$6$secret"));
     }
+}
+
+#[test]
+fn secrets_stay_when_something_else_is_changed() {
+    let with_password = vm(json!({"user": "alice", "password_hash": "$6$x"})).unwrap();
+    let mut wanted = with_password.spec().cloud_init.unwrap();
+    wanted.host_name = Some("new".into());
+    assert_eq!(record(&wanted, Some(&with_password)).password_hash.as_deref(), Some("$6$x"));
+    wanted.user = Some("bob".into());
+    assert_eq!(record(&wanted, Some(&with_password)).password_hash, None);
+    let with_data = vm(json!({"user_data": "#!x"})).unwrap();
+    let wanted = with_data.spec().cloud_init.unwrap();
+    assert_eq!(record(&wanted, Some(&with_data)).user_data.as_deref(), Some("#!x"));
+    let other = api::CloudInit { user: Some("bob".into()), ..wanted };
+    assert_eq!(record(&other, Some(&with_data)).user_data, None);
 }
 
 #[test]
