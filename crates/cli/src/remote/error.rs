@@ -47,6 +47,14 @@ pub enum RemoteError {
         .0.display()
     )]
     NoServer(PathBuf),
+    /// Some of several things that were asked for.
+    #[error("{failed} of {of} failed, for the reasons above")]
+    NotAll {
+        /// How many.
+        failed: usize,
+        /// Of how many.
+        of: usize,
+    },
     /// No home directory.
     #[error("neither XDG_CONFIG_HOME nor HOME is set: there is no place for contexts")]
     NoHome,

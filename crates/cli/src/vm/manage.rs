@@ -22,17 +22,17 @@ pub enum ManageCommand {
     },
     /// Create a VM; it is off
     Create(Box<CreateArgs>),
-    /// Start a VM
+    /// Start VMs
     Start(OperationArgs),
-    /// Stop a VM: ask its guest to shut down, and end it by force when its time is over
+    /// Stop VMs: ask their guests to shut down, and end them by force when their time is over
     Stop(StopArgs),
-    /// Reset a VM at once
+    /// Reset VMs at once
     Reset(OperationArgs),
-    /// Pause a VM
+    /// Pause VMs
     Pause(OperationArgs),
-    /// Let a paused VM go on
+    /// Let paused VMs go on
     Resume(OperationArgs),
-    /// Delete a VM that is off
+    /// Delete VMs that are off
     Delete(DeleteArgs),
 }
 
@@ -113,11 +113,12 @@ pub struct CreateArgs {
     show: ShowArgs,
 }
 
-/// An operation on a VM.
+/// An operation on VMs.
 #[derive(Debug, Args)]
 pub struct OperationArgs {
-    /// Its name or id
-    vm: String,
+    /// Their names or ids
+    #[arg(required = true, value_name = "VM")]
+    vms: Vec<String>,
     #[command(flatten)]
     task: TaskArgs,
 }
@@ -125,8 +126,9 @@ pub struct OperationArgs {
 /// `maru vm stop`.
 #[derive(Debug, Args)]
 pub struct StopArgs {
-    /// Its name or id
-    vm: String,
+    /// Their names or ids
+    #[arg(required = true, value_name = "VM")]
+    vms: Vec<String>,
     /// End it at once, as if its power were cut
     #[arg(long, conflicts_with = "grace")]
     force: bool,
@@ -140,8 +142,9 @@ pub struct StopArgs {
 /// `maru vm delete`.
 #[derive(Debug, Args)]
 pub struct DeleteArgs {
-    /// Its name or id
-    vm: String,
+    /// Their names or ids
+    #[arg(required = true, value_name = "VM")]
+    vms: Vec<String>,
     /// What happens to the files of its disks; needed if it has disks
     #[arg(long, value_enum)]
     disks: Option<DisksOption>,
@@ -167,29 +170,46 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
             show_one(show.output, &vm, || described(&vm))
         }
         ManageCommand::Create(args) => create(*args),
-        ManageCommand::Start(args) => operate(Method::POST, &args.vm, "/start", &args.task),
-        ManageCommand::Reset(args) => operate(Method::POST, &args.vm, "/reset", &args.task),
-        ManageCommand::Pause(args) => operate(Method::POST, &args.vm, "/pause", &args.task),
-        ManageCommand::Resume(args) => operate(Method::POST, &args.vm, "/resume", &args.task),
-        ManageCommand::Stop(StopArgs { vm, force: true, task, .. }) => operate(Method::POST, &vm, "/stop?force=true", &task),
-        ManageCommand::Stop(StopArgs { vm, grace, task, .. }) => {
-            operate(Method::POST, &vm, &format!("/stop?grace={grace}"), &task)
+        ManageCommand::Start(args) => operate(Method::POST, &args.vms, "/start", &args.task),
+        ManageCommand::Reset(args) => operate(Method::POST, &args.vms, "/reset", &args.task),
+        ManageCommand::Pause(args) => operate(Method::POST, &args.vms, "/pause", &args.task),
+        ManageCommand::Resume(args) => operate(Method::POST, &args.vms, "/resume", &args.task),
+        ManageCommand::Stop(StopArgs { vms, force: true, task, .. }) => operate(Method::POST, &vms, "/stop?force=true", &task),
+        ManageCommand::Stop(StopArgs { vms, grace, task, .. }) => {
+            operate(Method::POST, &vms, &format!("/stop?grace={grace}"), &task)
         }
-        ManageCommand::Delete(DeleteArgs { vm, disks, task }) => {
+        ManageCommand::Delete(DeleteArgs { vms, disks, task }) => {
             let what = match disks {
                 None => "",
                 Some(DisksOption::Keep) => "?disks=keep",
                 Some(DisksOption::Delete) => "?disks=delete",
             };
-            operate(Method::DELETE, &vm, what, &task)
+            operate(Method::DELETE, &vms, what, &task)
         }
     }
 }
 
-fn operate(method: Method, vm: &str, what: &str, args: &TaskArgs) -> Result<(), RemoteError> {
+/// Asks for an operation on all of the VMs before it waits for any: they do not wait for each other. One that is refused or fails stops none
+/// of the others.
+fn operate(method: Method, vms: &[String], what: &str, args: &TaskArgs) -> Result<(), RemoteError> {
     let client = args.connect.client()?;
-    let task = client.call(method, &format!("/vms/{}{what}", segment(vm)), None::<&()>)?;
-    finish(&client, task, args)
+    let ask = |vm: &String| client.call(method.clone(), &format!("/vms/{}{what}", segment(vm)), None::<&()>);
+    if let [vm] = vms {
+        return finish(&client, ask(vm)?, args);
+    }
+    let asked: Vec<_> = vms.iter().map(ask).collect();
+    let ends = asked.into_iter().map(|task| finish(&client, task?, args));
+    let mut failed = 0;
+    for (vm, end) in vms.iter().zip(ends) {
+        match end {
+            Err(error) if !error.is_broken_pipe() => {
+                eprintln!("{vm}: {}", vmm::error_chain(&error));
+                failed += 1;
+            }
+            end => end?,
+        }
+    }
+    if failed > 0 { Err(RemoteError::NotAll { failed, of: vms.len() }) } else { Ok(()) }
 }
 
 /// A name as a part of an address.
