@@ -18,6 +18,7 @@ use host::{auth, tls};
 use store::FileStore;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 
 /// How often the store is backed up, if it has changed, and old records are forgotten.
 const HOUSEKEEPING: Duration = Duration::from_secs(3600);
@@ -101,7 +102,8 @@ fn surroundings(options: &Options) -> anyhow::Result<Surroundings> {
         tracing::warn!("{reason}");
     }
     let run_directory = std::path::absolute(&options.run)?;
-    Ok(Surroundings { monitor, run_directory, cgroups, volumes, unconfined: options.unconfined })
+    let starts = Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from)));
+    Ok(Surroundings { monitor, run_directory, cgroups, volumes, starts, unconfined: options.unconfined })
 }
 
 /// Backs the store up and forgets what is old, for ever.

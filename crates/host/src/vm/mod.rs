@@ -12,11 +12,14 @@
 
 mod actor;
 mod cgroup;
+pub mod clone;
 pub mod config;
 mod delete;
 mod ending;
 mod monitor;
 mod process;
+pub mod staging;
+pub mod work;
 
 pub use actor::{Actor, Input};
 pub use cgroup::Cgroups;
@@ -24,7 +27,9 @@ pub use delete::refuse_task;
 pub use process::{find, list};
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::records::EndingRecord;
@@ -41,6 +46,8 @@ pub struct Surroundings {
     pub cgroups: Cgroups,
     /// Where their files are.
     pub volumes: Volumes,
+    /// How many VMs may be started at once: as many as there are processors for it. The others wait.
+    pub starts: Arc<Semaphore>,
     /// Whether monitors are left unconfined. For finding errors only.
     pub unconfined: bool,
 }

@@ -7,18 +7,24 @@
 //!    └──────────────────── the monitor ends, for whatever reason ──┘
 //! ```
 //!
-//! It does one task after the other. A shutdown is the only one that waits for a guest; while it does, it can be cancelled, and a task that
-//! ends the VM by force overtakes it.
+//! It does one task after the other. Two kinds are not done at once:
+//!
+//! - A shutdown waits for the guest. Meanwhile it can be cancelled, and a task that ends the VM by force overtakes it.
+//! - Long work ([`OperationRecord::is_long`]), like copying disks, is done by a thread of its own ([`work`]), which the actor looks after:
+//!   it stores how far the work is about once a second, and passes on the wish that it end. What the VM must obey at any time
+//!   ([`OperationRecord::overtakes`]: stop, reset, pause, resume) is done meanwhile; everything else waits for the work's end.
 
 mod operations;
+mod work;
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use store::record::Stored;
 use time::OffsetDateTime;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 use vmm::control::{EventKind as Told, Request, RunStatus, Status};
@@ -59,6 +65,10 @@ pub struct Actor {
     queue: VecDeque<Uuid>,
     /// A task that waits for the monitor to end.
     stopping: Option<Stopping>,
+    /// A task that a thread does.
+    work: Option<work::Work>,
+    /// Its turn to be started.
+    turn: Turn,
     /// How it ended under this actor.
     last_end: Option<EndingRecord>,
     deleted: bool,
@@ -71,6 +81,20 @@ struct Machine {
     /// Why it ends, if it said so.
     told_end: Option<String>,
 }
+
+/// Whether it may be started: not all VMs of a host at once, since none of them would get on.
+enum Turn {
+    /// Nobody wants to.
+    None,
+    /// When others have started.
+    Waiting(Pin<Box<dyn Future<Output = Permit> + Send + Sync>>),
+    /// Now, as long as this is here.
+    Now {
+        _until: Permit,
+    },
+}
+
+type Permit = Option<OwnedSemaphorePermit>;
 
 /// A VM that is to end.
 struct Stopping {
@@ -109,6 +133,8 @@ impl Actor {
             machine: None,
             queue: unfinished.into(),
             stopping: None,
+            work: None,
+            turn: Turn::None,
             last_end: None,
             deleted: false,
         }
@@ -134,12 +160,16 @@ impl Actor {
                     Happened::Exited(status) => self.ended(status).await,
                 },
                 () = wait_until(deadline) => self.press_harder().await,
+                stage = work::next(&mut self.work) => self.worked(stage).await,
+                permit = turn(&mut self.turn) => self.turn = Turn::Now { _until: permit },
             }
         }
     }
 
     fn enqueue(&mut self, task: Uuid) {
-        if !self.queue.contains(&task) && self.stopping.as_ref().is_none_or(|stopping| stopping.task != task) {
+        let stops = self.stopping.as_ref().is_some_and(|stopping| stopping.task == task);
+        let works = self.work.as_ref().is_some_and(|work| work.task == task);
+        if !(stops || works || self.queue.contains(&task)) {
             self.queue.push_back(task);
         }
     }
@@ -240,15 +270,45 @@ impl Actor {
     /// Begins tasks as long as there are some that can be done now.
     async fn advance(&mut self) {
         while !self.deleted {
-            if self.stopping.is_some() && !self.force_is_next().await {
-                break;
-            }
-            let Some(id) = self.queue.pop_front() else { break };
-            let Some(task) = self.read_task(id).await.filter(TaskRecord::is_unfinished) else { continue };
+            let Some(task) = self.next_task().await else { break };
             self.perform(task).await;
+            self.turn = Turn::None;
             self.show();
         }
         self.show();
+    }
+
+    /// Takes the first task of the queue that can be done now.
+    async fn next_task(&mut self) -> Option<TaskRecord> {
+        let may_go: fn(&OperationRecord) -> bool = match (&self.stopping, &self.work) {
+            (Some(stopping), _) if stopping.step == Step::Guest => |operation| *operation == OperationRecord::ForceOff,
+            (Some(_), _) => return None,
+            (None, Some(_)) => OperationRecord::overtakes,
+            (None, None) => |_| true,
+        };
+        let mut index = 0;
+        while let Some(id) = self.queue.get(index) {
+            match self.read_task(*id).await.filter(TaskRecord::is_unfinished) {
+                Some(task) if !may_go(&task.operation) => index += 1,
+                Some(task) if task.operation == OperationRecord::Start && self.machine.is_none() && !self.has_turn() => return None,
+                task => {
+                    self.queue.remove(index);
+                    if task.is_some() {
+                        return task;
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether it may be started now; if not, it waits for that from now on.
+    fn has_turn(&mut self) -> bool {
+        if matches!(self.turn, Turn::None) {
+            let starts = self.surroundings.starts.clone();
+            self.turn = Turn::Waiting(Box::pin(async move { starts.acquire_owned().await.ok() }));
+        }
+        matches!(self.turn, Turn::Now { .. })
     }
 
     async fn read_task(&self, id: Uuid) -> Option<TaskRecord> {
@@ -260,23 +320,6 @@ impl Actor {
             }
             sleep(STORE_AGAIN).await;
         }
-    }
-
-    /// Whether a task in the queue ends the VM by force, while one waits for the guest. It is put first.
-    async fn force_is_next(&mut self) -> bool {
-        if self.stopping.as_ref().is_some_and(|stopping| stopping.step != Step::Guest) {
-            return false;
-        }
-        for index in 0..self.queue.len() {
-            let task = self.read_task(self.queue[index]).await;
-            if task.is_some_and(|task| task.operation == OperationRecord::ForceOff && task.is_unfinished()) {
-                let id = self.queue.remove(index);
-                self.queue.extend(id);
-                self.queue.rotate_right(1);
-                return true;
-            }
-        }
-        false
     }
 
     /// The monitor told something.
@@ -355,6 +398,14 @@ async fn next(machine: &mut Option<Machine>) -> Happened {
     match machine {
         Some(machine) => machine.monitor.next().await,
         None => std::future::pending().await,
+    }
+}
+
+/// When its turn has come; never if it does not wait for that.
+async fn turn(turn: &mut Turn) -> Permit {
+    match turn {
+        Turn::Waiting(permit) => permit.await,
+        Turn::None | Turn::Now { .. } => std::future::pending().await,
     }
 }
 
