@@ -89,6 +89,8 @@ pub enum Operation {
     Resume,
     /// Deletes it.
     Delete,
+    /// Changes how much of the host it may have.
+    SetResources,
     /// Makes another one like it.
     Clone,
 }
@@ -102,6 +104,7 @@ impl std::fmt::Display for Operation {
             Operation::Pause => "pause",
             Operation::Resume => "resume",
             Operation::Delete => "delete",
+            Operation::SetResources => "set-resources",
             Operation::Clone => "clone",
         })
     }

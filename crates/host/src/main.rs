@@ -11,7 +11,7 @@ use host::audit::Audit;
 use host::host::{Host, find_monitor};
 use host::options::{self, Options, Wanted};
 use host::state::State;
-use host::vm::{Cgroups, Surroundings};
+use host::vm::{Capacity, Cgroups, Ledger, Surroundings};
 use host::volumes::Volumes;
 use host::web::{self, App};
 use host::{auth, tls};
@@ -102,8 +102,12 @@ fn surroundings(options: &Options) -> anyhow::Result<Surroundings> {
         tracing::warn!("{reason}");
     }
     let run_directory = std::path::absolute(&options.run)?;
-    let starts = Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from)));
-    Ok(Surroundings { monitor, run_directory, cgroups, volumes, starts, unconfined: options.unconfined })
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let ledger =
+        Ledger::new(Capacity { memory_bytes: web::memory().0, overcommit_percent: options.memory_overcommit, cpus: cpus as u32 });
+    // A VM that is being started reads its files, too: one more than there are processors.
+    let starts = Arc::new(Semaphore::new(cpus + 1));
+    Ok(Surroundings { monitor, run_directory, cgroups, ledger, volumes, starts, unconfined: options.unconfined })
 }
 
 /// Backs the store up and forgets what is old, for ever.

@@ -3,6 +3,7 @@
 use api::client::Method;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::limit::{self, LimitArgs, Limits};
 use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 use crate::output::Output;
 use crate::remote::{Connect, RemoteError, TaskArgs, fields, finish, show_one, shown_size, shown_time, spec_fields, table};
@@ -35,6 +36,8 @@ pub enum ManageCommand {
     Resume(OperationArgs),
     /// Delete VMs that are off
     Delete(DeleteArgs),
+    /// Change how much of the host a VM may have
+    Limit(Box<LimitArgs>),
     /// Make another VM like one that is off
     Clone(CloneArgs),
 }
@@ -113,6 +116,8 @@ pub struct CreateArgs {
     #[arg(long)]
     balloon: bool,
     #[command(flatten)]
+    limits: Limits,
+    #[command(flatten)]
     show: ShowArgs,
 }
 
@@ -181,6 +186,7 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
         ManageCommand::Stop(StopArgs { vms, grace, task, .. }) => {
             operate(Method::POST, &vms, &format!("/stop?grace={grace}"), &task)
         }
+        ManageCommand::Limit(args) => limit::run(&args),
         ManageCommand::Clone(args) => super::clone::run(args),
         ManageCommand::Delete(DeleteArgs { vms, disks, task }) => {
             let what = match disks {
@@ -251,6 +257,7 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
         nets: args.nets.into_iter().map(|net| net.0).collect(),
         console: api::Console::default(),
         balloon: args.balloon,
+        resources: args.limits.resources(),
     };
     let vm: api::Vm = args.show.connect.client()?.call(Method::POST, "/vms", Some(&spec))?;
     show_one(args.show.output, &vm, || format!("{}: created, {}\n", vm.spec.name, vm.id))

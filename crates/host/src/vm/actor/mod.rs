@@ -14,6 +14,7 @@
 //!   it stores how far the work is about once a second, and passes on the wish that it end. What the VM must obey at any time
 //!   ([`OperationRecord::overtakes`]: stop, reset, pause, resume) is done meanwhile; everything else waits for the work's end.
 
+mod limits;
 mod operations;
 mod work;
 
@@ -89,9 +90,7 @@ enum Turn {
     /// When others have started.
     Waiting(Pin<Box<dyn Future<Output = Permit> + Send + Sync>>),
     /// Now, as long as this is here.
-    Now {
-        _until: Permit,
-    },
+    Now { _until: Permit },
 }
 
 type Permit = Option<OwnedSemaphorePermit>;
@@ -290,7 +289,9 @@ impl Actor {
         while let Some(id) = self.queue.get(index) {
             match self.read_task(*id).await.filter(TaskRecord::is_unfinished) {
                 Some(task) if !may_go(&task.operation) => index += 1,
-                Some(task) if task.operation == OperationRecord::Start && self.machine.is_none() && !self.has_turn() => return None,
+                Some(task) if task.operation == OperationRecord::Start && self.machine.is_none() && !self.has_turn() => {
+                    return None;
+                }
                 task => {
                     self.queue.remove(index);
                     if task.is_some() {
