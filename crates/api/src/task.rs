@@ -99,6 +99,8 @@ pub enum Operation {
     ResetUsage,
     /// Makes another one like it.
     Clone,
+    /// Changes what it is to be.
+    Edit,
 }
 
 impl std::fmt::Display for Operation {
@@ -115,6 +117,7 @@ impl std::fmt::Display for Operation {
             Operation::DiscardSaved => "discard-saved",
             Operation::SetResources => "set-resources",
             Operation::Clone => "clone",
+            Operation::Edit => "edit",
         })
     }
 }

@@ -1,7 +1,8 @@
 //! A `maru-vmm` for tests, without a VM: it takes the monitor's options and speaks the control protocol.
 //!
 //! Words of the kernel's command line say what it does: `fake=fail` ends at once with an error; `fake=deaf` does not react to the power
-//! button; `fake=stubborn` answers neither that nor a request to stop; `fake=unsavable` cannot be saved. A limit of 13 operations is refused;
+//! button; `fake=stubborn` answers neither that nor a request to stop; `fake=unsavable` cannot be saved;
+//! `fake=keeps` gives no device back. A limit of 13 operations is refused;
 //! with one of 14, there is no space.
 //!
 //! Its guest's memory is a number, which grows when the guest goes on after it was restored, and is then appended to the first disk: a guest
@@ -24,6 +25,8 @@ use vmm::control::{
 struct Machine {
     config: VmConfig,
     paused: bool,
+    hotplug_memory: u64,
+    balloon: u64,
     restored: bool,
     memory: u64,
     sequence: u64,
@@ -48,8 +51,18 @@ fn main() {
     let memory =
         if restored { fs::read_to_string(value("--restore")).expect("a saved VM").parse().expect("all of it") } else { born() };
     let paused = find("--paused").is_some();
-    let machine =
-        Machine { config, paused, restored, memory, sequence: 0, looks: 0, short_of_space: None, subscribers: Vec::new() };
+    let machine = Machine {
+        config,
+        paused,
+        restored,
+        memory,
+        hotplug_memory: 0,
+        balloon: 0,
+        sequence: 0,
+        looks: 0,
+        short_of_space: None,
+        subscribers: Vec::new(),
+    };
     let machine = Arc::new(Mutex::new(machine));
     loop {
         let client = Arc::new(listener.accept().expect("a client"));
@@ -68,7 +81,7 @@ fn lock(machine: &Mutex<Machine>) -> MutexGuard<'_, Machine> {
 }
 
 fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
-    while let Ok(Some((request, files))) = client.receive::<Request>() {
+    while let Ok(Some((request, fds))) = client.receive::<Request>() {
         let mut machine = lock(machine);
         let does = |word: &str| machine.config.boot.command_line.contains(word);
         let (deaf, stubborn) = (does("fake=deaf") || does("fake=stubborn"), does("fake=stubborn"));
@@ -112,7 +125,7 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
             }
             Request::Save => {
                 machine.paused = true;
-                reply(serde_json::to_value(machine.save(files)).expect("plain"));
+                reply(serde_json::to_value(machine.save(fds)).expect("plain"));
             }
             Request::Stop if stubborn => {}
             Request::Stop => {
@@ -121,6 +134,38 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
                 machine.tell(EventKind::Ended { reason: "stopped on request".into() });
                 exit(0);
             }
+            Request::Config => reply(serde_json::to_value(&machine.config).expect("plain")),
+            Request::AddDisk { disk, parents } => {
+                assert_eq!(fds.len(), parents.len() + 1);
+                machine.config.disks.push(disk);
+                reply(Value::Null);
+            }
+            Request::Remove { id } => {
+                reply(Value::Null);
+                if !does("fake=keeps") {
+                    machine.config.disks.retain(|disk| disk.id != id);
+                    machine.config.nets.retain(|net| net.id != id);
+                    machine.tell(EventKind::DeviceRemoved { id });
+                }
+            }
+            Request::SetCpus { count } => {
+                machine.config.cpus.count = count;
+                reply(Value::Null);
+            }
+            Request::SetHotplugMemory { bytes } => {
+                machine.hotplug_memory = bytes;
+                reply(Value::Null);
+            }
+            Request::SetBalloon { bytes } => {
+                machine.balloon = bytes;
+                reply(Value::Null);
+            }
+            Request::SetLink { .. } => reply(Value::Null),
+            Request::ResizeDisk { bytes: 0..1000, .. } => {
+                let failure = Failure { message: "it cannot shrink; ask for more".into() };
+                drop(client.send(&Message::Reply(Reply::Error(failure)), &[]));
+            }
+            Request::ResizeDisk { .. } => reply(Value::Null),
             Request::SetDiskLimits { limits, .. } if limits.iops.is_some_and(|rate| rate.per_second.get() == 13) => {
                 let failure = Failure { message: "that brings bad luck".into() };
                 let _ = client.send(&Message::Reply(Reply::Error(failure)), &[]);
@@ -140,7 +185,6 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
                 machine.config.nets.iter_mut().filter(|net| net.id == id).for_each(|net| net.limits = limits);
                 reply(Value::Null);
             }
-            Request::Config => reply(serde_json::to_value(&machine.config).expect("plain")),
             other => panic!("{other:?}"),
         }
     }
@@ -154,8 +198,8 @@ impl Machine {
             state: if self.paused { RunStatus::Paused } else { RunStatus::Running },
             cpus: self.config.cpus.count,
             memory: self.config.memory.size,
-            hotplug_memory: 0,
-            balloon: 0,
+            hotplug_memory: self.hotplug_memory,
+            balloon: self.balloon,
             confined: false,
             short_of_space: self.short_of_space.clone(),
             devices: self.devices(),

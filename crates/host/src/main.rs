@@ -3,7 +3,7 @@
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -114,6 +114,7 @@ fn surroundings(options: &Options) -> anyhow::Result<Surroundings> {
         ledger,
         meters: Meters::default(),
         volumes,
+        files: Mutex::default(),
         unconfined: options.unconfined,
     })
 }

@@ -107,6 +107,11 @@ pub enum OperationRecord {
     ResetUsage,
     /// Makes another VM like it.
     Clone(CloneRecord),
+    /// Changes what it is to be.
+    Edit {
+        /// A merge patch (RFC 7396) of its specification.
+        patch: serde_json::Value,
+    },
 }
 
 /// A VM to make like another one.
@@ -123,7 +128,7 @@ pub struct CloneRecord {
 impl OperationRecord {
     /// Whether it is long work, which goes on beside the VM's owner and ends when someone wants that.
     pub fn is_long(&self) -> bool {
-        matches!(self, OperationRecord::Clone(_))
+        matches!(self, OperationRecord::Clone(_) | OperationRecord::Edit { .. })
     }
 
     /// The VM that it makes.
@@ -244,6 +249,7 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::DiscardSaved => api::Operation::DiscardSaved,
             OperationRecord::SetResources { .. } => api::Operation::SetResources,
             OperationRecord::Clone(_) => api::Operation::Clone,
+            OperationRecord::Edit { .. } => api::Operation::Edit,
         }
     }
 }

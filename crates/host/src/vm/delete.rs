@@ -33,6 +33,7 @@ pub fn delete(
     task: Uuid,
     disks: DeleteDisks,
 ) -> Result<(), DeleteError> {
+    let _held = surroundings.hold_files();
     if disks == DeleteDisks::Delete {
         delete_disks(state, surroundings, vm)?;
     }

@@ -28,7 +28,8 @@ pub fn count(volumes: &Volumes, vms: &[VmRecord]) -> BTreeMap<String, Account> {
     let mut accounts: BTreeMap<String, Account> = BTreeMap::new();
     for vm in vms {
         for disk in &vm.disks {
-            let Ok(found) = config::monitor_disk(disk, &vm.resources, volumes) else { continue };
+            let Ok(path) = volumes.find(&disk.file) else { continue };
+            let found = config::monitor_disk(disk, &vm.resources, path);
             for (path, virtual_size) in files(&found) {
                 let Ok(metadata) = fs::metadata(&path) else { continue };
                 let Some(volume) = volumes.volume_of(&path) else { continue };

@@ -50,7 +50,8 @@ impl<S: Send + Sync> FromRequest<S> for Body {
 
     async fn from_request(request: Request, state: &S) -> Result<Body, Refusal> {
         let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-        if kind.split(';').next().is_none_or(|kind| !kind.trim().eq_ignore_ascii_case("application/json")) {
+        let own = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        if !matches!(own.as_str(), "application/json" | "application/merge-patch+json") {
             let message = format!("the body is '{kind}'");
             let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return Err(Refusal::new(status, "not-json", message, "send JSON, with the header Content-Type: application/json"));

@@ -20,6 +20,7 @@
 //! Each answer from 400 on has an [`api::Error`] as its body.
 
 mod clone;
+mod edit;
 mod error;
 mod events;
 mod extract;
@@ -83,7 +84,7 @@ pub fn router(app: App) -> Router {
         .route("/volumes", get(volumes::list).post(volumes::create))
         .route("/volumes/{volume}", get(volumes::show).patch(volumes::change).delete(volumes::delete))
         .route("/vms", get(vms::list).post(vms::create))
-        .route("/vms/{vm}", get(vms::show).delete(vms::delete))
+        .route("/vms/{vm}", get(vms::show).patch(edit::edit).delete(vms::delete))
         .route("/vms/{vm}/start", post(vms::start))
         .route("/vms/{vm}/stop", post(vms::stop))
         .route("/vms/{vm}/reset", post(vms::reset))
@@ -130,7 +131,7 @@ pub fn router(app: App) -> Router {
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
         resources::show, resources::replace, resources::change, usage::show, usage::list, usage::reset,
         vms::save, vms::discard_saved,
-        clone::clone,
+        clone::clone, edit::edit,
         metrics::show,
         tasks::list, tasks::show, tasks::cancel,
         events::list, events::stream,

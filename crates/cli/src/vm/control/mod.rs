@@ -7,7 +7,6 @@ mod error;
 mod events;
 mod save;
 mod status;
-mod tap;
 
 pub use args::ControlArgs;
 pub use error::ControlError;

@@ -15,6 +15,7 @@
 //!   it stores how far the work is about once a second, and passes on the wish that it end. What the VM must obey at any time
 //!   ([`OperationRecord::overtakes`]: stop, reset, pause, resume) is done meanwhile; everything else waits for the work's end.
 
+mod edit;
 mod limits;
 mod metering;
 mod operations;
@@ -335,7 +336,11 @@ impl Actor {
                 return;
             }
             // By the guest, or by a task that says so itself.
-            Told::Reset | Told::DeviceRemoved { .. } => return,
+            Told::Reset => return,
+            Told::DeviceRemoved { .. } if self.work.is_some() => return,
+            Told::DeviceRemoved { id } => format!(
+                "the guest has given {id} back, which nobody waits for: it is not plugged in any more, until the VM is started again"
+            ),
             Told::Ended { reason } => {
                 machine.told_end = Some(reason);
                 return;

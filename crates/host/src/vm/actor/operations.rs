@@ -72,6 +72,7 @@ impl Actor {
             OperationRecord::DiscardSaved => self.discard_saved().await,
             OperationRecord::SetResources { change, replace } => return self.set_resources(id, change, *replace).await,
             OperationRecord::Clone(wanted) => self.clone(&task, wanted.clone()),
+            OperationRecord::Edit { patch } => self.edit(&task, patch.clone()),
         };
         match went {
             Ok(Went::Waits) => {}
@@ -122,6 +123,7 @@ impl Actor {
                 Err(Cause::new("vm-paused", "the VM is paused", "resume it"))
             } else if self.vm.record.started_at.is_none_or(|at| self.vm.record.last_end.as_ref().is_some_and(|end| end.at > at)) {
                 // An earlier marud got as far as this.
+                self.settle().await;
                 Ok(Went::Done(Some(self.event(EventKind::VmStarted, "it runs"))))
             } else {
                 Ok(Went::Done(None))
@@ -158,6 +160,7 @@ impl Actor {
             Ok(_) => {
                 let text = format!("it runs, as process {}", monitor.pid());
                 self.machine = Some(Machine { monitor, paused: false, told_end: None });
+                self.settle().await;
                 self.meter_run().await;
                 Ok(Went::Done(Some(self.event(EventKind::VmStarted, text))))
             }
