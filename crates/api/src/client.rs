@@ -19,6 +19,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(30);
 /// How long it is asked to wait at once, in seconds.
 const WAIT_SECONDS: u32 = 20;
+/// How long it is asked to wait for a task at once, so that progress is seen, in seconds.
+const LOOK_SECONDS: u32 = 1;
 /// The longest answer that is taken in, in bytes.
 const MAX_ANSWER: u64 = 64 << 20;
 
@@ -131,6 +133,20 @@ impl Client {
         self.call(Method::GET, path, None::<&()>)
     }
 
+    /// Gets something with its `ETag`.
+    pub fn get_tagged<T: DeserializeOwned>(&self, path: &str) -> Result<(T, String), ClientError> {
+        let response = self.send(Method::GET, path, &[], b"")?;
+        let tag = response.headers().get("etag").and_then(|tag| tag.to_str().ok()).unwrap_or_default().to_owned();
+        Ok((understand(response)?, tag))
+    }
+
+    /// Changes something by a merge patch (RFC 7396), if it still has this `ETag`.
+    pub fn patch<T: DeserializeOwned>(&self, path: &str, tag: &str, patch: &impl Serialize) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(patch).map_err(|error| ClientError::Strange { status: 0, reason: error.to_string() })?;
+        let headers = [("content-type", "application/merge-patch+json"), ("if-match", tag)];
+        understand(self.send(Method::PATCH, path, &headers, &body)?)
+    }
+
     /// Has something done.
     pub fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.call(Method::POST, path, None::<&()>)
@@ -157,7 +173,7 @@ impl Client {
     pub fn wait(&self, mut task: Task, mut look: impl FnMut(&Task)) -> Result<Task, ClientError> {
         look(&task);
         while !task.state.is_final() {
-            task = self.get(&format!("/tasks/{}?wait={WAIT_SECONDS}", task.id))?;
+            task = self.get(&format!("/tasks/{}?wait={LOOK_SECONDS}", task.id))?;
             look(&task);
         }
         match task.error {

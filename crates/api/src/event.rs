@@ -50,8 +50,18 @@ pub enum EventKind {
     VmAlarm,
     /// It was found running when `marud` started.
     VmAdopted,
+    /// What it is to be was changed.
+    VmChanged,
     /// It was deleted.
     VmDeleted,
+    /// A volume becomes full, or is nearly full.
+    VolumeAlarm,
+    /// It has more space again.
+    VolumeRecovered,
+    /// It was saved, and does not run.
+    VmSaved,
+    /// What it was saved to was dropped.
+    VmSavedDiscarded,
     /// A task failed.
     TaskFailed,
     /// A task was cancelled.

@@ -20,6 +20,12 @@ pub struct Task {
     pub vm_name: String,
     /// How far it is.
     pub state: TaskState,
+    /// How much of it is done, if it takes long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// The VM that it makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub makes: Option<Uuid>,
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Error>,
@@ -36,6 +42,25 @@ pub struct Task {
     pub ended_at: Option<OffsetDateTime>,
     /// What it did and what it waits for, the newest last.
     pub log: Vec<LogLine>,
+}
+
+/// How much of a task is done. It is told about once a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Progress {
+    /// What is done.
+    pub done: u64,
+    /// All that there is to do.
+    pub total: u64,
+    /// What is counted.
+    pub unit: ProgressUnit,
+}
+
+/// What a task's progress counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProgressUnit {
+    /// Bytes.
+    Bytes,
 }
 
 /// A line of a task's log.
@@ -64,6 +89,18 @@ pub enum Operation {
     Resume,
     /// Deletes it.
     Delete,
+    /// Saves it, memory and all, and ends it.
+    Save,
+    /// Drops what it was saved to.
+    DiscardSaved,
+    /// Changes how much of the host it may have.
+    SetResources,
+    /// Has its meter begin anew.
+    ResetUsage,
+    /// Makes another one like it.
+    Clone,
+    /// Changes what it is to be.
+    Edit,
 }
 
 impl std::fmt::Display for Operation {
@@ -75,6 +112,12 @@ impl std::fmt::Display for Operation {
             Operation::Pause => "pause",
             Operation::Resume => "resume",
             Operation::Delete => "delete",
+            Operation::ResetUsage => "reset-usage",
+            Operation::Save => "save",
+            Operation::DiscardSaved => "discard-saved",
+            Operation::SetResources => "set-resources",
+            Operation::Clone => "clone",
+            Operation::Edit => "edit",
         })
     }
 }

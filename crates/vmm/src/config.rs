@@ -250,6 +250,28 @@ pub struct NetConfig {
     /// PCI slot, 1 to 26; the lowest free one by default.
     #[serde(default)]
     pub slot: Option<u8>,
+    /// How much it may carry. Only a card on a TAP can be limited here: one on a virtual switch is the switch's.
+    #[serde(default, skip_serializing_if = "NetLimits::is_none")]
+    pub limits: NetLimits,
+}
+
+/// How much a network card may carry, all its queues together: bytes of frames with their Ethernet headers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetLimits {
+    /// Towards the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receive: Option<RateConfig>,
+    /// From the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transmit: Option<RateConfig>,
+}
+
+impl NetLimits {
+    /// Whether nothing is limited.
+    pub fn is_none(&self) -> bool {
+        *self == NetLimits::default()
+    }
 }
 
 /// What carries the frames of a network card.
@@ -352,6 +374,9 @@ pub enum ConfigError {
     /// A context id that is taken.
     #[error("context id {0}: guests have 3 to 4294967294")]
     BadCid(u32),
+    /// A card whose frames do not pass through the monitor.
+    #[error("network card '{0}' is on a virtual switch and cannot be limited here: only cards on TAPs can")]
+    SwitchLimits(String),
 }
 
 impl VmConfig {
@@ -362,6 +387,25 @@ impl VmConfig {
         Ok(config)
     }
 
+    /// What a saved VM goes on with where this is how it is wanted now: files, backends and limits are these; memory, processors and the places of
+    /// devices are those that its guest knows.
+    #[must_use]
+    pub fn for_saved(mut self, saved: &VmConfig) -> VmConfig {
+        (self.cpus, self.memory) = (saved.cpus.clone(), saved.memory.clone());
+        for disk in &mut self.disks {
+            let known = saved.disks.iter().find(|other| other.id == disk.id);
+            disk.slot = known.map_or(disk.slot, |known| known.slot);
+        }
+        for net in &mut self.nets {
+            let known = saved.nets.iter().find(|other| other.id == net.id);
+            net.slot = known.map_or(net.slot, |known| known.slot);
+        }
+        let at = |index: Option<usize>| index.unwrap_or(usize::MAX);
+        self.disks.sort_by_key(|disk| at(saved.disks.iter().position(|other| other.id == disk.id)));
+        self.nets.sort_by_key(|net| at(saved.nets.iter().position(|other| other.id == net.id)));
+        self
+    }
+
     /// Checks what can be checked without the host.
     pub fn check(&self) -> Result<(), ConfigError> {
         let ids: Vec<&str> = self.disks.iter().map(|d| d.id.as_str()).chain(self.nets.iter().map(|n| n.id.as_str())).collect();
@@ -369,6 +413,11 @@ impl VmConfig {
             check_id(id)?;
             if ids[..index].contains(id) || BUILT_IN_IDS.contains(id) {
                 return Err(ConfigError::DuplicateId((*id).into()));
+            }
+        }
+        for net in &self.nets {
+            if !net.limits.is_none() && matches!(net.backend, NetBackend::VhostUser(_)) {
+                return Err(ConfigError::SwitchLimits(net.id.clone()));
             }
         }
         match &self.vsock {
@@ -404,6 +453,19 @@ mod tests {
     }
 
     #[test]
+    fn a_saved_vm_keeps_what_its_guest_knows_and_gets_files_that_are_wanted_now() {
+        let config = |json: &str| VmConfig::from_json(format!("{MINIMAL},{json}}}").as_bytes()).unwrap();
+        let mut saved = config(r#""disks":[{"id":"b","path":"/old/b","slot":3},{"id":"a","path":"/old/a","slot":1}]"#);
+        saved.cpus.count = 2;
+        let mut wanted = config(r#""disks":[{"id":"a","path":"/new/a"},{"id":"b","path":"/new/b"}]"#);
+        wanted.memory.size *= 2;
+        let known = wanted.for_saved(&saved);
+        let disks: Vec<_> = known.disks.iter().map(|disk| (disk.path.to_str().unwrap(), disk.slot)).collect();
+        assert_eq!(disks, [("/new/b", Some(3)), ("/new/a", Some(1))]);
+        assert_eq!((known.cpus.count, known.memory.size), (2, saved.memory.size));
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let parse = |rest: &str| VmConfig::from_json(format!("{MINIMAL},{rest}}}").as_bytes()).unwrap_err().to_string();
         assert!(parse(r#""memroy":1"#).contains("memroy"));
@@ -414,5 +476,8 @@ mod tests {
         assert!(parse(&net("52:54:00:12:34")).contains("six bytes"));
         assert!(parse(&net("53:54:00:12:34:56")).contains("group"));
         assert!(parse(r#""vsock":{"cid":2,"path":"/x"}"#).contains("context id 2"));
+        let limits = r#""limits":{"transmit":{"per_second":1}}"#;
+        let net = format!(r#""nets":[{{"id":"n","mac":"52:54:00:00:00:01","backend":{{"vhost-user":"/s"}},{limits}}}]"#);
+        assert!(parse(&net).contains("is on a virtual switch"));
     }
 }

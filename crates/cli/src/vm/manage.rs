@@ -3,10 +3,14 @@
 use api::client::Method;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::limit::{self, LimitArgs, Limits};
+use super::usage::{self, UsageArgs};
 use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 use crate::output::Output;
 use crate::remote::{Connect, RemoteError, TaskArgs, fields, finish, show_one, shown_size, shown_time, spec_fields, table};
 use crate::size::ByteSize;
+use crate::vm::clone::CloneArgs;
+use crate::vm::edit::EditArgs;
 
 /// Subcommands of `maru vm` that need `marud`.
 #[derive(Debug, Subcommand)]
@@ -22,7 +26,7 @@ pub enum ManageCommand {
     },
     /// Create a VM; it is off
     Create(Box<CreateArgs>),
-    /// Start a VM
+    /// Start a VM; one that is saved goes on where it was
     Start(OperationArgs),
     /// Stop a VM: ask its guest to shut down, and end it by force when its time is over
     Stop(StopArgs),
@@ -32,8 +36,20 @@ pub enum ManageCommand {
     Pause(OperationArgs),
     /// Let a paused VM go on
     Resume(OperationArgs),
+    /// Save a VM: its memory goes into a file, and `start` lets it go on from there
+    Save(OperationArgs),
+    /// Drop what a VM was saved to: it is off then, as if its power had been cut
+    Discard(OperationArgs),
     /// Delete a VM that is off
     Delete(DeleteArgs),
+    /// Change a VM, also while it runs
+    Edit(Box<EditArgs>),
+    /// Change how much of the host a VM may have
+    Limit(Box<LimitArgs>),
+    /// Show what VMs have used, or have a meter begin anew
+    Usage(UsageArgs),
+    /// Make another VM like one that is off
+    Clone(CloneArgs),
 }
 
 /// How something is shown.
@@ -65,6 +81,8 @@ pub enum StateOption {
     Running,
     /// Those that are paused
     Paused,
+    /// Those that are saved
+    Saved,
 }
 
 const CREATE_HELP: &str = "\
@@ -74,7 +92,10 @@ EXAMPLES
   A system on a disk, with a network card on the TAP tap0:
     maru vm create web --kernel local:vmlinuz --initrd local:initrd.img --cmdline 'root=/dev/vda1 ro' \\
         --disk local:web/root.vhdx --net tap=tap0 --cpus 2 --memory 2G
-    maru vm start web";
+    maru vm start web
+
+  The same with a new disk of 20 GiB, local:web/disk0.vhdx:
+    maru vm create web --kernel local:vmlinuz --initrd local:initrd.img --disk size=20G --memory 2G --max-memory 8G";
 
 /// `maru vm create`.
 #[derive(Debug, Args)]
@@ -106,9 +127,14 @@ pub struct CreateArgs {
     /// Memory, with the unit K, M, G or T
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     memory: ByteSize,
+    /// Memory that it may have later, while it runs
+    #[arg(long, value_name = "SIZE")]
+    max_memory: Option<ByteSize>,
     /// Add a balloon, which gives memory that the guest does not use back to the host
     #[arg(long)]
     balloon: bool,
+    #[command(flatten)]
+    limits: Limits,
     #[command(flatten)]
     show: ShowArgs,
 }
@@ -171,10 +197,16 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
         ManageCommand::Reset(args) => operate(Method::POST, &args.vm, "/reset", &args.task),
         ManageCommand::Pause(args) => operate(Method::POST, &args.vm, "/pause", &args.task),
         ManageCommand::Resume(args) => operate(Method::POST, &args.vm, "/resume", &args.task),
+        ManageCommand::Save(args) => operate(Method::POST, &args.vm, "/save", &args.task),
+        ManageCommand::Discard(args) => operate(Method::POST, &args.vm, "/discard-saved", &args.task),
         ManageCommand::Stop(StopArgs { vm, force: true, task, .. }) => operate(Method::POST, &vm, "/stop?force=true", &task),
         ManageCommand::Stop(StopArgs { vm, grace, task, .. }) => {
             operate(Method::POST, &vm, &format!("/stop?grace={grace}"), &task)
         }
+        ManageCommand::Edit(args) => super::edit::run(*args),
+        ManageCommand::Limit(args) => limit::run(&args),
+        ManageCommand::Usage(args) => usage::run(&args),
+        ManageCommand::Clone(args) => super::clone::run(args),
         ManageCommand::Delete(DeleteArgs { vm, disks, task }) => {
             let what = match disks {
                 None => "",
@@ -193,7 +225,7 @@ fn operate(method: Method, vm: &str, what: &str, args: &TaskArgs) -> Result<(), 
 }
 
 /// A name as a part of an address.
-fn segment(name: &str) -> String {
+pub fn segment(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
@@ -204,6 +236,7 @@ fn list(args: &ListArgs) -> Result<(), RemoteError> {
         Some(StateOption::Off) => "/vms?state=off",
         Some(StateOption::Running) => "/vms?state=running",
         Some(StateOption::Paused) => "/vms?state=paused",
+        Some(StateOption::Saved) => "/vms?state=saved",
     };
     let vms: Vec<api::Vm> = args.show.connect.client()?.list(path)?;
     show_one(args.show.output, &vms, || {
@@ -222,11 +255,14 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
         cpus: args.cpus,
         max_cpus: args.max_cpus,
         memory_bytes: args.memory.0,
+        max_memory_bytes: args.max_memory.map(|size| size.0),
         boot: api::Boot { kernel: args.kernel, initrd: args.initrd, command_line: args.cmdline },
         disks: args.disks.into_iter().map(|disk| disk.0).collect(),
         nets: args.nets.into_iter().map(|net| net.0).collect(),
         console: api::Console::default(),
         balloon: args.balloon,
+        balloon_bytes: 0,
+        resources: args.limits.resources(),
     };
     let vm: api::Vm = args.show.connect.client()?.call(Method::POST, "/vms", Some(&spec))?;
     show_one(args.show.output, &vm, || format!("{}: created, {}\n", vm.spec.name, vm.id))
@@ -238,6 +274,8 @@ fn described(vm: &api::Vm) -> String {
     shown.extend(spec_fields(&vm.spec));
     shown.push(("created", shown_time(vm.created_at)));
     shown.extend(vm.started_at.map(|at| ("started", shown_time(at))));
+    shown
+        .extend(vm.saved.as_ref().map(|it| ("saved", format!("{}, {} in {}", shown_time(it.at), shown_size(it.bytes), it.file))));
     shown.extend(vm.last_end.as_ref().map(|end| ("last end", format!("{}, {}", shown_time(end.at), end.reason))));
     fields(&shown)
 }

@@ -1,9 +1,13 @@
 //! `maru vm`: virtual machines. Those of `marud` ([`manage`]), and those without it: such a VM runs as long as its command does, or
 //! until it is told to stop.
 
+pub mod clone;
 pub mod control;
+pub mod edit;
+mod limit;
 pub mod manage;
 pub mod run;
+mod usage;
 
 use clap::Subcommand;
 

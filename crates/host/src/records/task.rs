@@ -18,6 +18,9 @@ pub struct TaskRecord {
     pub operation: OperationRecord,
     /// How far it is.
     pub state: TaskStateRecord,
+    /// How much of it is done, if it takes long.
+    #[serde(default)]
+    pub progress: Option<ProgressRecord>,
     /// Whether someone wants it to end.
     pub cancel_requested: bool,
     /// Why it failed.
@@ -41,6 +44,15 @@ impl Record for TaskRecord {
     const PREFIX: &'static str = "tasks/";
     const KIND: &'static str = "task";
     const VERSION: u32 = 1;
+}
+
+/// How many bytes of a task's work are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgressRecord {
+    /// Those that are done.
+    pub done: u64,
+    /// All.
+    pub total: u64,
 }
 
 /// A line of a log.
@@ -77,6 +89,61 @@ pub enum OperationRecord {
         /// And its disks.
         disks: DeleteDisks,
     },
+    /// Saves it.
+    Save {
+        /// Whether it ran, and goes on if it cannot be saved; known when the task begins.
+        ran: bool,
+    },
+    /// Drops what it was saved to.
+    DiscardSaved,
+    /// Changes how much of the host it may have.
+    SetResources {
+        /// Resources as the API has them, or a part of them: a JSON merge patch (RFC 7396).
+        change: serde_json::Value,
+        /// Whether they take the place of those before, and what is left out is as usual.
+        replace: bool,
+    },
+    /// Has its meter begin anew.
+    ResetUsage,
+    /// Makes another VM like it.
+    Clone(CloneRecord),
+    /// Changes what it is to be.
+    Edit {
+        /// A merge patch (RFC 7396) of its specification.
+        patch: serde_json::Value,
+    },
+}
+
+/// A VM to make like another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneRecord {
+    /// Its id.
+    pub id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Where its disks are to be; where each disk is now if nothing is said.
+    pub volume: Option<String>,
+}
+
+impl OperationRecord {
+    /// Whether it is long work, which goes on beside the VM's owner and ends when someone wants that.
+    pub fn is_long(&self) -> bool {
+        matches!(self, OperationRecord::Clone(_) | OperationRecord::Edit { .. })
+    }
+
+    /// The VM that it makes.
+    pub fn makes(&self) -> Option<Uuid> {
+        match self {
+            OperationRecord::Clone(clone) => Some(clone.id),
+            _ => None,
+        }
+    }
+
+    /// Whether it is done while long work goes on: the VM must obey meanwhile.
+    pub fn overtakes(&self) -> bool {
+        use OperationRecord::{ForceOff, Pause, Reset, ResetUsage, Resume, SetResources, ShutDown};
+        matches!(self, ForceOff | ShutDown { .. } | Reset | Pause | Resume | SetResources { .. } | ResetUsage)
+    }
 }
 
 /// What happens to the disks of a VM that is deleted.
@@ -139,6 +206,7 @@ impl TaskRecord {
             vm_name,
             operation,
             state: TaskStateRecord::Queued,
+            progress: None,
             cancel_requested: false,
             error: None,
             created_by,
@@ -176,6 +244,12 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::Pause => api::Operation::Pause,
             OperationRecord::Resume => api::Operation::Resume,
             OperationRecord::Delete { .. } => api::Operation::Delete,
+            OperationRecord::ResetUsage => api::Operation::ResetUsage,
+            OperationRecord::Save { .. } => api::Operation::Save,
+            OperationRecord::DiscardSaved => api::Operation::DiscardSaved,
+            OperationRecord::SetResources { .. } => api::Operation::SetResources,
+            OperationRecord::Clone(_) => api::Operation::Clone,
+            OperationRecord::Edit { .. } => api::Operation::Edit,
         }
     }
 }
@@ -194,6 +268,8 @@ impl From<&TaskRecord> for api::Task {
                 TaskStateRecord::Failed => api::TaskState::Failed,
                 TaskStateRecord::Cancelled => api::TaskState::Cancelled,
             },
+            progress: task.progress.map(api::Progress::from),
+            makes: task.operation.makes(),
             error: task.error.as_ref().map(api::Error::from),
             created_by: task.created_by.clone(),
             created_at: task.created_at,
@@ -201,5 +277,11 @@ impl From<&TaskRecord> for api::Task {
             ended_at: task.ended_at,
             log: task.log.iter().map(|line| api::LogLine { at: line.at, text: line.text.clone() }).collect(),
         }
+    }
+}
+
+impl From<ProgressRecord> for api::Progress {
+    fn from(progress: ProgressRecord) -> api::Progress {
+        api::Progress { done: progress.done, total: progress.total, unit: api::ProgressUnit::Bytes }
     }
 }

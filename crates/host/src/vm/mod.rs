@@ -12,18 +12,29 @@
 
 mod actor;
 mod cgroup;
+pub mod clone;
 pub mod config;
 mod delete;
+pub mod disks;
+pub mod edit;
 mod ending;
+mod ledger;
+mod live;
+pub mod meter;
 mod monitor;
 mod process;
+pub mod resources;
+pub mod staging;
+pub mod work;
 
 pub use actor::{Actor, Input};
 pub use cgroup::Cgroups;
 pub use delete::refuse_task;
+pub use ledger::{Capacity, Ledger};
 pub use process::{find, list};
 
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
@@ -39,10 +50,23 @@ pub struct Surroundings {
     pub run_directory: PathBuf,
     /// Their control groups.
     pub cgroups: Cgroups,
+    /// What running VMs have of the host.
+    pub ledger: Ledger,
+    /// What each has used.
+    pub meters: meter::Meters,
     /// Where their files are.
     pub volumes: Volumes,
+    /// Held while it is decided whose a file is, and stored.
+    pub files: Mutex<()>,
     /// Whether monitors are left unconfined. For finding errors only.
     pub unconfined: bool,
+}
+
+impl Surroundings {
+    /// Whose a file is does not change while this is held.
+    pub fn hold_files(&self) -> MutexGuard<'_, ()> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Removes what an earlier VM with this id left, which does not run.
@@ -50,6 +74,8 @@ pub fn remove_traces(surroundings: &Surroundings, vm: Uuid) {
     if let Err(error) = surroundings.cgroups.remove(vm) {
         tracing::warn!(%vm, "its control group stays: {error}");
     }
+    surroundings.ledger.release(vm);
+    surroundings.ledger.share(&surroundings.cgroups);
     if let Err(error) = process::RunFiles::of(surroundings, vm).remove() {
         tracing::warn!(%vm, "its files of the run stay: {error}");
     }

@@ -22,6 +22,7 @@ use super::{App, Refusal};
 use crate::host::Host;
 use crate::records::{EventKind, EventRecord, OperationRecord, TaskRecord, TaskStateRecord, VmRecord};
 use crate::state::{Records, State};
+use crate::vm::{config, edit};
 
 /// Tasks that may wait for one VM.
 const MAX_WAITING: usize = 16;
@@ -93,14 +94,31 @@ pub fn submit(
 
 /// What cannot be done to a VM as it is need not become a task that fails. (With others before it, nobody knows yet.)
 fn refuse_now(host: &Host, vm: &VmRecord, operation: &OperationRecord) -> Result<(), Refusal> {
-    use api::VmState::{Off, Paused, Running};
+    use api::VmState::{Off, Paused, Running, Saved};
     let state = host.live(vm.id).state;
     let name = &vm.name;
     match (operation, state) {
-        (OperationRecord::Reset | OperationRecord::Pause | OperationRecord::Resume, Off) => {
+        (OperationRecord::Reset | OperationRecord::Pause | OperationRecord::Resume | OperationRecord::Save { .. }, Off) => {
             Err(Refusal::conflict("vm-off", format!("the VM '{name}' does not run"), "start it first"))
         }
-        (OperationRecord::Delete { .. }, Running | Paused) => {
+        (
+            OperationRecord::Reset
+            | OperationRecord::Pause
+            | OperationRecord::Resume
+            | OperationRecord::ShutDown { .. }
+            | OperationRecord::ForceOff
+            | OperationRecord::Delete { .. }
+            | OperationRecord::Clone(_)
+            | OperationRecord::Edit { .. },
+            Saved,
+        ) => {
+            let way_out = "start it, or drop its saved state (discard-saved)";
+            Err(Refusal::conflict("vm-saved", format!("the VM '{name}' is saved"), way_out))
+        }
+        (OperationRecord::DiscardSaved, Off | Running | Paused) => {
+            Err(Refusal::conflict("not-saved", format!("the VM '{name}' is {state}"), "there is nothing to drop"))
+        }
+        (OperationRecord::Delete { .. } | OperationRecord::Clone(_), Running | Paused) => {
             Err(Refusal::conflict("vm-running", format!("the VM '{name}' is {state}"), "stop it first"))
         }
         (OperationRecord::Start, Paused) => {
@@ -109,6 +127,11 @@ fn refuse_now(host: &Host, vm: &VmRecord, operation: &OperationRecord) -> Result
         (OperationRecord::ShutDown { .. }, Paused) => {
             let message = format!("the VM '{name}' is paused: its guest cannot shut down");
             Err(Refusal::conflict("vm-paused", message, "resume it first, or stop it by force"))
+        }
+        (OperationRecord::Edit { patch }, Running | Paused) => {
+            let wanted = edit::patched(vm, patch).and_then(|spec| config::edited(vm, &spec, &host.surroundings.volumes));
+            let planned = wanted.and_then(|wanted| edit::plan(vm, &wanted));
+            planned.map(drop).map_err(|cause| Refusal { status: StatusCode::CONFLICT, cause })
         }
         _ => Ok(()),
     }
@@ -199,7 +222,7 @@ pub async fn show(
 
 /// Cancel a task
 ///
-/// One that waits for others ends at once; a shutdown ends when its VM's owner sees it. Others are too short to be cancelled.
+/// One that waits for others ends at once; a shutdown, or long work, which leaves nothing then, ends soon. Others are too short to be cancelled.
 #[utoipa::path(post, path = "/tasks/{task}/cancel", tag = "tasks", operation_id = "cancel_task",
     params(("task" = Uuid, Path, description = "Its id"), WaitParams), responses(
     (status = 200, description = "The task, which has ended", body = api::Task),
@@ -227,6 +250,7 @@ fn request_cancel(state: &State, id: Uuid) -> Result<TaskRecord, Refusal> {
                 transaction = transaction.tell(&event.of_vm(task.vm, &task.vm_name).by_task(Some(id)));
             }
             (TaskStateRecord::Running, OperationRecord::ShutDown { .. }) => task.cancel_requested = true,
+            (TaskStateRecord::Running, operation) if operation.is_long() => task.cancel_requested = true,
             (TaskStateRecord::Running, _) => {
                 let message = format!("the task ({operation}) is being done, and cannot be cancelled any more");
                 return Err(Refusal::conflict("not-cancellable", message, "wait for its end"));

@@ -3,12 +3,17 @@
 #![allow(dead_code, missing_docs)]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::client::Client;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -18,34 +23,42 @@ pub struct TestHost {
     pub directory: tempfile::TempDir,
     marud: Option<Child>,
     address: String,
+    options: Vec<String>,
 }
 
-fn command(directory: &Path) -> Command {
+fn command(directory: &Path, options: &[String]) -> Command {
     let marud = PathBuf::from(env!("CARGO_BIN_EXE_marud"));
     let monitor = marud.parent().unwrap().join("examples/fake-vmm");
     assert!(monitor.exists(), "{} is missing: build it with `cargo build --release -p maru-host --examples`", monitor.display());
     let mut command = Command::new(marud);
     command.arg("--state").arg(directory.join("state")).arg("--run").arg(directory.join("run"));
     command.arg("--monitor").arg(monitor).arg("--cgroup").arg(directory.join("cgroup"));
-    command.args(["--listen", "127.0.0.1:0"]).stderr(Stdio::piped());
+    // Fake VMs take no memory.
+    command.args(["--listen", "127.0.0.1:0", "--memory-overcommit", "10000"]).args(options).stderr(Stdio::piped());
     command
 }
 
 impl TestHost {
     /// A host that nothing was done on yet.
     pub fn new() -> TestHost {
+        TestHost::with_options(&[])
+    }
+
+    /// The same, with more options of `marud`.
+    pub fn with_options(options: &[&str]) -> TestHost {
+        let options = options.iter().map(ToString::to_string).collect();
         let directory = tempfile::tempdir().unwrap();
         let volume = directory.path().join("state/volumes/local");
         fs::create_dir_all(&volume).unwrap();
         fs::write(volume.join("vmlinuz"), "").unwrap();
-        let mut host = TestHost { directory, marud: None, address: String::new() };
+        let mut host = TestHost { directory, marud: None, address: String::new(), options };
         host.start();
         host
     }
 
     /// Starts `marud` and waits until it listens.
     pub fn start(&mut self) {
-        let mut child = command(self.directory.path()).spawn().unwrap();
+        let mut child = command(self.directory.path(), &self.options).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let mut said = String::new();
         self.address = loop {
@@ -62,7 +75,7 @@ impl TestHost {
 
     /// Starts a `marud` that is to refuse; returns what it says.
     pub fn refuses_to_start(&self) -> String {
-        let output = command(self.directory.path()).output().unwrap();
+        let output = command(self.directory.path(), &self.options).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
         String::from_utf8(output.stderr).unwrap()
     }
@@ -87,6 +100,25 @@ impl TestHost {
     pub fn client_with(&self, secret: &str) -> Client {
         let authority = fs::read(self.directory.path().join("state/tls/ca.pem")).unwrap();
         Client::new(&format!("https://{}", self.address), &authority, secret).unwrap()
+    }
+
+    /// The status and the body that are at an address above the API's.
+    pub fn top(&self, path: &str, secret: &str) -> (u16, String) {
+        let authority = CertificateDer::from_pem_file(self.directory.path().join("state/tls/ca.pem")).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(authority).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
+        let connection = ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
+        let mut stream = StreamOwned::new(connection, TcpStream::connect(&self.address).unwrap());
+        let head =
+            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nauthorization: Bearer {secret}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.into())
     }
 
     /// Ids of the fake monitors that run for this host, zombies left out: those have no command line.

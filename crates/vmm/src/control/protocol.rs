@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{DiskConfig, DiskLimits, NetConfig};
+use crate::config::{DiskConfig, DiskLimits, NetConfig, NetLimits};
 
 /// What a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +82,13 @@ pub enum Request {
         id: String,
         /// The limits; what is left out has none.
         limits: DiskLimits,
+    },
+    /// Limit how much a network card on a TAP may carry, from now on.
+    SetNetLimits {
+        /// Its name.
+        id: String,
+        /// The limits; what is left out has none.
+        limits: NetLimits,
     },
     /// Have this many vCPUs.
     SetCpus {
@@ -177,6 +184,11 @@ pub enum EventKind {
     Paused,
     /// The machine was reset.
     Reset,
+    /// The VM is about to end, and its devices do nothing more: their counters will not change any more.
+    FinalCounters {
+        /// The devices.
+        devices: Vec<DeviceStatus>,
+    },
     /// The VM has ended.
     Ended {
         /// Why.
@@ -244,6 +256,9 @@ pub struct Status {
     pub balloon: u64,
     /// Whether system calls and files are confined.
     pub confined: bool,
+    /// The disk for whose want of space the VM was paused: it is to go on when there is some. Nothing if somebody paused it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub short_of_space: Option<String>,
     /// Devices in their slots.
     pub devices: Vec<DeviceStatus>,
 }

@@ -39,10 +39,12 @@ impl Monitor {
                 done
             }
             Request::Pause => {
+                self.short_of_space = None;
                 self.pause();
                 done
             }
             Request::Resume => {
+                self.short_of_space = None;
                 if machine.run_state() == RunState::Paused {
                     machine.resume();
                     self.publish(EventKind::Running);
@@ -94,6 +96,7 @@ impl Monitor {
                 to_value(&MergedReport { bytes, held_ms: held.as_millis() as u64 })
             }
             Request::SetDiskLimits { id, limits } => machine.set_disk_limits(&id, limits).map_err(failure).map(|()| Value::Null),
+            Request::SetNetLimits { id, limits } => machine.set_net_limits(&id, limits).map_err(failure).map(|()| Value::Null),
             Request::SetCpus { count } => machine.add_vcpus(count).map_err(failure).map(|()| Value::Null),
             Request::SetHotplugMemory { bytes } => {
                 let Ok(DeviceHandle::Memory(memory)) = machine.device("memory").map(|device| &device.handle) else {
@@ -129,7 +132,7 @@ impl Monitor {
         }
     }
 
-    fn status(&self) -> Status {
+    pub(super) fn status(&self) -> Status {
         let machine = &self.machine;
         let devices: Vec<DeviceStatus> = machine
             .devices()
@@ -157,6 +160,7 @@ impl Monitor {
             hotplug_memory: counter("memory", "plugged-bytes"),
             balloon: counter("balloon", "actual-bytes"),
             confined: self.confined,
+            short_of_space: self.short_of_space.clone(),
             devices,
         }
     }

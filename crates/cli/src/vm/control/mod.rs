@@ -8,7 +8,6 @@ mod events;
 mod layers;
 mod save;
 mod status;
-mod tap;
 
 pub use args::ControlArgs;
 pub use error::ControlError;
@@ -48,6 +47,7 @@ pub fn run(args: ControlArgs) -> Result<(), ControlError> {
         Action::ReplaceParents { id, parent } => layers::replace_parents(client, id, &parent)?,
         Action::MergeLeaf { id, most } => layers::merge_leaf(client, id, most.map(|it| it.0))?,
         Action::LimitDisk { id, limits } => simple(client, Request::SetDiskLimits { id, limits: limits.0 })?,
+        Action::LimitNet { id, limits } => simple(client, Request::SetNetLimits { id, limits: limits.0 })?,
         Action::SetCpus { count } => simple(client, Request::SetCpus { count })?,
         Action::SetMemory { more } => simple(client, Request::SetHotplugMemory { bytes: more.0.0 })?,
         Action::SetBalloon { size } => simple(client, Request::SetBalloon { bytes: size.0 })?,

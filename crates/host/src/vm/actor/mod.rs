@@ -6,11 +6,22 @@
 //!    ▲                     └── ends: the task fails ──▶ off        │
 //!    └──────────────────── the monitor ends, for whatever reason ──┘
 //! ```
+//! How a VM is saved and restored is drawn at [`crate::records::SavedPhase`].
 //!
-//! It does one task after the other. A shutdown is the only one that waits for a guest; while it does, it can be cancelled, and a task that
-//! ends the VM by force overtakes it.
+//! It does one task after the other. Two kinds are not done at once:
+//!
+//! - A shutdown waits for the guest. Meanwhile it can be cancelled, and a task that ends the VM by force overtakes it.
+//! - Long work ([`OperationRecord::is_long`]), like copying disks, is done by a thread of its own ([`work`]), which the actor looks after:
+//!   it stores how far the work is about once a second, and passes on the wish that it end. What the VM must obey at any time
+//!   ([`OperationRecord::overtakes`]: stop, reset, pause, resume) is done meanwhile; everything else waits for the work's end.
 
+mod edit;
+mod limits;
+mod metering;
 mod operations;
+mod room;
+mod saved;
+mod work;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,11 +29,13 @@ use std::time::Duration;
 
 use store::record::Stored;
 use time::OffsetDateTime;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 use vmm::control::{EventKind as Told, Request, RunStatus, Status};
 
+use self::metering::Metering;
+use self::room::Room;
 use super::ending::Ending;
 use super::monitor::{Happened, Monitor};
 use super::process::{self, RunFiles};
@@ -46,6 +59,8 @@ pub enum Input {
     Task(Uuid),
     /// A task is to end.
     Cancel(Uuid),
+    /// Someone wants to know what was used, and is told when it is known.
+    Measure(oneshot::Sender<()>),
 }
 
 /// A VM's owner.
@@ -59,8 +74,13 @@ pub struct Actor {
     queue: VecDeque<Uuid>,
     /// A task that waits for the monitor to end.
     stopping: Option<Stopping>,
+    /// A task that a thread does.
+    work: Option<work::Work>,
     /// How it ended under this actor.
     last_end: Option<EndingRecord>,
+    metering: Metering,
+    /// What it waits for, paused.
+    room: Option<Room>,
     deleted: bool,
 }
 
@@ -109,13 +129,17 @@ impl Actor {
             machine: None,
             queue: unfinished.into(),
             stopping: None,
+            work: None,
             last_end: None,
+            metering: Metering::new(),
+            room: None,
             deleted: false,
         }
     }
 
     /// Owns the VM until it is deleted, or `marud` ends.
     pub async fn run(mut self) {
+        self.load_usage().await;
         self.adopt().await;
         loop {
             self.advance().await;
@@ -123,10 +147,16 @@ impl Actor {
                 return self.refuse_rest().await;
             }
             let deadline = self.stopping.as_ref().map(|stopping| stopping.deadline);
+            let (look_at, room_at) = (self.look_at(), self.room_at());
             tokio::select! {
                 input = self.inputs.recv() => match input {
                     Some(Input::Task(task)) => self.enqueue(task),
                     Some(Input::Cancel(task)) => self.cancel(task).await,
+                    Some(Input::Measure(known)) => {
+                        self.measure().await;
+                        // Who does not wait any more need not know.
+                        let _ = known.send(());
+                    }
                     None => return,
                 },
                 happened = next(&mut self.machine) => match happened {
@@ -134,12 +164,17 @@ impl Actor {
                     Happened::Exited(status) => self.ended(status).await,
                 },
                 () = wait_until(deadline) => self.press_harder().await,
+                () = wait_until(look_at) => self.look().await,
+                () = wait_until(room_at) => self.look_for_room().await,
+                stage = work::next(&mut self.work) => self.worked(stage).await,
             }
         }
     }
 
     fn enqueue(&mut self, task: Uuid) {
-        if !self.queue.contains(&task) && self.stopping.as_ref().is_none_or(|stopping| stopping.task != task) {
+        let stops = self.stopping.as_ref().is_some_and(|stopping| stopping.task == task);
+        let works = self.work.as_ref().is_some_and(|work| work.task == task);
+        if !(stops || works || self.queue.contains(&task)) {
             self.queue.push_back(task);
         }
     }
@@ -154,6 +189,7 @@ impl Actor {
 
     fn show(&self) {
         let state = match &self.machine {
+            None if self.vm.record.is_saved() => api::VmState::Saved,
             None => api::VmState::Off,
             Some(_) if self.stopping.is_some() => api::VmState::Stopping,
             Some(machine) if machine.paused => api::VmState::Paused,
@@ -199,6 +235,10 @@ impl Actor {
             }
             Err(_) => return,
         };
+        let process = match process {
+            Some(process) if self.vm.record.is_saved() => return self.end_saved(process).await,
+            process => process,
+        };
         match process.map(Monitor::new) {
             Some(Ok(monitor)) => self.take_over(monitor).await,
             Some(Err(error)) => tracing::error!(vm = %self.vm.record.name, "its monitor cannot be watched: {error}"),
@@ -235,20 +275,41 @@ impl Actor {
             Some(event.clone())
         })
         .await;
+        self.meter_run().await;
+        self.wait_for_room(false).await;
     }
 
     /// Begins tasks as long as there are some that can be done now.
     async fn advance(&mut self) {
         while !self.deleted {
-            if self.stopping.is_some() && !self.force_is_next().await {
-                break;
-            }
-            let Some(id) = self.queue.pop_front() else { break };
-            let Some(task) = self.read_task(id).await.filter(TaskRecord::is_unfinished) else { continue };
+            let Some(task) = self.next_task().await else { break };
             self.perform(task).await;
             self.show();
         }
         self.show();
+    }
+
+    /// Takes the first task of the queue that can be done now.
+    async fn next_task(&mut self) -> Option<TaskRecord> {
+        let may_go: fn(&OperationRecord) -> bool = match (&self.stopping, &self.work) {
+            (Some(stopping), _) if stopping.step == Step::Guest => |operation| *operation == OperationRecord::ForceOff,
+            (Some(_), _) => return None,
+            (None, Some(_)) => OperationRecord::overtakes,
+            (None, None) => |_| true,
+        };
+        let mut index = 0;
+        while let Some(id) = self.queue.get(index) {
+            match self.read_task(*id).await.filter(TaskRecord::is_unfinished) {
+                Some(task) if !may_go(&task.operation) => index += 1,
+                task => {
+                    self.queue.remove(index);
+                    if task.is_some() {
+                        return task;
+                    }
+                }
+            }
+        }
+        None
     }
 
     async fn read_task(&self, id: Uuid) -> Option<TaskRecord> {
@@ -260,23 +321,6 @@ impl Actor {
             }
             sleep(STORE_AGAIN).await;
         }
-    }
-
-    /// Whether a task in the queue ends the VM by force, while one waits for the guest. It is put first.
-    async fn force_is_next(&mut self) -> bool {
-        if self.stopping.as_ref().is_some_and(|stopping| stopping.step != Step::Guest) {
-            return false;
-        }
-        for index in 0..self.queue.len() {
-            let task = self.read_task(self.queue[index]).await;
-            if task.is_some_and(|task| task.operation == OperationRecord::ForceOff && task.is_unfinished()) {
-                let id = self.queue.remove(index);
-                self.queue.extend(id);
-                self.queue.rotate_right(1);
-                return true;
-            }
-        }
-        false
     }
 
     /// The monitor told something.
@@ -292,15 +336,24 @@ impl Actor {
                 return;
             }
             // By the guest, or by a task that says so itself.
-            Told::Reset | Told::DeviceRemoved { .. } => return,
+            Told::Reset => return,
+            Told::DeviceRemoved { .. } if self.work.is_some() => return,
+            Told::DeviceRemoved { id } => format!(
+                "the guest has given {id} back, which nobody waits for: it is not plugged in any more, until the VM is started again"
+            ),
             Told::Ended { reason } => {
                 machine.told_end = Some(reason);
                 return;
             }
+            Told::FinalCounters { devices } => return self.keep_last_counters(devices),
             Told::GuestPanicked => "the guest's kernel says that it has crashed".into(),
             Told::DeviceFailed { id, reason } => format!("the device {id} cannot go on until its driver resets it: {reason}"),
             Told::DiskFailed { id, reason } if machine.paused => {
-                format!("the disk {id} failed a request, and the VM is paused: {reason}; when that is mended, resume it")
+                let way_out = match self.wait_for_room(true).await {
+                    true => "it goes on when there is more",
+                    false => "when that is mended, resume it",
+                };
+                format!("the disk {id} failed a request, and the VM is paused: {reason}; {way_out}")
             }
             Told::DiskFailed { id, reason } => format!("the disk {id} failed a request: {reason}"),
         };
@@ -328,7 +381,13 @@ impl Actor {
 
     /// Stores that the VM is off, and why; a task that waited for this is done.
     async fn note_end_of(&mut self, task: Option<Uuid>, ending: Ending) {
+        self.room = None;
+        self.meter_end().await;
         self.clean_up();
+        if self.vm.record.is_saved() {
+            return self.note_saved(task).await;
+        }
+        self.forget_saved().await;
         let kind = if ending.failed { EventKind::VmFailed } else { EventKind::VmStopped };
         let event = self.event(kind, ending.reason.clone()).by_task(task);
         let end = EndingRecord { at: OffsetDateTime::now_utc(), reason: ending.reason, failed: ending.failed };
