@@ -4,11 +4,13 @@ use api::client::Method;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::limit::{self, LimitArgs, Limits};
+use super::usage::{self, UsageArgs};
 use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 use crate::output::Output;
 use crate::remote::{Connect, RemoteError, TaskArgs, fields, finish, show_one, shown_size, shown_time, spec_fields, table};
 use crate::size::ByteSize;
 use crate::vm::clone::CloneArgs;
+use crate::vm::edit::EditArgs;
 
 /// Subcommands of `maru vm` that need `marud`.
 #[derive(Debug, Subcommand)]
@@ -24,7 +26,7 @@ pub enum ManageCommand {
     },
     /// Create a VM; it is off
     Create(Box<CreateArgs>),
-    /// Start VMs
+    /// Start VMs; those that are saved go on where they were
     Start(OperationArgs),
     /// Stop VMs: ask their guests to shut down, and end them by force when their time is over
     Stop(StopArgs),
@@ -34,10 +36,18 @@ pub enum ManageCommand {
     Pause(OperationArgs),
     /// Let paused VMs go on
     Resume(OperationArgs),
+    /// Save VMs: their memory goes into files, and `start` lets them go on from there
+    Save(OperationArgs),
+    /// Drop what VMs were saved to: they are off then, as if their power had been cut
+    Discard(OperationArgs),
     /// Delete VMs that are off
     Delete(DeleteArgs),
+    /// Change a VM, also while it runs
+    Edit(Box<EditArgs>),
     /// Change how much of the host a VM may have
     Limit(Box<LimitArgs>),
+    /// Show what VMs have used, or have a meter begin anew
+    Usage(UsageArgs),
     /// Make another VM like one that is off
     Clone(CloneArgs),
 }
@@ -71,6 +81,8 @@ pub enum StateOption {
     Running,
     /// Those that are paused
     Paused,
+    /// Those that are saved
+    Saved,
 }
 
 const CREATE_HELP: &str = "\
@@ -80,7 +92,10 @@ EXAMPLES
   A system on a disk, with a network card on the TAP tap0:
     maru vm create web --kernel local:vmlinuz --initrd local:initrd.img --cmdline 'root=/dev/vda1 ro' \\
         --disk local:web/root.vhdx --net tap=tap0 --cpus 2 --memory 2G
-    maru vm start web";
+    maru vm start web
+
+  The same with a new disk of 20 GiB, local:web/disk0.vhdx:
+    maru vm create web --kernel local:vmlinuz --initrd local:initrd.img --disk size=20G --memory 2G --max-memory 8G";
 
 /// `maru vm create`.
 #[derive(Debug, Args)]
@@ -112,6 +127,9 @@ pub struct CreateArgs {
     /// Memory, with the unit K, M, G or T
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     memory: ByteSize,
+    /// Memory that it may have later, while it runs
+    #[arg(long, value_name = "SIZE")]
+    max_memory: Option<ByteSize>,
     /// Add a balloon, which gives memory that the guest does not use back to the host
     #[arg(long)]
     balloon: bool,
@@ -182,11 +200,15 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
         ManageCommand::Reset(args) => operate(Method::POST, &args.vms, "/reset", &args.task),
         ManageCommand::Pause(args) => operate(Method::POST, &args.vms, "/pause", &args.task),
         ManageCommand::Resume(args) => operate(Method::POST, &args.vms, "/resume", &args.task),
+        ManageCommand::Save(args) => operate(Method::POST, &args.vms, "/save", &args.task),
+        ManageCommand::Discard(args) => operate(Method::POST, &args.vms, "/discard-saved", &args.task),
         ManageCommand::Stop(StopArgs { vms, force: true, task, .. }) => operate(Method::POST, &vms, "/stop?force=true", &task),
         ManageCommand::Stop(StopArgs { vms, grace, task, .. }) => {
             operate(Method::POST, &vms, &format!("/stop?grace={grace}"), &task)
         }
+        ManageCommand::Edit(args) => super::edit::run(*args),
         ManageCommand::Limit(args) => limit::run(&args),
+        ManageCommand::Usage(args) => usage::run(&args),
         ManageCommand::Clone(args) => super::clone::run(args),
         ManageCommand::Delete(DeleteArgs { vms, disks, task }) => {
             let what = match disks {
@@ -234,6 +256,7 @@ fn list(args: &ListArgs) -> Result<(), RemoteError> {
         Some(StateOption::Off) => "/vms?state=off",
         Some(StateOption::Running) => "/vms?state=running",
         Some(StateOption::Paused) => "/vms?state=paused",
+        Some(StateOption::Saved) => "/vms?state=saved",
     };
     let vms: Vec<api::Vm> = args.show.connect.client()?.list(path)?;
     show_one(args.show.output, &vms, || {
@@ -252,11 +275,13 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
         cpus: args.cpus,
         max_cpus: args.max_cpus,
         memory_bytes: args.memory.0,
+        max_memory_bytes: args.max_memory.map(|size| size.0),
         boot: api::Boot { kernel: args.kernel, initrd: args.initrd, command_line: args.cmdline },
         disks: args.disks.into_iter().map(|disk| disk.0).collect(),
         nets: args.nets.into_iter().map(|net| net.0).collect(),
         console: api::Console::default(),
         balloon: args.balloon,
+        balloon_bytes: 0,
         resources: args.limits.resources(),
     };
     let vm: api::Vm = args.show.connect.client()?.call(Method::POST, "/vms", Some(&spec))?;
@@ -269,6 +294,8 @@ fn described(vm: &api::Vm) -> String {
     shown.extend(spec_fields(&vm.spec));
     shown.push(("created", shown_time(vm.created_at)));
     shown.extend(vm.started_at.map(|at| ("started", shown_time(at))));
+    shown
+        .extend(vm.saved.as_ref().map(|it| ("saved", format!("{}, {} in {}", shown_time(it.at), shown_size(it.bytes), it.file))));
     shown.extend(vm.last_end.as_ref().map(|end| ("last end", format!("{}, {}", shown_time(end.at), end.reason))));
     fields(&shown)
 }

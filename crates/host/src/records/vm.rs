@@ -20,6 +20,9 @@ pub struct VmRecord {
     pub max_cpus: u32,
     /// Bytes of memory.
     pub memory_bytes: u64,
+    /// Bytes that it may have while it runs, if they are more.
+    #[serde(default)]
+    pub max_memory_bytes: Option<u64>,
     /// What it boots.
     pub boot: BootRecord,
     /// Its disks.
@@ -30,6 +33,9 @@ pub struct VmRecord {
     pub console: ConsoleRecord,
     /// Whether it has a balloon.
     pub balloon: bool,
+    /// Bytes that the balloon takes.
+    #[serde(default)]
+    pub balloon_bytes: u64,
     /// Whether it is to run.
     pub power: Power,
     /// When it was created.
@@ -40,6 +46,9 @@ pub struct VmRecord {
     pub started_at: Option<OffsetDateTime>,
     /// How it ended the last time.
     pub last_end: Option<EndingRecord>,
+    /// What it was saved to, or is being saved to.
+    #[serde(default)]
+    pub saved: Option<SavedRecord>,
     /// How much of the host it may have.
     #[serde(default)]
     pub resources: ResourcesRecord,
@@ -123,6 +132,9 @@ pub struct NetRecord {
     pub mac: String,
     /// The host's TAP.
     pub tap: String,
+    /// Whether its cable is out.
+    #[serde(default)]
+    pub disconnected: bool,
 }
 
 /// Which console the monitor has.
@@ -147,7 +159,51 @@ pub struct EndingRecord {
     pub failed: bool,
 }
 
+/// The file with a VM's memory and devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedRecord {
+    /// The file.
+    pub file: FileRef,
+    /// What it is worth.
+    pub phase: SavedPhase,
+    /// Its length in bytes, when it is whole.
+    pub bytes: u64,
+    /// When it was begun.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+}
+
+/// What the file of a saved VM is worth.
+///
+/// ```text
+///  (none) ──▶ writing ──▶ saved ──▶ spent ──▶ (none)
+///                └── fails ────────────────────▲
+/// ```
+/// The step to `saved` is the moment from which the monitor must not go on; the step to `spent` that from which the file must not be used: the
+/// guest goes on from here, and its disks change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SavedPhase {
+    /// It is not whole yet; the VM runs, or is paused.
+    Writing,
+    /// It is the VM.
+    Saved,
+    /// The VM has gone on from it, or it was dropped.
+    Spent,
+}
+
 impl VmRecord {
+    /// Whether the VM is in a file.
+    pub fn is_saved(&self) -> bool {
+        self.saved.as_ref().is_some_and(|saved| saved.phase == SavedPhase::Saved)
+    }
+
+    /// The directory of a VM's own files, in the volume of its first disk.
+    pub fn own_directory(&self) -> FileRef {
+        let volume = self.disks.first().map_or(&self.boot.kernel.volume, |disk| &disk.file.volume);
+        FileRef { volume: volume.clone(), path: format!("vms/{}", self.id) }
+    }
+
     /// What the API calls the VM's specification.
     pub fn spec(&self) -> api::VmSpec {
         api::VmSpec {
@@ -155,6 +211,7 @@ impl VmRecord {
             cpus: self.cpus,
             max_cpus: (self.max_cpus != self.cpus).then_some(self.max_cpus),
             memory_bytes: self.memory_bytes,
+            max_memory_bytes: self.max_memory_bytes,
             boot: api::Boot {
                 kernel: self.boot.kernel.to_string(),
                 initrd: self.boot.initrd.as_ref().map(FileRef::to_string),
@@ -167,6 +224,7 @@ impl VmRecord {
                 ConsoleRecord::Virtio => api::Console::Virtio,
             },
             balloon: self.balloon,
+            balloon_bytes: self.balloon_bytes,
             resources: self.told_resources(),
         }
     }
@@ -185,6 +243,7 @@ impl From<&DiskRecord> for api::Disk {
         api::Disk {
             id: Some(disk.id.clone()),
             file: disk.file.to_string(),
+            size_bytes: None,
             format: disk.format.map(|format| match format {
                 FormatRecord::Raw => api::DiskFormat::Raw,
                 FormatRecord::Vhdx => api::DiskFormat::Vhdx,
@@ -198,7 +257,13 @@ impl From<&DiskRecord> for api::Disk {
 
 impl From<&NetRecord> for api::Net {
     fn from(net: &NetRecord) -> api::Net {
-        api::Net { id: Some(net.id.clone()), mac: Some(net.mac.clone()), tap: net.tap.clone() }
+        api::Net { id: Some(net.id.clone()), mac: Some(net.mac.clone()), tap: net.tap.clone(), disconnected: net.disconnected }
+    }
+}
+
+impl From<&SavedRecord> for api::SavedVm {
+    fn from(saved: &SavedRecord) -> api::SavedVm {
+        api::SavedVm { at: saved.at, file: saved.file.to_string(), bytes: saved.bytes }
     }
 }
 

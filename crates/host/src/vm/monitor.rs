@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::RawFd;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -24,6 +25,8 @@ pub struct Monitor {
     /// Until it is closed.
     connection: Option<AsyncFd<Connection>>,
     events: VecDeque<EventKind>,
+    /// Answers that were not waited for long enough: those that come next are to requests before.
+    owed: u32,
 }
 
 /// What a monitor did.
@@ -58,7 +61,7 @@ impl Monitor {
         let pidfd = process.pidfd.try_clone()?;
         // SAFETY: the descriptor is owned, and stays open until the `AsyncFd` is dropped.
         let exited = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
-        Ok(Monitor { process, exited, connection: None, events: VecDeque::new() })
+        Ok(Monitor { process, exited, connection: None, events: VecDeque::new(), owed: 0 })
     }
 
     /// Its process id.
@@ -99,18 +102,32 @@ impl Monitor {
 
     /// Sends a request and waits for the answer. Events that come before it are kept.
     pub async fn call<T: DeserializeOwned>(&mut self, request: &Request, limit: Duration) -> Result<T, CallError> {
+        self.call_with(request, &[], limit).await
+    }
+
+    /// The same with files. A monitor that tells of its progress has `limit` from there on.
+    pub async fn call_with<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        files: &[RawFd],
+        limit: Duration,
+    ) -> Result<T, CallError> {
         let connection = self.connection.as_ref().ok_or(CallError::Gone)?;
-        match connection.get_ref().send(request, &[]) {
+        match connection.get_ref().send(request, files) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(CallError::Silent(Duration::ZERO)),
             Err(_) => return Err(CallError::Gone),
             Ok(()) => {}
         }
-        let deadline = Instant::now() + limit;
-        let late = |_| CallError::Silent(limit);
+        let mut deadline = Instant::now() + limit;
         loop {
-            match timeout_at(deadline, self.receive()).await.map_err(late)? {
+            let Ok(message) = timeout_at(deadline, self.receive()).await else {
+                self.owed += 1;
+                return Err(CallError::Silent(limit));
+            };
+            match message {
                 Some(Message::Event(event)) => self.events.push_back(event.kind),
-                Some(Message::Reply(Reply::Progress { .. })) => {}
+                Some(Message::Reply(Reply::Progress { .. })) => deadline = Instant::now() + limit,
+                Some(Message::Reply(_)) if self.owed > 0 => self.owed -= 1,
                 Some(Message::Reply(Reply::Error(failure))) => return Err(CallError::Refused(failure.message)),
                 Some(Message::Reply(Reply::Ok(value))) => {
                     return serde_json::from_value(value).map_err(|error| CallError::Unexpected(error.to_string()));
@@ -134,8 +151,9 @@ impl Monitor {
             }
             match self.receive().await {
                 Some(Message::Event(event)) => return Happened::Event(event.kind),
+                Some(Message::Reply(Reply::Progress { .. })) => {}
                 // An answer that came too late.
-                Some(Message::Reply(_)) => {}
+                Some(Message::Reply(_)) => self.owed = self.owed.saturating_sub(1),
                 None => self.connection = None,
             }
         }

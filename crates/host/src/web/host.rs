@@ -13,7 +13,8 @@ use crate::records::VmRecord;
 ))]
 pub async fn show(State(app): State<App>) -> Result<Json<api::HostInfo>, Refusal> {
     let vms = app.host.state.run(|state| state.all::<VmRecord>()).await?;
-    let runs = |vm: &uuid::Uuid| !matches!(app.host.live(*vm).state, api::VmState::Off | api::VmState::Unknown);
+    let runs =
+        |vm: &uuid::Uuid| !matches!(app.host.live(*vm).state, api::VmState::Off | api::VmState::Saved | api::VmState::Unknown);
     let running = vms.iter().filter(|vm| runs(&vm.record.id)).count();
     let (memory_bytes, memory_available_bytes) = memory();
     Ok(Json(api::HostInfo {
@@ -26,21 +27,6 @@ pub async fn show(State(app): State<App>) -> Result<Json<api::HostInfo>, Refusal
         vms: vms.len() as u32,
         vms_running: running as u32,
     }))
-}
-
-/// Volumes
-#[utoipa::path(get, path = "/volumes", tag = "host", operation_id = "list_volumes", responses(
-    (status = 200, description = "All volumes", body = api::Page<api::Volume>),
-    (status = "default", description = "Not done", body = api::Error),
-))]
-pub async fn volumes(State(app): State<App>) -> Result<Json<api::Page<api::Volume>>, Refusal> {
-    let surroundings = app.host.surroundings.clone();
-    let listed = tokio::task::spawn_blocking(move || surroundings.volumes.list()).await;
-    let items = listed.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| {
-        let message = format!("a volume cannot be read: {error}");
-        Refusal::new(axum::http::StatusCode::SERVICE_UNAVAILABLE, "volume", message, "see what is wrong with it on the host")
-    })?;
-    Ok(Json(api::Page { items, next: None }))
 }
 
 /// The host's name.

@@ -22,6 +22,7 @@ use super::{App, Refusal};
 use crate::host::Host;
 use crate::records::{EventKind, EventRecord, OperationRecord, TaskRecord, TaskStateRecord, VmRecord};
 use crate::state::{Records, State};
+use crate::vm::{config, edit};
 
 /// Tasks that may wait for one VM.
 const MAX_WAITING: usize = 16;
@@ -93,12 +94,29 @@ pub fn submit(
 
 /// What cannot be done to a VM as it is need not become a task that fails. (With others before it, nobody knows yet.)
 fn refuse_now(host: &Host, vm: &VmRecord, operation: &OperationRecord) -> Result<(), Refusal> {
-    use api::VmState::{Off, Paused, Running};
+    use api::VmState::{Off, Paused, Running, Saved};
     let state = host.live(vm.id).state;
     let name = &vm.name;
     match (operation, state) {
-        (OperationRecord::Reset | OperationRecord::Pause | OperationRecord::Resume, Off) => {
+        (OperationRecord::Reset | OperationRecord::Pause | OperationRecord::Resume | OperationRecord::Save { .. }, Off) => {
             Err(Refusal::conflict("vm-off", format!("the VM '{name}' does not run"), "start it first"))
+        }
+        (
+            OperationRecord::Reset
+            | OperationRecord::Pause
+            | OperationRecord::Resume
+            | OperationRecord::ShutDown { .. }
+            | OperationRecord::ForceOff
+            | OperationRecord::Delete { .. }
+            | OperationRecord::Clone(_)
+            | OperationRecord::Edit { .. },
+            Saved,
+        ) => {
+            let way_out = "start it, or drop its saved state (discard-saved)";
+            Err(Refusal::conflict("vm-saved", format!("the VM '{name}' is saved"), way_out))
+        }
+        (OperationRecord::DiscardSaved, Off | Running | Paused) => {
+            Err(Refusal::conflict("not-saved", format!("the VM '{name}' is {state}"), "there is nothing to drop"))
         }
         (OperationRecord::Delete { .. } | OperationRecord::Clone(_), Running | Paused) => {
             Err(Refusal::conflict("vm-running", format!("the VM '{name}' is {state}"), "stop it first"))
@@ -109,6 +127,11 @@ fn refuse_now(host: &Host, vm: &VmRecord, operation: &OperationRecord) -> Result
         (OperationRecord::ShutDown { .. }, Paused) => {
             let message = format!("the VM '{name}' is paused: its guest cannot shut down");
             Err(Refusal::conflict("vm-paused", message, "resume it first, or stop it by force"))
+        }
+        (OperationRecord::Edit { patch }, Running | Paused) => {
+            let wanted = edit::patched(vm, patch).and_then(|spec| config::edited(vm, &spec, &host.surroundings.volumes));
+            let planned = wanted.and_then(|wanted| edit::plan(vm, &wanted));
+            planned.map(drop).map_err(|cause| Refusal { status: StatusCode::CONFLICT, cause })
         }
         _ => Ok(()),
     }
