@@ -50,6 +50,8 @@ pub enum EventKind {
     VmAlarm,
     /// It was found running when `marud` started.
     VmAdopted,
+    /// It is started with its host.
+    VmAutoStart,
     /// What it is to be was changed.
     VmChanged,
     /// It was deleted.

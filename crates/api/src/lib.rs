@@ -25,7 +25,10 @@ pub use resources::{Burst, DiskLimits, NetLimits, Rate, Resources};
 pub use task::{LogLine, Operation, Progress, ProgressUnit, Task, TaskState};
 pub use token::{CreatedToken, NewToken, Role, Token};
 pub use usage::Usage;
-pub use vm::{Boot, CloneVm, Console, Disk, DiskAction, DiskFormat, Ending, Net, SavedVm, Vm, VmSpec, VmState};
+pub use vm::{
+    AutoStart, AutoStartPolicy, Boot, CloneVm, Console, Disk, DiskAction, DiskFormat, Ending, ExportVm, ImportMode, ImportVm,
+    Net, SavedVm, Vm, VmSpec, VmState,
+};
 pub use volume::{NewVolume, Volume, VolumeChange, VolumeKind, VolumeLevel};
 
 use serde::{Deserialize, Serialize};

@@ -101,6 +101,10 @@ pub enum Operation {
     Clone,
     /// Changes what it is to be.
     Edit,
+    /// Writes it to a directory.
+    Export,
+    /// Makes it from one.
+    Import,
 }
 
 impl std::fmt::Display for Operation {
@@ -118,6 +122,8 @@ impl std::fmt::Display for Operation {
             Operation::SetResources => "set-resources",
             Operation::Clone => "clone",
             Operation::Edit => "edit",
+            Operation::Export => "export",
+            Operation::Import => "import",
         })
     }
 }

@@ -20,6 +20,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use uuid::Uuid;
 
+use crate::autostart;
 use crate::records::{EventKind, EventRecord, PlaceRecord, Power, TaskRecord, TaskStateRecord, VmRecord, VolumeRecord};
 use crate::state::{Records, State, StateError};
 use crate::vm::{self, Actor, Input, Live, Surroundings, staging};
@@ -54,7 +55,7 @@ struct VmHandle {
 
 impl Host {
     /// Takes care of all VMs from now on: finds those that run, and goes on with what was not finished.
-    pub fn start(state: State, surroundings: Surroundings) -> Result<Arc<Host>, StateError> {
+    pub fn start(state: State, surroundings: Surroundings, boot_id: Option<&str>) -> Result<Arc<Host>, StateError> {
         let host = Arc::new(Host {
             state,
             surroundings: Arc::new(surroundings),
@@ -79,6 +80,9 @@ impl Host {
         for vm in vms.iter().filter(|vm| vm.record.power == Power::On) {
             host.surroundings.ledger.note(&vm.record);
         }
+        if let Some(boot_id) = boot_id {
+            autostart::note(&host.state, &vms, boot_id)?;
+        }
         host.look_for_strangers(&vms)?;
         host.look_for_half_made_files(&vms, &unfinished);
         for vm in vms {
@@ -96,6 +100,7 @@ impl Host {
         }
         let (watch, watching) = (host.state.watch(revision)?, host.clone());
         std::thread::spawn(move || watching.follow(watch));
+        host.runtime.spawn(autostart::run(host.clone()));
         host.runtime.spawn(alarm::watch(host.state.clone(), host.surroundings.clone()));
         Ok(host)
     }
@@ -224,6 +229,12 @@ impl Host {
             TaskStateRecord::Running if task.cancel_requested => Input::Cancel(id),
             _ => return,
         };
+        if !self.handles().contains_key(&task.vm)
+            && let Ok(Some(vm)) = self.state.read::<VmRecord>(&task.vm.to_string())
+        {
+            // One transaction made both.
+            self.take(vm, Vec::new(), OFF);
+        }
         let sent = self.handles().get(&task.vm).map(|handle| handle.inputs.send(input));
         if !matches!(sent, Some(Ok(())))
             && let Err(error) = vm::refuse_task(&self.state, id)

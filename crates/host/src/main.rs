@@ -15,7 +15,7 @@ use host::vm::meter::Meters;
 use host::vm::{Capacity, Cgroups, Ledger, Surroundings};
 use host::volumes::Volumes;
 use host::web::{self, App};
-use host::{auth, tls};
+use host::{auth, autostart, tls};
 use store::FileStore;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -73,7 +73,10 @@ async fn run(options: &Options) -> anyhow::Result<()> {
     let audit = options.state.join("audit.log");
     let audit = Audit::open(&audit).with_context(|| format!("the audit log {} cannot be written", audit.display()))?;
 
-    let host = Host::start(state.clone(), surroundings(options)?)?;
+    let boot_id = autostart::boot_id(&options.boot_id).inspect_err(|error| {
+        tracing::warn!("no VM is started with the host: {}: {error}", options.boot_id.display());
+    });
+    let host = Host::start(state.clone(), surroundings(options)?, boot_id.ok().as_deref())?;
     tracing::info!("listening at {address}, for clients that know this host as {}", names.join(", "));
     let router = web::router(App { host, audit: Arc::new(audit) });
     let [terminated, interrupted] = &mut ends;

@@ -145,6 +145,14 @@ impl Volumes {
         Err(Cause::new("bad-file", message, "name a place whose directories are no links and no files"))
     }
 
+    /// The file in a volume that is at this place on the host, if it is in one.
+    pub fn reference(&self, path: &Path) -> Option<FileRef> {
+        let real = path.canonicalize().ok()?;
+        let all = self.all();
+        let (volume, rest) = all.iter().find_map(|(name, volume)| Some((name, real.strip_prefix(volume.root()).ok()?)))?;
+        Some(FileRef { volume: volume.clone(), path: rest.to_str()?.into() })
+    }
+
     /// Removes the directory that a file was in, if it is empty and not a volume.
     pub fn remove_if_empty(&self, file: &Path) {
         if let Some(directory) = file.parent().filter(|directory| !self.all().values().any(|volume| volume.root() == *directory))

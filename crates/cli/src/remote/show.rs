@@ -85,6 +85,15 @@ pub fn spec_fields(spec: &VmSpec) -> Vec<(&'static str, String)> {
         let cable = if net.disconnected { ", disconnected" } else { "" };
         fields.push(("network card", format!("{}: {}, {mac}{cable}", net.id.as_deref().unwrap_or("?"), net.tap)));
     }
+    let policy = match spec.auto_start.policy {
+        api::AutoStartPolicy::Never => None,
+        api::AutoStartPolicy::Always => Some("always"),
+        api::AutoStartPolicy::IfItRan => Some("if it ran"),
+    };
+    let api::AutoStart { delay_seconds, order, .. } = spec.auto_start;
+    fields.extend(
+        policy.map(|policy| ("auto-start", format!("{policy}, order {order}, {delay_seconds} s after the one before it"))),
+    );
     fields.extend(resource_fields(&spec.resources));
     fields
 }

@@ -5,12 +5,13 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::limit::{self, LimitArgs, Limits};
 use super::usage::{self, UsageArgs};
-use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
+use crate::options::{AUTO_START_FORM, AutoStartOption, MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 use crate::output::Output;
 use crate::remote::{Connect, RemoteError, TaskArgs, fields, finish, show_one, shown_size, shown_time, spec_fields, table};
 use crate::size::ByteSize;
 use crate::vm::clone::CloneArgs;
 use crate::vm::edit::EditArgs;
+use crate::vm::transfer::{ExportArgs, ImportArgs};
 
 /// Subcommands of `maru vm` that need `marud`.
 #[derive(Debug, Subcommand)]
@@ -50,6 +51,10 @@ pub enum ManageCommand {
     Usage(UsageArgs),
     /// Make another VM like one that is off
     Clone(CloneArgs),
+    /// Write a VM that is off to a directory
+    Export(ExportArgs),
+    /// Make a VM from a directory that one was exported to
+    Import(ImportArgs),
 }
 
 /// How something is shown.
@@ -133,6 +138,9 @@ pub struct CreateArgs {
     /// Add a balloon, which gives memory that the guest does not use back to the host
     #[arg(long)]
     balloon: bool,
+    /// Whether to start it with its host, how long after the one before it, and in which order
+    #[arg(long, value_name = AUTO_START_FORM)]
+    auto_start: Option<AutoStartOption>,
     #[command(flatten)]
     limits: Limits,
     #[command(flatten)]
@@ -210,6 +218,8 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
         ManageCommand::Limit(args) => limit::run(&args),
         ManageCommand::Usage(args) => usage::run(&args),
         ManageCommand::Clone(args) => super::clone::run(args),
+        ManageCommand::Export(args) => super::transfer::export(args),
+        ManageCommand::Import(args) => super::transfer::import(args),
         ManageCommand::Delete(DeleteArgs { vms, disks, task }) => {
             let what = match disks {
                 None => "",
@@ -282,6 +292,7 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
         console: api::Console::default(),
         balloon: args.balloon,
         balloon_bytes: 0,
+        auto_start: args.auto_start.map(|option| option.0).unwrap_or_default(),
         resources: args.limits.resources(),
     };
     let vm: api::Vm = args.show.connect.client()?.call(Method::POST, "/vms", Some(&spec))?;

@@ -7,6 +7,7 @@ pub mod edit;
 mod limit;
 pub mod manage;
 pub mod run;
+pub mod transfer;
 mod usage;
 
 use clap::Subcommand;

@@ -10,10 +10,12 @@
 //! | `events/ID` | an event; its revision in the store is its number |
 //! | `tokens/NAME` | who may do what |
 //! | `once/TOKEN/KEY` | what a request with an `Idempotency-Key` made |
+//! | `boots/last` | the host's last start, and the VMs that are still to be started with it |
 //! | `pruned/events` | up to which number events were forgotten |
 //!
 //! These types are apart from those of the API, so that either can change; `From` goes between them here.
 
+mod boot;
 mod event;
 mod resources;
 mod task;
@@ -22,14 +24,18 @@ mod usage;
 mod vm;
 mod volume;
 
+pub use boot::{AutoStartPolicyRecord, AutoStartRecord, BootedRecord, PendingStart};
 pub use event::{EventKind, EventRecord, Pruned};
 pub use resources::{CpuRecord, DiskLimitsRecord, NetLimitsRecord, RateRecord, ResourcesRecord};
-pub use task::{Cause, CloneRecord, DeleteDisks, LogRecord, OperationRecord, ProgressRecord, TaskRecord, TaskStateRecord};
+pub use task::{
+    Cause, CloneRecord, DeleteDisks, ImportRecord, ImportedFile, LogRecord, OperationRecord, ProgressRecord, TaskRecord,
+    TaskStateRecord,
+};
 pub use token::{OnceRecord, RoleRecord, TokenRecord};
 pub use usage::{SeenRecord, UsageRecord, UsedRecord};
 pub use vm::{
-    BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, Power, SavedPhase, SavedRecord,
-    VmRecord,
+    BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, ParentRecord, Power, SavedPhase,
+    SavedRecord, VmRecord,
 };
 pub use volume::{LevelRecord, PlaceRecord, VolumeRecord};
 

@@ -5,6 +5,8 @@ use store::record::Record;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::FileRef;
+
 /// `tasks/ID`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskRecord {
@@ -112,6 +114,13 @@ pub enum OperationRecord {
         /// A merge patch (RFC 7396) of its specification.
         patch: serde_json::Value,
     },
+    /// Writes it to a directory.
+    Export {
+        /// The directory.
+        to: FileRef,
+    },
+    /// Makes it from one. Its record is there already.
+    Import(ImportRecord),
 }
 
 /// A VM to make like another one.
@@ -121,20 +130,47 @@ pub struct CloneRecord {
     pub id: Uuid,
     /// Its name.
     pub name: String,
+    /// Whether both go on in children of the disks.
+    #[serde(default)]
+    pub linked: bool,
     /// Where its disks are to be; where each disk is now if nothing is said.
     pub volume: Option<String>,
+}
+
+/// A VM to make from an exported one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportRecord {
+    /// The VM that is made.
+    pub id: Uuid,
+    /// Its files.
+    pub files: Vec<ImportedFile>,
+}
+
+/// A file of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportedFile {
+    /// Where it is.
+    pub from: FileRef,
+    /// Where it is copied to, if it is.
+    pub to: Option<FileRef>,
+    /// Its bytes.
+    pub bytes: u64,
+    /// What its content must be.
+    pub sha256: String,
 }
 
 impl OperationRecord {
     /// Whether it is long work, which goes on beside the VM's owner and ends when someone wants that.
     pub fn is_long(&self) -> bool {
-        matches!(self, OperationRecord::Clone(_) | OperationRecord::Edit { .. })
+        use OperationRecord::{Clone, Edit, Export, Import};
+        matches!(self, Clone(_) | Edit { .. } | Export { .. } | Import(_))
     }
 
     /// The VM that it makes.
     pub fn makes(&self) -> Option<Uuid> {
         match self {
             OperationRecord::Clone(clone) => Some(clone.id),
+            OperationRecord::Import(import) => Some(import.id),
             _ => None,
         }
     }
@@ -250,6 +286,8 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::SetResources { .. } => api::Operation::SetResources,
             OperationRecord::Clone(_) => api::Operation::Clone,
             OperationRecord::Edit { .. } => api::Operation::Edit,
+            OperationRecord::Export { .. } => api::Operation::Export,
+            OperationRecord::Import(_) => api::Operation::Import,
         }
     }
 }

@@ -34,11 +34,15 @@ fn records_of_version_1_are_read_and_written_as_ever() {
             format: Some(FormatRecord::Vhdx),
             read_only: false,
             direct: true,
+            parents: vec![ParentRecord { file: file("base.vhdx"), inherited: true }],
         }],
         nets: vec![NetRecord { id: "net0".into(), mac: "52:54:00:12:34:56".into(), tap: "tap0".into(), disconnected: true }],
         console: ConsoleRecord::Serial,
         balloon: true,
         balloon_bytes: 1 << 20,
+        auto_start: AutoStartRecord { policy: AutoStartPolicyRecord::IfItRan, delay_seconds: 5, order: 1 },
+        own_files: vec![file("web/kernel")],
+        made_by: Some(TASK),
         power: Power::On,
         created_at: AT,
         started_at: Some(AT),
@@ -80,5 +84,7 @@ fn records_of_version_1_are_read_and_written_as_ever() {
     let volume = VolumeRecord { place, level: LevelRecord::Warning, ..VolumeRecord::new("big") };
     stays(&volume, include_str!("golden/volume-1.json"));
     stays(&NameRecord { vm: VM }, include_str!("golden/name-1.json"));
+    let booted = BootedRecord { boot_id: "b".into(), pending: vec![PendingStart { vm: VM, at: AT }] };
+    stays(&booted, include_str!("golden/booted-1.json"));
     stays(&Pruned { up_to: 7 }, include_str!("golden/pruned-1.json"));
 }

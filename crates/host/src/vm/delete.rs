@@ -7,7 +7,8 @@ use uuid::Uuid;
 
 use super::Surroundings;
 use crate::records::{
-    Cause, DeleteDisks, EventKind, EventRecord, NameRecord, TaskRecord, TaskStateRecord, UsageRecord, VmRecord,
+    Cause, DeleteDisks, DiskRecord, EventKind, EventRecord, FileRef, NameRecord, TaskRecord, TaskStateRecord, UsageRecord,
+    VmRecord,
 };
 use crate::state::{Records, State, StateError};
 
@@ -58,14 +59,26 @@ pub fn delete(
 
 fn delete_disks(state: &State, surroundings: &Surroundings, vm: &VmRecord) -> Result<(), DeleteError> {
     for other in state.all::<VmRecord>()?.into_iter().map(|stored| stored.record).filter(|other| other.id != vm.id) {
-        let shared = other.disks.iter().find(|disk| vm.disks.iter().any(|own| own.file == disk.file));
-        if let Some(disk) = shared {
+        let needs = |own: &&DiskRecord| {
+            other.disks.iter().any(|disk| disk.file == own.file || disk.parents.iter().any(|parent| parent.file == own.file))
+        };
+        if let Some(disk) = vm.disks.iter().find(needs) {
             let message = format!("the disk {} belongs to the VM '{}', too", disk.file, other.name);
             return Err(DeleteError::Refused(Cause::new("disk-in-use", message, "delete this VM and keep its disks")));
         }
     }
-    for disk in &vm.disks {
-        let path = match surroundings.volumes.find(&disk.file) {
+    let others: Vec<VmRecord> =
+        state.all::<VmRecord>()?.into_iter().map(|stored| stored.record).filter(|other| other.id != vm.id).collect();
+    let others_need = |file: &FileRef| {
+        let below = |disk: &DiskRecord| disk.file == *file || disk.parents.iter().any(|parent| parent.file == *file);
+        others
+            .iter()
+            .any(|other| other.disks.iter().any(below) || other.boot.kernel == *file || other.boot.initrd.as_ref() == Some(file))
+    };
+    let parents = vm.disks.iter().flat_map(|disk| &disk.parents).filter(|parent| parent.inherited).map(|parent| &parent.file);
+    let shared = parents.chain(&vm.own_files).filter(|file| !others_need(file));
+    for file in vm.disks.iter().map(|disk| &disk.file).chain(shared) {
+        let path = match surroundings.volumes.find(file) {
             Ok(path) => path,
             // Gone already: an earlier try got as far as that.
             Err(cause) if cause.code == "no-file" => continue,
@@ -73,13 +86,36 @@ fn delete_disks(state: &State, surroundings: &Surroundings, vm: &VmRecord) -> Re
         };
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                let message = format!("the disk {} cannot be deleted: {error}", disk.file);
+                let message = format!("the file {file} cannot be deleted: {error}");
                 return Err(DeleteError::Refused(Cause::new("disk", message, "mend that, or keep the disks")));
             }
             _ => surroundings.volumes.remove_if_empty(&path),
         }
     }
     Ok(())
+}
+
+/// Takes a VM away that could not be made, with the end of the task that was to do it.
+pub fn abandon(state: &State, vm: &VmRecord, task: Uuid, end: TaskStateRecord, cause: Option<&Cause>) -> Result<(), StateError> {
+    let name = task.to_string();
+    loop {
+        let stored = state.read::<TaskRecord>(&name)?.ok_or_else(|| StateError::Gone(format!("the task {task}")))?;
+        let mut record = stored.record.clone();
+        record.end(end, cause.cloned());
+        let (kind, text) = match cause {
+            Some(cause) => (EventKind::TaskFailed, format!("import: {}; {}", cause.message, cause.way_out)),
+            None => (EventKind::TaskCancelled, "import: cancelled; nothing of it is left".into()),
+        };
+        let transaction = Transaction::new()
+            .if_still(&name, &stored)
+            .write(&name, &record)
+            .forget::<VmRecord>(&vm.id.to_string())
+            .forget::<NameRecord>(&vm.name)
+            .tell(&EventRecord::now(kind, text).of_vm(vm.id, &vm.name).by_task(Some(task)));
+        if let Outcome::Committed(_) = state.commit(&transaction)? {
+            return Ok(());
+        }
+    }
 }
 
 /// Fails a task whose VM is not there any more.

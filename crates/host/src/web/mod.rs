@@ -33,6 +33,7 @@ mod resources;
 mod server;
 mod tasks;
 mod tokens;
+mod transfer;
 mod usage;
 mod vms;
 mod volumes;
@@ -94,6 +95,8 @@ pub fn router(app: App) -> Router {
         .route("/vms/{vm}/discard-saved", post(vms::discard_saved))
         .route("/vms/{vm}/resources", get(resources::show).put(resources::replace).patch(resources::change))
         .route("/vms/{vm}/clone", post(clone::clone))
+        .route("/vms/{vm}/export", post(transfer::export))
+        .route("/vms/import", post(transfer::import))
         .route("/vms/{vm}/usage", get(usage::show))
         .route("/vms/{vm}/usage/reset", post(usage::reset))
         .route("/usage", get(usage::list))
@@ -129,6 +132,7 @@ pub fn router(app: App) -> Router {
         host::show,
         volumes::list, volumes::create, volumes::show, volumes::change, volumes::delete,
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
+        transfer::export, transfer::import,
         resources::show, resources::replace, resources::change, usage::show, usage::list, usage::reset,
         vms::save, vms::discard_saved,
         clone::clone, edit::edit,

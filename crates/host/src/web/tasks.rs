@@ -109,7 +109,8 @@ fn refuse_now(host: &Host, vm: &VmRecord, operation: &OperationRecord) -> Result
             | OperationRecord::ForceOff
             | OperationRecord::Delete { .. }
             | OperationRecord::Clone(_)
-            | OperationRecord::Edit { .. },
+            | OperationRecord::Edit { .. }
+            | OperationRecord::Export { .. },
             Saved,
         ) => {
             let way_out = "start it, or drop its saved state (discard-saved)";
@@ -118,7 +119,7 @@ fn refuse_now(host: &Host, vm: &VmRecord, operation: &OperationRecord) -> Result
         (OperationRecord::DiscardSaved, Off | Running | Paused) => {
             Err(Refusal::conflict("not-saved", format!("the VM '{name}' is {state}"), "there is nothing to drop"))
         }
-        (OperationRecord::Delete { .. } | OperationRecord::Clone(_), Running | Paused) => {
+        (OperationRecord::Delete { .. } | OperationRecord::Clone(_) | OperationRecord::Export { .. }, Running | Paused) => {
             Err(Refusal::conflict("vm-running", format!("the VM '{name}' is {state}"), "stop it first"))
         }
         (OperationRecord::Start, Paused) => {
@@ -141,7 +142,8 @@ fn missing(task: impl std::fmt::Display) -> Refusal {
     Refusal::not_found(format_args!("task '{task}'"), "list those that there are; old ones are forgotten")
 }
 
-fn read(state: &State, task: Uuid) -> Result<TaskRecord, Refusal> {
+/// The task with this id.
+pub fn read(state: &State, task: Uuid) -> Result<TaskRecord, Refusal> {
     Ok(state.read::<TaskRecord>(&task.to_string())?.ok_or_else(|| missing(task))?.record)
 }
 
@@ -244,6 +246,8 @@ fn request_cancel(state: &State, id: Uuid) -> Result<TaskRecord, Refusal> {
         let operation = api::Operation::from(&task.operation);
         let mut transaction = Transaction::new().if_still(&name, &stored);
         match (task.state, &task.operation) {
+            // Its VM is there already, and goes with it.
+            (TaskStateRecord::Queued, OperationRecord::Import(_)) => task.cancel_requested = true,
             (TaskStateRecord::Queued, _) => {
                 task.end(TaskStateRecord::Cancelled, None);
                 let event = EventRecord::now(EventKind::TaskCancelled, format!("{operation}: it had not begun"));

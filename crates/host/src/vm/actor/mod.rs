@@ -21,6 +21,7 @@ mod metering;
 mod operations;
 mod room;
 mod saved;
+mod transfer;
 mod work;
 
 use std::collections::VecDeque;
@@ -207,6 +208,7 @@ impl Actor {
     fn show(&self) {
         let state = match &self.machine {
             None if self.vm.record.is_saved() => api::VmState::Saved,
+            None if self.vm.record.made_by.is_some() => api::VmState::Creating,
             None => api::VmState::Off,
             Some(_) if self.stopping.is_some() => api::VmState::Stopping,
             Some(machine) if machine.paused => api::VmState::Paused,

@@ -72,6 +72,8 @@ impl Actor {
             OperationRecord::DiscardSaved => self.discard_saved().await,
             OperationRecord::SetResources { change, replace } => return self.set_resources(id, change, *replace).await,
             OperationRecord::Clone(wanted) => self.clone(&task, wanted.clone()),
+            OperationRecord::Export { to } => self.export(&task, to.clone()),
+            OperationRecord::Import(wanted) => Ok(self.import(&task, wanted.clone())),
             OperationRecord::Edit { patch } => self.edit(&task, patch.clone()),
         };
         match went {

@@ -88,7 +88,8 @@ impl Actor {
                         let whole = progress.told().map(|told| ProgressRecord { done: told.total, ..told });
                         self.finish_with(task, event, whole).await;
                     }
-                    Err(WorkError::Cancelled) => self.cancelled(task, "cancelled; nothing of it is left").await,
+                    Err(error) if self.vm.record.made_by == Some(task) => self.abandon(task, error).await,
+                    Err(WorkError::Cancelled) => self.cancelled(task, "cancelled; what was begun is undone").await,
                     Err(WorkError::Failed(cause)) => self.fail(task, cause).await,
                 }
             }
