@@ -93,6 +93,14 @@ pub enum Operation {
     Save,
     /// Drops what it was saved to.
     DiscardSaved,
+    /// Makes a checkpoint of it.
+    CreateCheckpoint,
+    /// Makes it what it was.
+    ApplyCheckpoint,
+    /// Deletes checkpoints.
+    DeleteCheckpoint,
+    /// Merges what deleted checkpoints left.
+    MergeCheckpoints,
     /// Changes how much of the host it may have.
     SetResources,
     /// Makes another one like it.
@@ -110,6 +118,10 @@ impl std::fmt::Display for Operation {
             Operation::Delete => "delete",
             Operation::Save => "save",
             Operation::DiscardSaved => "discard-saved",
+            Operation::CreateCheckpoint => "create-checkpoint",
+            Operation::ApplyCheckpoint => "apply-checkpoint",
+            Operation::DeleteCheckpoint => "delete-checkpoint",
+            Operation::MergeCheckpoints => "merge-checkpoints",
             Operation::SetResources => "set-resources",
             Operation::Clone => "clone",
         })

@@ -138,6 +138,12 @@ impl Volumes {
         Ok(path)
     }
 
+    /// What a file of the host is called: in its volume, if it is in one.
+    pub fn name(&self, path: &Path) -> String {
+        let inside = self.0.iter().find_map(|(name, root)| Some((name, path.strip_prefix(root).ok()?)));
+        inside.map_or_else(|| path.display().to_string(), |(name, rest)| format!("{name}:{}", rest.display()))
+    }
+
     /// Removes a file of `marud`'s own making, and its directory if that is empty then. That it is gone is no error.
     pub fn remove(&self, file: &FileRef) -> Result<(), Cause> {
         let path = self.0.get(&file.volume).ok_or_else(|| missing(file))?.join(&file.path);

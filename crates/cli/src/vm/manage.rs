@@ -3,6 +3,7 @@
 use api::client::Method;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::checkpoint::CheckpointCommand;
 use super::limit::{self, LimitArgs, Limits};
 use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 use crate::output::Output;
@@ -36,6 +37,9 @@ pub enum ManageCommand {
     Resume(OperationArgs),
     /// Save a VM: its memory goes into a file, and `start` lets it go on from there
     Save(OperationArgs),
+    /// Checkpoints: states that a VM can go back to
+    #[command(subcommand)]
+    Checkpoint(CheckpointCommand),
     /// Drop what a VM was saved to: it is off then, as if its power had been cut
     Discard(OperationArgs),
     /// Delete a VM that is off
@@ -50,10 +54,10 @@ pub enum ManageCommand {
 #[derive(Debug, Args)]
 pub struct ShowArgs {
     #[command(flatten)]
-    connect: Connect,
+    pub connect: Connect,
     /// How to show the result
     #[arg(short, long, value_enum, default_value_t)]
-    output: Output,
+    pub output: Output,
 }
 
 /// `maru vm list`.
@@ -186,6 +190,7 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
         ManageCommand::Pause(args) => operate(Method::POST, &args.vm, "/pause", &args.task),
         ManageCommand::Resume(args) => operate(Method::POST, &args.vm, "/resume", &args.task),
         ManageCommand::Save(args) => operate(Method::POST, &args.vm, "/save", &args.task),
+        ManageCommand::Checkpoint(command) => super::checkpoint::run(command),
         ManageCommand::Discard(args) => operate(Method::POST, &args.vm, "/discard-saved", &args.task),
         ManageCommand::Stop(StopArgs { vm, force: true, task, .. }) => operate(Method::POST, &vm, "/stop?force=true", &task),
         ManageCommand::Stop(StopArgs { vm, grace, task, .. }) => {
@@ -256,6 +261,10 @@ fn described(vm: &api::Vm) -> String {
     let mut shown = vec![("name", vm.spec.name.clone()), ("id", vm.id.to_string()), ("state", vm.state.to_string())];
     shown.extend(vm.pid.map(|pid| ("process", pid.to_string())));
     shown.extend(spec_fields(&vm.spec));
+    for chain in &vm.chains {
+        let files = chain.files.iter().map(|it| format!("{} ({})", it.file, shown_size(it.bytes)));
+        shown.push(("chain", format!("{}: {}", chain.disk, files.collect::<Vec<_>>().join(" on "))));
+    }
     shown.push(("created", shown_time(vm.created_at)));
     shown.extend(vm.started_at.map(|at| ("started", shown_time(at))));
     shown

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `vms/ID` | a VM: what it is to be, and whether it is to run |
 //! | `names/NAME` | the id of the VM that has this name |
+//! | `trees/VM` | the checkpoints of a VM, and the files of its disks that belong to them |
 //! | `tasks/ID` | a task; unfinished ones are the queues of their VMs |
 //! | `events/ID` | an event; its revision in the store is its number |
 //! | `tokens/NAME` | who may do what |
@@ -12,15 +13,20 @@
 //!
 //! These types are apart from those of the API, so that either can change; `From` goes between them here.
 
+mod checkpoint;
 mod event;
 mod resources;
 mod task;
 mod token;
 mod vm;
 
+pub use checkpoint::{CheckpointKind, CheckpointRecord, LayerRecord, MemoryRecord, MergeRecord, PendingRecord, TreeRecord};
 pub use event::{EventKind, EventRecord, Pruned};
 pub use resources::{CpuRecord, DiskLimitsRecord, NetLimitsRecord, RateRecord, ResourcesRecord};
-pub use task::{Cause, CloneRecord, DeleteDisks, LogRecord, OperationRecord, ProgressRecord, TaskRecord, TaskStateRecord};
+pub use task::{
+    Cause, CheckpointOperation, CloneRecord, DeleteDisks, LogRecord, OperationRecord, Otherwise, ProgressRecord, TaskRecord,
+    TaskStateRecord,
+};
 pub use token::{OnceRecord, RoleRecord, TokenRecord};
 pub use vm::{
     BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, Power, SavedPhase, SavedRecord,
