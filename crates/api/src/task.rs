@@ -103,8 +103,12 @@ pub enum Operation {
     MergeCheckpoints,
     /// Changes how much of the host it may have.
     SetResources,
+    /// Has its meter begin anew.
+    ResetUsage,
     /// Makes another one like it.
     Clone,
+    /// Changes what it is to be.
+    Edit,
 }
 
 impl std::fmt::Display for Operation {
@@ -116,6 +120,7 @@ impl std::fmt::Display for Operation {
             Operation::Pause => "pause",
             Operation::Resume => "resume",
             Operation::Delete => "delete",
+            Operation::ResetUsage => "reset-usage",
             Operation::Save => "save",
             Operation::DiscardSaved => "discard-saved",
             Operation::CreateCheckpoint => "create-checkpoint",
@@ -124,6 +129,7 @@ impl std::fmt::Display for Operation {
             Operation::MergeCheckpoints => "merge-checkpoints",
             Operation::SetResources => "set-resources",
             Operation::Clone => "clone",
+            Operation::Edit => "edit",
         })
     }
 }

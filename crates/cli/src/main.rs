@@ -26,6 +26,7 @@ mod task;
 mod terminal;
 mod token;
 mod vm;
+mod volume;
 
 use std::io;
 use std::process::ExitCode;
@@ -54,7 +55,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Host(HostCommand::Check(args)) => return Ok(host::check(&args)?.into()),
         Command::Host(HostCommand::Show(args)) => host::show(&args)?,
-        Command::Volume(command) => host::volumes(&command)?,
+        Command::Volume(command) => volume::run(&command)?,
         Command::Task(command) => task::run(command)?,
         Command::Event(command) => event::run(&command)?,
         Command::Token(command) => token::run(command)?,

@@ -4,9 +4,11 @@
 pub mod checkpoint;
 pub mod clone;
 pub mod control;
+pub mod edit;
 mod limit;
 pub mod manage;
 pub mod run;
+mod usage;
 
 use clap::Subcommand;
 

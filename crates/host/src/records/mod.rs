@@ -6,6 +6,8 @@
 //! | `names/NAME` | the id of the VM that has this name |
 //! | `trees/VM` | the checkpoints of a VM, and the files of its disks that belong to them |
 //! | `tasks/ID` | a task; unfinished ones are the queues of their VMs |
+//! | `volumes/NAME` | a volume: where it is, and its alarms |
+//! | `usage/ID` | what a VM has used |
 //! | `events/ID` | an event; its revision in the store is its number |
 //! | `tokens/NAME` | who may do what |
 //! | `once/TOKEN/KEY` | what a request with an `Idempotency-Key` made |
@@ -18,7 +20,9 @@ mod event;
 mod resources;
 mod task;
 mod token;
+mod usage;
 mod vm;
+mod volume;
 
 pub use checkpoint::{CheckpointKind, CheckpointRecord, LayerRecord, MemoryRecord, MergeRecord, PendingRecord, TreeRecord};
 pub use event::{EventKind, EventRecord, Pruned};
@@ -28,10 +32,12 @@ pub use task::{
     TaskStateRecord,
 };
 pub use token::{OnceRecord, RoleRecord, TokenRecord};
+pub use usage::{SeenRecord, UsageRecord, UsedRecord};
 pub use vm::{
     BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, Power, SavedPhase, SavedRecord,
     VmRecord,
 };
+pub use volume::{LevelRecord, PlaceRecord, VolumeRecord};
 
 use serde::{Deserialize, Serialize};
 use store::record::Record;

@@ -105,8 +105,15 @@ pub enum OperationRecord {
         /// Whether they take the place of those before, and what is left out is as usual.
         replace: bool,
     },
+    /// Has its meter begin anew.
+    ResetUsage,
     /// Makes another VM like it.
     Clone(CloneRecord),
+    /// Changes what it is to be.
+    Edit {
+        /// A merge patch (RFC 7396) of its specification.
+        patch: serde_json::Value,
+    },
 }
 
 /// What is done with checkpoints.
@@ -165,7 +172,12 @@ impl OperationRecord {
     /// Whether it is long work, which goes on beside the VM's owner and ends when someone wants that.
     pub fn is_long(&self) -> bool {
         use CheckpointOperation::{Apply, Delete, Merge};
-        matches!(self, OperationRecord::Clone(_) | OperationRecord::Checkpoint(Apply { .. } | Delete { .. } | Merge))
+        matches!(
+            self,
+            OperationRecord::Clone(_)
+                | OperationRecord::Edit { .. }
+                | OperationRecord::Checkpoint(Apply { .. } | Delete { .. } | Merge)
+        )
     }
 
     /// Whether it deletes checkpoints.
@@ -183,8 +195,8 @@ impl OperationRecord {
 
     /// Whether it is done while long work goes on: the VM must obey meanwhile.
     pub fn overtakes(&self) -> bool {
-        use OperationRecord::{ForceOff, Pause, Reset, Resume, SetResources, ShutDown};
-        matches!(self, ForceOff | ShutDown { .. } | Reset | Pause | Resume | SetResources { .. })
+        use OperationRecord::{ForceOff, Pause, Reset, ResetUsage, Resume, SetResources, ShutDown};
+        matches!(self, ForceOff | ShutDown { .. } | Reset | Pause | Resume | SetResources { .. } | ResetUsage)
     }
 }
 
@@ -286,6 +298,7 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::Pause => api::Operation::Pause,
             OperationRecord::Resume => api::Operation::Resume,
             OperationRecord::Delete { .. } => api::Operation::Delete,
+            OperationRecord::ResetUsage => api::Operation::ResetUsage,
             OperationRecord::Save { .. } => api::Operation::Save,
             OperationRecord::DiscardSaved => api::Operation::DiscardSaved,
             OperationRecord::Checkpoint(CheckpointOperation::Create { .. }) => api::Operation::CreateCheckpoint,
@@ -294,6 +307,7 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::Checkpoint(CheckpointOperation::Merge) => api::Operation::MergeCheckpoints,
             OperationRecord::SetResources { .. } => api::Operation::SetResources,
             OperationRecord::Clone(_) => api::Operation::Clone,
+            OperationRecord::Edit { .. } => api::Operation::Edit,
         }
     }
 }

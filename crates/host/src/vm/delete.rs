@@ -7,7 +7,9 @@ use uuid::Uuid;
 
 use super::Surroundings;
 use super::checkpoints::{self, files};
-use crate::records::{Cause, DeleteDisks, EventKind, EventRecord, NameRecord, TaskRecord, TaskStateRecord, TreeRecord, VmRecord};
+use crate::records::{
+    Cause, DeleteDisks, EventKind, EventRecord, NameRecord, TaskRecord, TaskStateRecord, TreeRecord, UsageRecord, VmRecord,
+};
 use crate::state::{Records, State, StateError};
 
 /// Why a VM is not deleted.
@@ -32,6 +34,7 @@ pub fn delete(
     task: Uuid,
     disks: DeleteDisks,
 ) -> Result<(), DeleteError> {
+    let _held = surroundings.hold_files();
     if disks == DeleteDisks::Delete {
         delete_disks(state, surroundings, vm)?;
     }
@@ -48,6 +51,7 @@ pub fn delete(
             .forget::<VmRecord>(&vm.id.to_string())
             .forget::<NameRecord>(&vm.name)
             .forget::<TreeRecord>(&vm.id.to_string())
+            .forget::<UsageRecord>(&vm.id.to_string())
             .tell(&event);
         if let Outcome::Committed(_) = state.commit(&transaction)? {
             return Ok(());

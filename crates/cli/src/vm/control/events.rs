@@ -33,6 +33,7 @@ fn text(event: &Event) -> String {
         EventKind::Paused => "the guest is paused".into(),
         EventKind::Reset => "the machine was reset".into(),
         EventKind::Ended { reason } => format!("the VM has ended: {reason}"),
+        EventKind::FinalCounters { devices } => format!("the {} devices are stopped", devices.len()),
         EventKind::GuestPanicked => "the guest's system panicked".into(),
         EventKind::DeviceFailed { id, reason } => format!("device '{id}' failed: {reason}"),
         EventKind::DiskFailed { id, reason } => format!("disk '{id}' failed a request: {reason}"),

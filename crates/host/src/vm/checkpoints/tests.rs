@@ -19,6 +19,8 @@ fn vm(leaf: &str) -> VmRecord {
         cpus: 1,
         max_cpus: 1,
         memory_bytes: 64 << 20,
+        max_memory_bytes: None,
+        balloon_bytes: 0,
         boot: BootRecord { kernel: file("vmlinuz"), initrd: None, command_line: String::new() },
         disks: vec![DiskRecord {
             id: "d".into(),
