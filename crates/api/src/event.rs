@@ -64,6 +64,12 @@ pub enum EventKind {
     VmSaved,
     /// What it was saved to was dropped.
     VmSavedDiscarded,
+    /// A checkpoint of it was made.
+    VmCheckpointCreated,
+    /// It was made what it was at a checkpoint.
+    VmCheckpointApplied,
+    /// Checkpoints were deleted, or what they had left was merged.
+    VmCheckpointDeleted,
     /// A task failed.
     TaskFailed,
     /// A task was cancelled.

@@ -6,6 +6,7 @@
 //! Times are RFC 3339, sizes are bytes, ids are UUIDs. A request with a field that is not known is refused: a spelling mistake must not pass
 //! as a default. An answer may have more fields tomorrow, and a client must not mind.
 
+mod checkpoint;
 #[cfg(feature = "client")]
 pub mod client;
 mod error;
@@ -18,6 +19,9 @@ mod usage;
 mod vm;
 mod volume;
 
+pub use checkpoint::{
+    Checkpoint, CheckpointDisk, CheckpointKind, DiskChain, DiskFile, NewCheckpoint, Otherwise, RenameCheckpoint, WantedCheckpoint,
+};
 pub use error::Error;
 pub use event::{Event, EventKind};
 pub use host::HostInfo;

@@ -93,6 +93,14 @@ pub enum Operation {
     Save,
     /// Drops what it was saved to.
     DiscardSaved,
+    /// Makes a checkpoint of it.
+    CreateCheckpoint,
+    /// Makes it what it was.
+    ApplyCheckpoint,
+    /// Deletes checkpoints.
+    DeleteCheckpoint,
+    /// Merges what deleted checkpoints left.
+    MergeCheckpoints,
     /// Changes how much of the host it may have.
     SetResources,
     /// Has its meter begin anew.
@@ -119,6 +127,10 @@ impl std::fmt::Display for Operation {
             Operation::ResetUsage => "reset-usage",
             Operation::Save => "save",
             Operation::DiscardSaved => "discard-saved",
+            Operation::CreateCheckpoint => "create-checkpoint",
+            Operation::ApplyCheckpoint => "apply-checkpoint",
+            Operation::DeleteCheckpoint => "delete-checkpoint",
+            Operation::MergeCheckpoints => "merge-checkpoints",
             Operation::SetResources => "set-resources",
             Operation::Clone => "clone",
             Operation::Edit => "edit",

@@ -189,6 +189,9 @@ pub struct Vm {
     /// How it ended the last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_end: Option<Ending>,
+    /// The files of its disks: told when one VM is asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chains: Vec<crate::DiskChain>,
     /// What a saved VM goes on from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saved: Option<SavedVm>,

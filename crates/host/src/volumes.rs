@@ -197,6 +197,15 @@ impl Volumes {
         Ok(path)
     }
 
+    /// What a file of the host is called: in its volume, if it is in one.
+    pub fn name(&self, path: &Path) -> String {
+        let inside = self.names().into_iter().find_map(|name| {
+            let rest = path.strip_prefix(self.root(&name).ok()?).ok()?.to_owned();
+            Some((name, rest))
+        });
+        inside.map_or_else(|| path.display().to_string(), |(name, rest)| format!("{name}:{}", rest.display()))
+    }
+
     /// Removes a file of `marud`'s own making, and its directory if that is empty then. That it is gone is no error.
     pub fn remove(&self, file: &FileRef) -> Result<(), Cause> {
         let path = self.root(&file.volume).map_err(|_| missing(file))?.join(&file.path);

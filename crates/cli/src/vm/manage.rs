@@ -3,6 +3,7 @@
 use api::client::Method;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::checkpoint::CheckpointCommand;
 use super::limit::{self, LimitArgs, Limits};
 use super::usage::{self, UsageArgs};
 use crate::options::{AUTO_START_FORM, AutoStartOption, MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
@@ -39,6 +40,9 @@ pub enum ManageCommand {
     Resume(OperationArgs),
     /// Save VMs: their memory goes into files, and `start` lets them go on from there
     Save(OperationArgs),
+    /// Checkpoints: states that a VM can go back to
+    #[command(subcommand)]
+    Checkpoint(CheckpointCommand),
     /// Drop what VMs were saved to: they are off then, as if their power had been cut
     Discard(OperationArgs),
     /// Delete VMs that are off
@@ -61,10 +65,10 @@ pub enum ManageCommand {
 #[derive(Debug, Args)]
 pub struct ShowArgs {
     #[command(flatten)]
-    connect: Connect,
+    pub connect: Connect,
     /// How to show the result
     #[arg(short, long, value_enum, default_value_t)]
-    output: Output,
+    pub output: Output,
 }
 
 /// `maru vm list`.
@@ -209,6 +213,7 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
         ManageCommand::Pause(args) => operate(Method::POST, &args.vms, "/pause", &args.task),
         ManageCommand::Resume(args) => operate(Method::POST, &args.vms, "/resume", &args.task),
         ManageCommand::Save(args) => operate(Method::POST, &args.vms, "/save", &args.task),
+        ManageCommand::Checkpoint(command) => super::checkpoint::run(command),
         ManageCommand::Discard(args) => operate(Method::POST, &args.vms, "/discard-saved", &args.task),
         ManageCommand::Stop(StopArgs { vms, force: true, task, .. }) => operate(Method::POST, &vms, "/stop?force=true", &task),
         ManageCommand::Stop(StopArgs { vms, grace, task, .. }) => {
@@ -303,6 +308,10 @@ fn described(vm: &api::Vm) -> String {
     let mut shown = vec![("name", vm.spec.name.clone()), ("id", vm.id.to_string()), ("state", vm.state.to_string())];
     shown.extend(vm.pid.map(|pid| ("process", pid.to_string())));
     shown.extend(spec_fields(&vm.spec));
+    for chain in &vm.chains {
+        let files = chain.files.iter().map(|it| format!("{} ({})", it.file, shown_size(it.bytes)));
+        shown.push(("chain", format!("{}: {}", chain.disk, files.collect::<Vec<_>>().join(" on "))));
+    }
     shown.push(("created", shown_time(vm.created_at)));
     shown.extend(vm.started_at.map(|at| ("started", shown_time(at))));
     shown

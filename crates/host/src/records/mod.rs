@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `vms/ID` | a VM: what it is to be, and whether it is to run |
 //! | `names/NAME` | the id of the VM that has this name |
+//! | `trees/VM` | the checkpoints of a VM, and the files of its disks that belong to them |
 //! | `tasks/ID` | a task; unfinished ones are the queues of their VMs |
 //! | `volumes/NAME` | a volume: where it is, and its alarms |
 //! | `usage/ID` | what a VM has used |
@@ -16,6 +17,7 @@
 //! These types are apart from those of the API, so that either can change; `From` goes between them here.
 
 mod boot;
+mod checkpoint;
 mod event;
 mod resources;
 mod task;
@@ -25,11 +27,12 @@ mod vm;
 mod volume;
 
 pub use boot::{AutoStartPolicyRecord, AutoStartRecord, BootedRecord, PendingStart};
+pub use checkpoint::{CheckpointKind, CheckpointRecord, LayerRecord, MemoryRecord, MergeRecord, PendingRecord, TreeRecord};
 pub use event::{EventKind, EventRecord, Pruned};
 pub use resources::{CpuRecord, DiskLimitsRecord, NetLimitsRecord, RateRecord, ResourcesRecord};
 pub use task::{
-    Cause, CloneRecord, DeleteDisks, ImportRecord, ImportedFile, LogRecord, OperationRecord, ProgressRecord, TaskRecord,
-    TaskStateRecord,
+    Cause, CheckpointOperation, CloneRecord, DeleteDisks, ImportRecord, ImportedFile, LogRecord, OperationRecord, Otherwise,
+    ProgressRecord, TaskRecord, TaskStateRecord,
 };
 pub use token::{OnceRecord, RoleRecord, TokenRecord};
 pub use usage::{SeenRecord, UsageRecord, UsedRecord};

@@ -98,6 +98,8 @@ pub enum OperationRecord {
     },
     /// Drops what it was saved to.
     DiscardSaved,
+    /// Does something with its checkpoints.
+    Checkpoint(CheckpointOperation),
     /// Changes how much of the host it may have.
     SetResources {
         /// Resources as the API has them, or a part of them: a JSON merge patch (RFC 7396).
@@ -121,6 +123,47 @@ pub enum OperationRecord {
     },
     /// Makes it from one. Its record is there already.
     Import(ImportRecord),
+}
+
+/// What is done with checkpoints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "checkpoint", rename_all = "kebab-case")]
+pub enum CheckpointOperation {
+    /// Makes one.
+    Create {
+        /// Its id.
+        id: Uuid,
+        /// Its name.
+        name: String,
+        /// Whether the guest freezes its file systems for it, and what is done if it cannot.
+        production: Option<Otherwise>,
+        /// Whether the VM ran, and goes on; known when the task begins.
+        ran: bool,
+    },
+    /// Makes the VM what it was.
+    Apply {
+        /// With this checkpoint.
+        id: Uuid,
+        /// Makes a checkpoint of this id and name first.
+        before: Option<(Uuid, String)>,
+    },
+    /// Deletes some.
+    Delete {
+        /// Which.
+        ids: Vec<Uuid>,
+    },
+    /// Merges what deleted ones left.
+    Merge,
+}
+
+/// What is done if the guest cannot freeze its file systems.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Otherwise {
+    /// There is no checkpoint.
+    Refuse,
+    /// It is made all the same.
+    CrashConsistent,
 }
 
 /// A VM to make like another one.
@@ -162,8 +205,20 @@ pub struct ImportedFile {
 impl OperationRecord {
     /// Whether it is long work, which goes on beside the VM's owner and ends when someone wants that.
     pub fn is_long(&self) -> bool {
-        use OperationRecord::{Clone, Edit, Export, Import};
-        matches!(self, Clone(_) | Edit { .. } | Export { .. } | Import(_))
+        use CheckpointOperation::{Apply, Delete, Merge};
+        matches!(
+            self,
+            OperationRecord::Clone(_)
+                | OperationRecord::Edit { .. }
+                | OperationRecord::Export { .. }
+                | OperationRecord::Import(_)
+                | OperationRecord::Checkpoint(Apply { .. } | Delete { .. } | Merge)
+        )
+    }
+
+    /// Whether it deletes checkpoints.
+    pub fn deletes_checkpoints(&self) -> bool {
+        matches!(self, OperationRecord::Checkpoint(CheckpointOperation::Delete { .. }))
     }
 
     /// The VM that it makes.
@@ -283,6 +338,10 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::ResetUsage => api::Operation::ResetUsage,
             OperationRecord::Save { .. } => api::Operation::Save,
             OperationRecord::DiscardSaved => api::Operation::DiscardSaved,
+            OperationRecord::Checkpoint(CheckpointOperation::Create { .. }) => api::Operation::CreateCheckpoint,
+            OperationRecord::Checkpoint(CheckpointOperation::Apply { .. }) => api::Operation::ApplyCheckpoint,
+            OperationRecord::Checkpoint(CheckpointOperation::Delete { .. }) => api::Operation::DeleteCheckpoint,
+            OperationRecord::Checkpoint(CheckpointOperation::Merge) => api::Operation::MergeCheckpoints,
             OperationRecord::SetResources { .. } => api::Operation::SetResources,
             OperationRecord::Clone(_) => api::Operation::Clone,
             OperationRecord::Edit { .. } => api::Operation::Edit,

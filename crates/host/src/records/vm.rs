@@ -80,7 +80,7 @@ pub enum Power {
 }
 
 /// A file in a volume.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FileRef {
     /// The volume's name.
     pub volume: String,

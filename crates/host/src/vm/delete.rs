@@ -6,9 +6,10 @@ use store::{Outcome, Transaction};
 use uuid::Uuid;
 
 use super::Surroundings;
+use super::checkpoints::{self, files};
 use crate::records::{
-    Cause, DeleteDisks, DiskRecord, EventKind, EventRecord, FileRef, NameRecord, TaskRecord, TaskStateRecord, UsageRecord,
-    VmRecord,
+    Cause, DeleteDisks, DiskRecord, EventKind, EventRecord, FileRef, NameRecord, TaskRecord, TaskStateRecord, TreeRecord,
+    UsageRecord, VmRecord,
 };
 use crate::state::{Records, State, StateError};
 
@@ -38,6 +39,7 @@ pub fn delete(
     if disks == DeleteDisks::Delete {
         delete_disks(state, surroundings, vm)?;
     }
+    delete_checkpoints(state, surroundings, vm, disks)?;
     let task_name = task.to_string();
     loop {
         let stored = state.read::<TaskRecord>(&task_name)?.ok_or_else(|| StateError::Gone(format!("the task {task}")))?;
@@ -49,12 +51,23 @@ pub fn delete(
             .write(&task_name, &record)
             .forget::<VmRecord>(&vm.id.to_string())
             .forget::<NameRecord>(&vm.name)
+            .forget::<TreeRecord>(&vm.id.to_string())
             .forget::<UsageRecord>(&vm.id.to_string())
             .tell(&event);
         if let Outcome::Committed(_) = state.commit(&transaction)? {
             return Ok(());
         }
     }
+}
+
+/// The memory of checkpoints is of no use without the VM; the files of disks follow the rule for disks.
+fn delete_checkpoints(state: &State, surroundings: &Surroundings, vm: &VmRecord, disks: DeleteDisks) -> Result<(), DeleteError> {
+    let (layers, memories) = files::all(&checkpoints::tree(state, vm.id)?);
+    let layers = layers.into_iter().filter(|_| disks == DeleteDisks::Delete);
+    for file in memories.into_iter().chain(layers) {
+        surroundings.volumes.remove(&file).map_err(DeleteError::Refused)?;
+    }
+    Ok(())
 }
 
 fn delete_disks(state: &State, surroundings: &Surroundings, vm: &VmRecord) -> Result<(), DeleteError> {

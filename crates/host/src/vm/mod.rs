@@ -12,6 +12,7 @@
 
 mod actor;
 mod cgroup;
+pub mod checkpoints;
 pub mod clone;
 pub mod config;
 mod delete;

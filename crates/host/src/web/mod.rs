@@ -19,6 +19,7 @@
 //!
 //! Each answer from 400 on has an [`api::Error`] as its body.
 
+mod checkpoints;
 mod clone;
 mod edit;
 mod error;
@@ -93,6 +94,13 @@ pub fn router(app: App) -> Router {
         .route("/vms/{vm}/resume", post(vms::resume))
         .route("/vms/{vm}/save", post(vms::save))
         .route("/vms/{vm}/discard-saved", post(vms::discard_saved))
+        .route("/vms/{vm}/checkpoints", get(checkpoints::list).post(checkpoints::create))
+        .route("/vms/{vm}/checkpoints/merge", post(checkpoints::merge))
+        .route(
+            "/vms/{vm}/checkpoints/{checkpoint}",
+            get(checkpoints::show).patch(checkpoints::rename).delete(checkpoints::delete),
+        )
+        .route("/vms/{vm}/checkpoints/{checkpoint}/apply", post(checkpoints::apply))
         .route("/vms/{vm}/resources", get(resources::show).put(resources::replace).patch(resources::change))
         .route("/vms/{vm}/clone", post(clone::clone))
         .route("/vms/{vm}/export", post(transfer::export))
@@ -135,6 +143,8 @@ pub fn router(app: App) -> Router {
         transfer::export, transfer::import,
         resources::show, resources::replace, resources::change, usage::show, usage::list, usage::reset,
         vms::save, vms::discard_saved,
+        checkpoints::list, checkpoints::show, checkpoints::create, checkpoints::rename, checkpoints::apply, checkpoints::delete,
+        checkpoints::merge,
         clone::clone, edit::edit,
         metrics::show,
         tasks::list, tasks::show, tasks::cancel,

@@ -20,7 +20,7 @@ use super::once::Once;
 use super::vms::{check_if_match, find};
 use super::{App, Refusal};
 use crate::host::Host;
-use crate::records::{EventKind, EventRecord, OperationRecord, TaskRecord, TaskStateRecord, VmRecord};
+use crate::records::{CheckpointOperation, EventKind, EventRecord, OperationRecord, TaskRecord, TaskStateRecord, VmRecord};
 use crate::state::{Records, State};
 use crate::vm::{config, edit};
 
@@ -116,12 +116,20 @@ fn refuse_now(host: &Host, vm: &VmRecord, operation: &OperationRecord) -> Result
             let way_out = "start it, or drop its saved state (discard-saved)";
             Err(Refusal::conflict("vm-saved", format!("the VM '{name}' is saved"), way_out))
         }
+        (OperationRecord::Checkpoint(CheckpointOperation::Apply { .. } | CheckpointOperation::Create { .. }), Saved) => {
+            let way_out = "start it, or drop its saved state (discard-saved)";
+            Err(Refusal::conflict("vm-saved", format!("the VM '{name}' is saved"), way_out))
+        }
         (OperationRecord::DiscardSaved, Off | Running | Paused) => {
             Err(Refusal::conflict("not-saved", format!("the VM '{name}' is {state}"), "there is nothing to drop"))
         }
-        (OperationRecord::Delete { .. } | OperationRecord::Clone(_) | OperationRecord::Export { .. }, Running | Paused) => {
-            Err(Refusal::conflict("vm-running", format!("the VM '{name}' is {state}"), "stop it first"))
-        }
+        (
+            OperationRecord::Delete { .. }
+            | OperationRecord::Clone(_)
+            | OperationRecord::Export { .. }
+            | OperationRecord::Checkpoint(CheckpointOperation::Apply { .. }),
+            Running | Paused,
+        ) => Err(Refusal::conflict("vm-running", format!("the VM '{name}' is {state}"), "stop it first")),
         (OperationRecord::Start, Paused) => {
             Err(Refusal::conflict("vm-paused", format!("the VM '{name}' is paused"), "resume it"))
         }

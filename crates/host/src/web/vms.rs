@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::Json;
-use axum::extract::State as Shared;
+use axum::extract::{Path, State as Shared};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -24,7 +24,7 @@ use crate::state::{Records, State, StateError};
 use crate::vm::config::{self, Wanted};
 use crate::vm::staging::Staging;
 use crate::vm::work::WorkError;
-use crate::vm::{Surroundings, clone, disks};
+use crate::vm::{Surroundings, checkpoints, clone, disks};
 
 /// How long a guest has to shut down if nothing else is said, in seconds.
 const GRACE: u32 = 120;
@@ -85,6 +85,7 @@ fn told(host: &Host, vm: &VmRecord) -> api::Vm {
         spec: vm.spec(),
         state: live.state,
         last_end: live.last_end.as_ref().or(vm.last_end.as_ref()).map(api::Ending::from),
+        chains: Vec::new(),
         saved: vm.saved.as_ref().filter(|_| vm.is_saved()).map(api::SavedVm::from),
         pid: live.pid,
         created_at: vm.created_at,
@@ -98,7 +99,11 @@ fn etag(vm: &Stored<VmRecord>) -> String {
 
 /// An answer with a VM.
 fn with_vm(status: StatusCode, host: &Host, vm: &Stored<VmRecord>) -> Response {
-    let mut response = (status, Json(told(host, &vm.record))).into_response();
+    answer_with(status, told(host, &vm.record), vm)
+}
+
+fn answer_with(status: StatusCode, told: api::Vm, vm: &Stored<VmRecord>) -> Response {
+    let mut response = (status, Json(told)).into_response();
     if let Ok(value) = HeaderValue::from_str(&etag(vm)) {
         response.headers_mut().insert(header::ETAG, value);
     }
@@ -155,8 +160,14 @@ pub async fn list(Shared(app): Shared<App>, Params(params): Params<ListParams>) 
     (status = "default", description = "Not done", body = api::Error),
 ))]
 pub async fn show(Shared(app): Shared<App>, Name(name): Name) -> Result<Response, Refusal> {
-    let vm = app.host.state.run(move |state| Ok(find(state, &name))).await??;
-    Ok(with_vm(StatusCode::OK, &app.host, &vm))
+    let surroundings = app.host.surroundings.clone();
+    let found = app.host.state.run(move |state| {
+        let found = find(state, &name);
+        let chains = found.as_ref().map_or_else(|_| Vec::new(), |vm| checkpoints::chains(&vm.record, &surroundings.volumes));
+        Ok(found.map(|vm| (vm, chains)))
+    });
+    let (vm, chains) = found.await??;
+    Ok(answer_with(StatusCode::OK, api::Vm { chains, ..told(&app.host, &vm.record) }, &vm))
 }
 
 /// Create a VM
@@ -269,7 +280,11 @@ impl axum::extract::FromRequestParts<App> for Asked {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut axum::http::request::Parts, app: &App) -> Result<Asked, Refusal> {
-        let Name(vm) = Name::from_request_parts(parts, app).await?;
+        // There may be more names in the address; the VM's is the first.
+        let Path(names) = Path::<Vec<(String, String)>>::from_request_parts(parts, app).await.map_err(|rejection| {
+            Refusal::new(StatusCode::BAD_REQUEST, "bad-address", rejection.body_text(), "write names in UTF-8, percent-encoded")
+        })?;
+        let vm = names.into_iter().next().map(|(_, name)| name).unwrap_or_default();
         let caller = parts.extensions.get::<Caller>().cloned();
         let caller = caller.ok_or_else(|| Refusal::from(StateError::Ending))?;
         let (headers, method, uri) = (parts.headers.clone(), parts.method.clone(), parts.uri.clone());

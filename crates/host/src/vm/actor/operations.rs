@@ -16,8 +16,8 @@ use super::super::{Live, Surroundings, config};
 use super::limits;
 use super::{ANSWER, Actor, END, Input, Machine, START, STORE_AGAIN, Step, Stopping};
 use crate::records::{
-    Cause, CloneRecord, DeleteDisks, EventKind, EventRecord, OperationRecord, Power, ProgressRecord, SavedPhase, TaskRecord,
-    TaskStateRecord,
+    Cause, CheckpointOperation, CloneRecord, DeleteDisks, EventKind, EventRecord, OperationRecord, Power, ProgressRecord,
+    SavedPhase, TaskRecord, TaskStateRecord,
 };
 use crate::state::State;
 
@@ -45,7 +45,9 @@ impl Actor {
                     if starts {
                         vm.power = Power::On;
                     }
-                    if let OperationRecord::Save { ran } = &mut task.operation {
+                    if let OperationRecord::Save { ran } | OperationRecord::Checkpoint(CheckpointOperation::Create { ran, .. }) =
+                        &mut task.operation
+                    {
                         *ran = runs;
                     }
                 }
@@ -70,6 +72,7 @@ impl Actor {
             OperationRecord::ResetUsage => return self.reset_usage(id).await,
             OperationRecord::Save { ran } => self.save(id, *ran).await,
             OperationRecord::DiscardSaved => self.discard_saved().await,
+            OperationRecord::Checkpoint(operation) => self.checkpoint(&task, operation).await,
             OperationRecord::SetResources { change, replace } => return self.set_resources(id, change, *replace).await,
             OperationRecord::Clone(wanted) => self.clone(&task, wanted.clone()),
             OperationRecord::Export { to } => self.export(&task, to.clone()),
@@ -301,7 +304,9 @@ impl Actor {
             return Err(self.not_running());
         }
         let (state, surroundings, source) = (self.state.clone(), self.surroundings.clone(), self.vm.record.clone());
-        self.begin(task, move |progress| super::super::clone::clone(&state, &surroundings, &source, &wanted, progress));
+        self.begin(task, "cancelled; nothing of it is left", move |progress| {
+            super::super::clone::clone(&state, &surroundings, &source, &wanted, progress)
+        });
         Ok(Went::Waits)
     }
 
