@@ -23,13 +23,17 @@ impl Actor {
             return Err(self.not_running());
         }
         let (surroundings, vm, id) = (self.surroundings.clone(), self.vm.record.clone(), task.id);
-        self.begin(task, move |progress| export::export(&surroundings, id, &vm, &to, progress));
+        self.begin(task, "cancelled; nothing of it is left", move |progress| {
+            export::export(&surroundings, id, &vm, &to, progress)
+        });
         Ok(Went::Waits)
     }
 
     pub(super) fn import(&mut self, task: &TaskRecord, wanted: ImportRecord) -> Went {
         let (state, surroundings, id) = (self.state.clone(), self.surroundings.clone(), task.id);
-        self.begin(task, move |progress| import::import(&state, &surroundings, id, &wanted, progress));
+        self.begin(task, "cancelled; nothing of it is left", move |progress| {
+            import::import(&state, &surroundings, id, &wanted, progress)
+        });
         Went::Waits
     }
 
