@@ -62,13 +62,13 @@ impl Host {
         host.state.commit(&Transaction::new().tell(&EventRecord::now(EventKind::HostStarted, text)))?;
         let revision = host.state.revision()?;
         let vms = host.state.all::<VmRecord>()?;
-        let mut unfinished: HashMap<Uuid, Vec<TaskRecord>> = HashMap::new();
+        let mut unfinished: HashMap<Option<Uuid>, Vec<TaskRecord>> = HashMap::new();
         for task in host.state.all::<TaskRecord>()?.into_iter().map(|stored| stored.record).filter(TaskRecord::is_unfinished) {
             unfinished.entry(task.vm).or_default().push(task);
         }
         host.look_for_strangers(&vms)?;
         for vm in vms {
-            let mut tasks = unfinished.remove(&vm.record.id).unwrap_or_default();
+            let mut tasks = unfinished.remove(&Some(vm.record.id)).unwrap_or_default();
             // Their ids are in the order of time; what was begun goes first.
             tasks.sort_by_key(|task| (task.state != TaskStateRecord::Running, task.id));
             host.take(
@@ -170,7 +170,7 @@ impl Host {
             TaskStateRecord::Running if task.cancel_requested => Input::Cancel(id),
             _ => return,
         };
-        let sent = self.handles().get(&task.vm).map(|handle| handle.inputs.send(input));
+        let sent = task.vm.and_then(|vm| Some(self.handles().get(&vm)?.inputs.send(input)));
         if !matches!(sent, Some(Ok(())))
             && let Err(error) = vm::refuse_task(&self.state, id)
         {

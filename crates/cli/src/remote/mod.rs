@@ -32,7 +32,7 @@ pub fn finish(client: &Client, task: Task, args: &TaskArgs) -> Result<(), Remote
     let text = |task: &Task| match args.output {
         Output::Json => Ok::<_, RemoteError>(serde_json::to_string_pretty(task)? + "\n"),
         Output::Text if args.no_wait => Ok(format!("{}\n", task.id)),
-        Output::Text => Ok(format!("{}: {} {}\n", task.vm_name, task.operation, task.state)),
+        Output::Text => Ok(format!("{}: {} {}\n", task.subject(), task.operation, task.state)),
     };
     if args.no_wait {
         return Ok(print(&text(&task)?)?);
