@@ -19,6 +19,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(30);
 /// How long it is asked to wait at once, in seconds.
 const WAIT_SECONDS: u32 = 20;
+/// How long it is asked to wait for a task at once, so that progress is seen, in seconds.
+const LOOK_SECONDS: u32 = 1;
 /// The longest answer that is taken in, in bytes.
 const MAX_ANSWER: u64 = 64 << 20;
 
@@ -157,7 +159,7 @@ impl Client {
     pub fn wait(&self, mut task: Task, mut look: impl FnMut(&Task)) -> Result<Task, ClientError> {
         look(&task);
         while !task.state.is_final() {
-            task = self.get(&format!("/tasks/{}?wait={WAIT_SECONDS}", task.id))?;
+            task = self.get(&format!("/tasks/{}?wait={LOOK_SECONDS}", task.id))?;
             look(&task);
         }
         match task.error {

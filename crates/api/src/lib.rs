@@ -18,9 +18,9 @@ mod vm;
 pub use error::Error;
 pub use event::{Event, EventKind};
 pub use host::{HostInfo, Volume};
-pub use task::{LogLine, Operation, Task, TaskState};
+pub use task::{LogLine, Operation, Progress, ProgressUnit, Task, TaskState};
 pub use token::{CreatedToken, NewToken, Role, Token};
-pub use vm::{Boot, Console, Disk, DiskAction, DiskFormat, Ending, Net, Vm, VmSpec, VmState};
+pub use vm::{Boot, CloneVm, Console, Disk, DiskAction, DiskFormat, Ending, Net, Vm, VmSpec, VmState};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

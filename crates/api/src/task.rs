@@ -25,6 +25,12 @@ pub struct Task {
     pub image: Option<String>,
     /// How far it is.
     pub state: TaskState,
+    /// How much of it is done, if it takes long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// The VM that it makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub makes: Option<Uuid>,
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Error>,
@@ -48,6 +54,25 @@ impl Task {
     pub fn subject(&self) -> &str {
         self.vm_name.as_deref().or(self.image.as_deref()).unwrap_or("host")
     }
+}
+
+/// How much of a task is done. It is told about once a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Progress {
+    /// What is done.
+    pub done: u64,
+    /// All that there is to do.
+    pub total: u64,
+    /// What is counted.
+    pub unit: ProgressUnit,
+}
+
+/// What a task's progress counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProgressUnit {
+    /// Bytes.
+    Bytes,
 }
 
 /// A line of a task's log.
@@ -76,6 +101,8 @@ pub enum Operation {
     Resume,
     /// Deletes it.
     Delete,
+    /// Makes another one like it.
+    Clone,
 }
 
 impl std::fmt::Display for Operation {
@@ -87,6 +114,7 @@ impl std::fmt::Display for Operation {
             Operation::Pause => "pause",
             Operation::Resume => "resume",
             Operation::Delete => "delete",
+            Operation::Clone => "clone",
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
 
 /// `-o`: for people or for programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -27,4 +28,11 @@ pub fn terminal_width() -> Option<usize> {
     // SAFETY: TIOCGWINSZ fills in one winsize, which lives through the call.
     let result = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &mut size) };
     (result == 0 && size.ws_col > 0).then_some(size.ws_col.into())
+}
+
+/// A bar on standard error, if that is a terminal, for something of so many bytes.
+pub fn new_bar(total: u64) -> ProgressBar {
+    // A template that cannot be read would be found by the first test that shows a bar.
+    let style = ProgressStyle::with_template("{percent:>3} % [{bar:40}] {binary_bytes} of {binary_total_bytes}, {eta} left");
+    ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use crate::output::Output;
-use crate::remote::{Connect, RemoteError, TaskArgs, fields, finish, show_one, shown_time, table};
+use crate::remote::{Connect, RemoteError, TaskArgs, fields, finish, show_one, shown_size, shown_time, table};
 
 /// Subcommands of `maru task`.
 #[derive(Debug, Subcommand)]
@@ -27,7 +27,7 @@ pub enum TaskCommand {
         #[command(flatten)]
         show: ShowArgs,
     },
-    /// Cancel a task that has not begun, or one that waits for a guest
+    /// Cancel a task that has not begun, one that waits for a guest, or long work
     Cancel {
         /// Its id
         task: String,
@@ -90,6 +90,11 @@ fn described(task: &api::Task) -> String {
         ("state", task.state.to_string()),
         ("created", format!("{}, by {}", shown_time(task.created_at), task.created_by)),
     ];
+    shown.extend(task.progress.map(|progress| {
+        let (done, total) = (shown_size(progress.done), shown_size(progress.total));
+        ("progress", format!("{done} of {total}, {} %", (progress.done as f64 * 100.0 / progress.total.max(1) as f64) as u64))
+    }));
+    shown.extend(task.makes.map(|vm| ("makes", vm.to_string())));
     shown.extend(task.started_at.map(|at| ("started", shown_time(at))));
     shown.extend(task.ended_at.map(|at| ("ended", shown_time(at))));
     shown.extend(task.error.as_ref().map(|error| ("error", error.to_string())));

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::records::{EventKind, EventRecord, TaskRecord, TaskStateRecord, VmRecord};
 use crate::state::{Records, State, StateError};
-use crate::vm::{self, Actor, Input, Live, Surroundings};
+use crate::vm::{self, Actor, Input, Live, Surroundings, staging};
 
 /// Changes that a slow listener may be behind; then it has to look for itself.
 const BEHIND: usize = 4096;
@@ -67,6 +67,7 @@ impl Host {
             unfinished.entry(task.vm).or_default().push(task);
         }
         host.look_for_strangers(&vms)?;
+        host.look_for_half_made_files(&vms, &unfinished);
         for vm in vms {
             let mut tasks = unfinished.remove(&Some(vm.record.id)).unwrap_or_default();
             // Their ids are in the order of time; what was begun goes first.
@@ -123,6 +124,21 @@ impl Host {
             }
         }
         Ok(())
+    }
+
+    /// Files that were being made when an earlier `marud` ended: those of unfinished tasks are theirs to remove.
+    fn look_for_half_made_files(&self, vms: &[Stored<VmRecord>], unfinished: &HashMap<Option<Uuid>, Vec<TaskRecord>>) {
+        let volumes = &self.surroundings.volumes;
+        for id in staging::list(volumes) {
+            if unfinished.values().flatten().any(|task| task.id == id || task.operation.makes() == Some(id)) {
+                continue;
+            }
+            if vms.iter().any(|vm| vm.record.id == id) {
+                staging::forget(volumes, id);
+            } else if let Err(error) = staging::undo(volumes, id) {
+                tracing::warn!(%id, "half-made files stay: {error}");
+            }
+        }
     }
 
     /// Makes the actor of a VM.

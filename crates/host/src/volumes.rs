@@ -69,6 +69,40 @@ impl Volumes {
         Ok(FileRef { volume: volume.into(), path: path.into() })
     }
 
+    /// Their names.
+    pub fn names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    /// Where a volume is on the host.
+    pub fn root(&self, name: &str) -> Result<&Path, Cause> {
+        self.0.get(name).map(PathBuf::as_path).ok_or_else(|| {
+            let known = self.names().join(", ");
+            Cause::new("no-volume", format!("there is no volume '{name}'; there are: {known}"), "name one of these")
+        })
+    }
+
+    /// Where a file is to be on the host that is not there yet; really inside of its volume.
+    pub fn place(&self, file: &FileRef) -> Result<PathBuf, Cause> {
+        let volume = self.root(&file.volume)?;
+        let path = volume.join(&file.path);
+        // The nearest directory that is there says where the rest will be.
+        let real = path.ancestors().skip(1).find_map(|above| above.canonicalize().ok());
+        if real.is_some_and(|real| real.starts_with(volume) && real.is_dir()) {
+            return Ok(path);
+        }
+        let message = format!("{file} would not be inside of the volume");
+        Err(Cause::new("bad-file", message, "name a place whose directories are no links and no files"))
+    }
+
+    /// Removes the directory that a file was in, if it is empty and not a volume.
+    pub fn remove_if_empty(&self, file: &Path) {
+        if let Some(directory) = file.parent().filter(|directory| !self.0.values().any(|root| root == directory)) {
+            // It may have other files.
+            let _ = std::fs::remove_dir(directory);
+        }
+    }
+
     /// Where a file is on the host. It is there, and really inside of its volume.
     pub fn find(&self, file: &FileRef) -> Result<PathBuf, Cause> {
         let missing = || {
@@ -134,5 +168,10 @@ mod tests {
             (code("local:up/secret"), code("local:web"), code("local:no")),
             ("bad-file".into(), "bad-file".into(), "no-file".into())
         );
+        let place = |text: &str| volumes.parse(text).and_then(|file| volumes.place(&file));
+        assert_eq!(place("local:new/a.raw").unwrap(), inside.canonicalize().unwrap().join("new/a.raw"));
+        for text in ["local:up/a.raw", "local:web/root.raw/a", "local:up/new/a"] {
+            assert_eq!(place(text).unwrap_err().code, "bad-file", "{text}");
+        }
     }
 }

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use disk::tool::{Job, ToolError};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
+use crate::output::new_bar;
 use crate::terminal::StopSignals;
 
 /// What is over sooner shows no progress.
@@ -53,10 +54,4 @@ fn watch(job: &Job, signals: &StopSignals, over: &AtomicBool) {
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
-}
-
-fn new_bar(total: u64) -> ProgressBar {
-    // A template that cannot be read would be found by the first test that shows a bar.
-    let style = ProgressStyle::with_template("{percent:>3} % [{bar:40}] {binary_bytes} of {binary_total_bytes}, {eta} left");
-    ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

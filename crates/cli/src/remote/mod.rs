@@ -11,8 +11,9 @@ pub use show::{fields, show_one, shown_size, shown_time, spec_fields, table};
 use api::Task;
 use api::client::Client;
 use clap::Args;
+use indicatif::ProgressBar;
 
-use crate::output::{Output, print};
+use crate::output::{Output, new_bar, print};
 
 /// How a task is waited for.
 #[derive(Debug, Args)]
@@ -37,13 +38,24 @@ pub fn finish(client: &Client, task: Task, args: &TaskArgs) -> Result<(), Remote
     if args.no_wait {
         return Ok(print(&text(&task)?)?);
     }
-    let mut told = 0;
-    let task = client.wait(task, |task| {
-        // What it waits for, as it goes on.
-        for line in &task.log[told.min(task.log.len())..] {
-            eprintln!("{}", line.text);
-        }
-        told = task.log.len();
-    })?;
-    Ok(print(&text(&task)?)?)
+    let (mut told, mut bar) = (0, None);
+    let task = client.wait(task, |task| look(task, &mut told, &mut bar));
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    Ok(print(&text(&task?)?)?)
+}
+
+/// Shows how far a task is, and what it waits for, as it goes on.
+fn look(task: &Task, told: &mut usize, bar: &mut Option<ProgressBar>) {
+    if let Some(progress) = task.progress {
+        let bar = bar.get_or_insert_with(|| new_bar(progress.total));
+        bar.set_length(progress.total);
+        bar.set_position(progress.done);
+    }
+    for line in &task.log[(*told).min(task.log.len())..] {
+        let print = || eprintln!("{}", line.text);
+        bar.as_ref().map_or_else(print, |bar| bar.suspend(print));
+    }
+    *told = task.log.len();
 }

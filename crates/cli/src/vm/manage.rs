@@ -7,6 +7,7 @@ use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNe
 use crate::output::Output;
 use crate::remote::{Connect, RemoteError, TaskArgs, fields, finish, show_one, shown_size, shown_time, spec_fields, table};
 use crate::size::ByteSize;
+use crate::vm::clone::CloneArgs;
 
 /// Subcommands of `maru vm` that need `marud`.
 #[derive(Debug, Subcommand)]
@@ -34,6 +35,8 @@ pub enum ManageCommand {
     Resume(OperationArgs),
     /// Delete a VM that is off
     Delete(DeleteArgs),
+    /// Make another VM like one that is off
+    Clone(CloneArgs),
 }
 
 /// How something is shown.
@@ -175,6 +178,7 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
         ManageCommand::Stop(StopArgs { vm, grace, task, .. }) => {
             operate(Method::POST, &vm, &format!("/stop?grace={grace}"), &task)
         }
+        ManageCommand::Clone(args) => super::clone::run(args),
         ManageCommand::Delete(DeleteArgs { vm, disks, task }) => {
             let what = match disks {
                 None => "",
@@ -193,7 +197,7 @@ fn operate(method: Method, vm: &str, what: &str, args: &TaskArgs) -> Result<(), 
 }
 
 /// A name as a part of an address.
-fn segment(name: &str) -> String {
+pub fn segment(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }

@@ -1,6 +1,7 @@
 //! `maru vm`: virtual machines. Those of `marud` ([`manage`]), and those without it: such a VM runs as long as its command does, or
 //! until it is told to stop.
 
+pub mod clone;
 pub mod control;
 pub mod manage;
 pub mod run;

@@ -18,7 +18,7 @@ mod token;
 mod vm;
 
 pub use event::{EventKind, EventRecord, Pruned};
-pub use task::{Cause, DeleteDisks, LogRecord, OperationRecord, TaskRecord, TaskStateRecord};
+pub use task::{Cause, CloneRecord, DeleteDisks, LogRecord, OperationRecord, ProgressRecord, TaskRecord, TaskStateRecord};
 pub use token::{OnceRecord, RoleRecord, TokenRecord};
 pub use vm::{BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, Power, VmRecord};
 

@@ -21,6 +21,9 @@ pub struct TaskRecord {
     pub operation: OperationRecord,
     /// How far it is.
     pub state: TaskStateRecord,
+    /// How much of it is done, if it takes long.
+    #[serde(default)]
+    pub progress: Option<ProgressRecord>,
     /// Whether someone wants it to end.
     pub cancel_requested: bool,
     /// Why it failed.
@@ -44,6 +47,15 @@ impl Record for TaskRecord {
     const PREFIX: &'static str = "tasks/";
     const KIND: &'static str = "task";
     const VERSION: u32 = 1;
+}
+
+/// How many bytes of a task's work are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgressRecord {
+    /// Those that are done.
+    pub done: u64,
+    /// All.
+    pub total: u64,
 }
 
 /// A line of a log.
@@ -80,6 +92,40 @@ pub enum OperationRecord {
         /// And its disks.
         disks: DeleteDisks,
     },
+    /// Makes another VM like it.
+    Clone(CloneRecord),
+}
+
+/// A VM to make like another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneRecord {
+    /// Its id.
+    pub id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Where its disks are to be; where each disk is now if nothing is said.
+    pub volume: Option<String>,
+}
+
+impl OperationRecord {
+    /// Whether it is long work, which goes on beside the VM's owner and ends when someone wants that.
+    pub fn is_long(&self) -> bool {
+        matches!(self, OperationRecord::Clone(_))
+    }
+
+    /// The VM that it makes.
+    pub fn makes(&self) -> Option<Uuid> {
+        match self {
+            OperationRecord::Clone(clone) => Some(clone.id),
+            _ => None,
+        }
+    }
+
+    /// Whether it is done while long work goes on: the VM must obey meanwhile.
+    pub fn overtakes(&self) -> bool {
+        use OperationRecord::{ForceOff, Pause, Reset, Resume, ShutDown};
+        matches!(self, ForceOff | ShutDown { .. } | Reset | Pause | Resume)
+    }
 }
 
 /// What happens to the disks of a VM that is deleted.
@@ -148,6 +194,7 @@ impl TaskRecord {
             image: None,
             operation,
             state: TaskStateRecord::Queued,
+            progress: None,
             cancel_requested: false,
             error: None,
             created_by,
@@ -185,6 +232,7 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::Pause => api::Operation::Pause,
             OperationRecord::Resume => api::Operation::Resume,
             OperationRecord::Delete { .. } => api::Operation::Delete,
+            OperationRecord::Clone(_) => api::Operation::Clone,
         }
     }
 }
@@ -204,6 +252,8 @@ impl From<&TaskRecord> for api::Task {
                 TaskStateRecord::Failed => api::TaskState::Failed,
                 TaskStateRecord::Cancelled => api::TaskState::Cancelled,
             },
+            progress: task.progress.map(api::Progress::from),
+            makes: task.operation.makes(),
             error: task.error.as_ref().map(api::Error::from),
             created_by: task.created_by.clone(),
             created_at: task.created_at,
@@ -211,5 +261,11 @@ impl From<&TaskRecord> for api::Task {
             ended_at: task.ended_at,
             log: task.log.iter().map(|line| api::LogLine { at: line.at, text: line.text.clone() }).collect(),
         }
+    }
+}
+
+impl From<ProgressRecord> for api::Progress {
+    fn from(progress: ProgressRecord) -> api::Progress {
+        api::Progress { done: progress.done, total: progress.total, unit: api::ProgressUnit::Bytes }
     }
 }

@@ -48,6 +48,7 @@ fn records_of_version_1_are_read_and_written_as_ever() {
         image: None,
         operation: OperationRecord::ShutDown { grace_seconds: 60 },
         state: TaskStateRecord::Failed,
+        progress: Some(ProgressRecord { done: 1, total: 2 }),
         cancel_requested: true,
         error: Some(Cause::new("vm-off", "it is off", "start it")),
         created_by: "admin".into(),

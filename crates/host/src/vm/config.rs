@@ -77,7 +77,8 @@ pub fn record(spec: &api::VmSpec, volumes: &Volumes) -> Result<VmRecord, Cause> 
     Ok(vm)
 }
 
-fn check_name(name: &str) -> Result<(), Cause> {
+/// Checks a VM's name.
+pub fn check_name(name: &str) -> Result<(), Cause> {
     let way_out = "use 1 to 64 letters, digits, '-', '_' and '.'";
     // What names a VM in an address is its name or its id.
     if check_id(name).is_err() || Uuid::parse_str(name).is_ok() || matches!(name, "." | "..") {
@@ -100,16 +101,20 @@ fn disk(disk: &api::Disk, index: usize, volumes: &Volumes) -> Result<DiskRecord,
     })
 }
 
+/// The address of a VM's network card with this number.
+pub fn own_mac(vm: Uuid, index: usize) -> String {
+    let [.., a, b, c] = vm.into_bytes();
+    MacAddress([0x52, 0x54, 0x00, a, b, c.wrapping_add(index as u8)]).to_string()
+}
+
 fn net(net: &api::Net, index: usize, vm: Uuid) -> Result<NetRecord, Cause> {
     let tap = &net.tap;
     if tap.is_empty() || tap.len() > INTERFACE_NAME || !tap.chars().all(|c| c.is_ascii_graphic() && c != '/') {
         return Err(bad(format!("'{tap}' is no name of a TAP"), "name a TAP of this host"));
     }
-    let [.., a, b, c] = vm.into_bytes();
-    let own = || MacAddress([0x52, 0x54, 0x00, a, b, c.wrapping_add(index as u8)]).to_string();
     Ok(NetRecord {
         id: net.id.clone().unwrap_or_else(|| format!("net{index}")),
-        mac: net.mac.clone().unwrap_or_else(own),
+        mac: net.mac.clone().unwrap_or_else(|| own_mac(vm, index)),
         tap: tap.clone(),
     })
 }

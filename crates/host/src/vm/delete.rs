@@ -72,7 +72,7 @@ fn delete_disks(state: &State, surroundings: &Surroundings, vm: &VmRecord) -> Re
                 let message = format!("the disk {} cannot be deleted: {error}", disk.file);
                 return Err(DeleteError::Refused(Cause::new("disk", message, "mend that, or keep the disks")));
             }
-            _ => {}
+            _ => surroundings.volumes.remove_if_empty(&path),
         }
     }
     Ok(())

@@ -12,11 +12,14 @@
 
 mod actor;
 mod cgroup;
+pub mod clone;
 pub mod config;
 mod delete;
 mod ending;
 mod monitor;
 mod process;
+pub mod staging;
+pub mod work;
 
 pub use actor::{Actor, Input};
 pub use cgroup::Cgroups;

@@ -19,6 +19,7 @@
 //!
 //! Each answer from 400 on has an [`api::Error`] as its body.
 
+mod clone;
 mod error;
 mod events;
 mod extract;
@@ -71,6 +72,7 @@ pub fn router(app: App) -> Router {
         .route("/vms/{vm}/reset", post(vms::reset))
         .route("/vms/{vm}/pause", post(vms::pause))
         .route("/vms/{vm}/resume", post(vms::resume))
+        .route("/vms/{vm}/clone", post(clone::clone))
         .route("/tasks", get(tasks::list))
         .route("/tasks/{task}", get(tasks::show))
         .route("/tasks/{task}/cancel", post(tasks::cancel))
@@ -101,6 +103,7 @@ pub fn router(app: App) -> Router {
     paths(
         host::show, host::volumes,
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
+        clone::clone,
         tasks::list, tasks::show, tasks::cancel,
         events::list, events::stream,
         tokens::list, tokens::create, tokens::delete,

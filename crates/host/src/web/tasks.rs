@@ -100,7 +100,7 @@ fn refuse_now(host: &Host, vm: &VmRecord, operation: &OperationRecord) -> Result
         (OperationRecord::Reset | OperationRecord::Pause | OperationRecord::Resume, Off) => {
             Err(Refusal::conflict("vm-off", format!("the VM '{name}' does not run"), "start it first"))
         }
-        (OperationRecord::Delete { .. }, Running | Paused) => {
+        (OperationRecord::Delete { .. } | OperationRecord::Clone(_), Running | Paused) => {
             Err(Refusal::conflict("vm-running", format!("the VM '{name}' is {state}"), "stop it first"))
         }
         (OperationRecord::Start, Paused) => {
@@ -199,7 +199,7 @@ pub async fn show(
 
 /// Cancel a task
 ///
-/// One that waits for others ends at once; a shutdown ends when its VM's owner sees it. Others are too short to be cancelled.
+/// One that waits for others ends at once; a shutdown, or long work, which leaves nothing then, ends soon. Others are too short to be cancelled.
 #[utoipa::path(post, path = "/tasks/{task}/cancel", tag = "tasks", operation_id = "cancel_task",
     params(("task" = Uuid, Path, description = "Its id"), WaitParams), responses(
     (status = 200, description = "The task, which has ended", body = api::Task),
@@ -227,6 +227,7 @@ fn request_cancel(state: &State, id: Uuid) -> Result<TaskRecord, Refusal> {
                 transaction = transaction.tell(&event.of(&task));
             }
             (TaskStateRecord::Running, OperationRecord::ShutDown { .. }) => task.cancel_requested = true,
+            (TaskStateRecord::Running, operation) if operation.is_long() => task.cancel_requested = true,
             (TaskStateRecord::Running, _) => {
                 let message = format!("the task ({operation}) is being done, and cannot be cancelled any more");
                 return Err(Refusal::conflict("not-cancellable", message, "wait for its end"));

@@ -1,5 +1,7 @@
 //! VMs: what they are, and what is to be done to them.
 
+use std::sync::Arc;
+
 use axum::Extension;
 use axum::Json;
 use axum::extract::State as Shared;
@@ -19,7 +21,7 @@ use super::{App, Refusal};
 use crate::host::Host;
 use crate::records::{Cause, DeleteDisks, EventKind, EventRecord, NameRecord, OnceRecord, OperationRecord, VmRecord};
 use crate::state::{Records, State, StateError};
-use crate::vm::config;
+use crate::vm::{Surroundings, clone, config};
 
 /// How long a guest has to shut down if nothing else is said, in seconds.
 const GRACE: u32 = 120;
@@ -208,8 +210,7 @@ fn insert(state: &State, once: Option<&Once>, make: impl Fn() -> Result<VmRecord
             Outcome::Conflict { key, .. } if key.starts_with(OnceRecord::PREFIX) => {}
             Outcome::Conflict { .. } if once.is_some() && Once::made(once, state)?.is_some() => {}
             Outcome::Conflict { .. } => {
-                let message = format!("there is a VM called '{}' already", vm.name);
-                return Err(Refusal::conflict("name-taken", message, "choose another name, or delete that VM first"));
+                return Err(Refusal { status: StatusCode::CONFLICT, cause: clone::name_taken(&vm.name) });
             }
         }
     }
@@ -257,13 +258,33 @@ impl axum::extract::FromRequestParts<App> for Asked {
 }
 
 impl Asked {
+    /// What is wanted and known.
+    pub fn state(&self) -> State {
+        self.app.host.state.clone()
+    }
+
+    /// What all VMs have in common.
+    pub fn surroundings(&self) -> Arc<Surroundings> {
+        self.app.host.surroundings.clone()
+    }
+
     /// Makes a task of it, and answers with that.
     async fn submit(
         self,
         wait: Option<u32>,
         operation: impl FnOnce(&VmRecord) -> Result<OperationRecord, Refusal> + Clone + Send + 'static,
     ) -> Result<Response, Refusal> {
-        let once = Once::of(&self.caller, &self.headers, &self.method, &self.uri, b"")?;
+        self.submit_body(b"", wait, operation).await
+    }
+
+    /// The same for a request with a body.
+    pub async fn submit_body(
+        self,
+        body: &[u8],
+        wait: Option<u32>,
+        operation: impl FnOnce(&VmRecord) -> Result<OperationRecord, Refusal> + Clone + Send + 'static,
+    ) -> Result<Response, Refusal> {
+        let once = Once::of(&self.caller, &self.headers, &self.method, &self.uri, body)?;
         let (host, headers, vm, by) = (self.app.host.clone(), self.headers, self.vm, self.caller.name);
         let changes = host.changes();
         let made = self.app.host.state.run(move |state| Ok(submit(state, &host, &vm, &headers, &by, once.as_ref(), operation)));

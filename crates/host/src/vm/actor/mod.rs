@@ -7,10 +7,15 @@
 //!    └──────────────────── the monitor ends, for whatever reason ──┘
 //! ```
 //!
-//! It does one task after the other. A shutdown is the only one that waits for a guest; while it does, it can be cancelled, and a task that
-//! ends the VM by force overtakes it.
+//! It does one task after the other. Two kinds are not done at once:
+//!
+//! - A shutdown waits for the guest. Meanwhile it can be cancelled, and a task that ends the VM by force overtakes it.
+//! - Long work ([`OperationRecord::is_long`]), like copying disks, is done by a thread of its own ([`work`]), which the actor looks after:
+//!   it stores how far the work is about once a second, and passes on the wish that it end. What the VM must obey at any time
+//!   ([`OperationRecord::overtakes`]: stop, reset, pause, resume) is done meanwhile; everything else waits for the work's end.
 
 mod operations;
+mod work;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -59,6 +64,8 @@ pub struct Actor {
     queue: VecDeque<Uuid>,
     /// A task that waits for the monitor to end.
     stopping: Option<Stopping>,
+    /// A task that a thread does.
+    work: Option<work::Work>,
     /// How it ended under this actor.
     last_end: Option<EndingRecord>,
     deleted: bool,
@@ -109,6 +116,7 @@ impl Actor {
             machine: None,
             queue: unfinished.into(),
             stopping: None,
+            work: None,
             last_end: None,
             deleted: false,
         }
@@ -134,12 +142,15 @@ impl Actor {
                     Happened::Exited(status) => self.ended(status).await,
                 },
                 () = wait_until(deadline) => self.press_harder().await,
+                stage = work::next(&mut self.work) => self.worked(stage).await,
             }
         }
     }
 
     fn enqueue(&mut self, task: Uuid) {
-        if !self.queue.contains(&task) && self.stopping.as_ref().is_none_or(|stopping| stopping.task != task) {
+        let stops = self.stopping.as_ref().is_some_and(|stopping| stopping.task == task);
+        let works = self.work.as_ref().is_some_and(|work| work.task == task);
+        if !(stops || works || self.queue.contains(&task)) {
             self.queue.push_back(task);
         }
     }
@@ -240,15 +251,34 @@ impl Actor {
     /// Begins tasks as long as there are some that can be done now.
     async fn advance(&mut self) {
         while !self.deleted {
-            if self.stopping.is_some() && !self.force_is_next().await {
-                break;
-            }
-            let Some(id) = self.queue.pop_front() else { break };
-            let Some(task) = self.read_task(id).await.filter(TaskRecord::is_unfinished) else { continue };
+            let Some(task) = self.next_task().await else { break };
             self.perform(task).await;
             self.show();
         }
         self.show();
+    }
+
+    /// Takes the first task of the queue that can be done now.
+    async fn next_task(&mut self) -> Option<TaskRecord> {
+        let may_go: fn(&OperationRecord) -> bool = match (&self.stopping, &self.work) {
+            (Some(stopping), _) if stopping.step == Step::Guest => |operation| *operation == OperationRecord::ForceOff,
+            (Some(_), _) => return None,
+            (None, Some(_)) => OperationRecord::overtakes,
+            (None, None) => |_| true,
+        };
+        let mut index = 0;
+        while let Some(id) = self.queue.get(index) {
+            match self.read_task(*id).await.filter(TaskRecord::is_unfinished) {
+                Some(task) if !may_go(&task.operation) => index += 1,
+                task => {
+                    self.queue.remove(index);
+                    if task.is_some() {
+                        return task;
+                    }
+                }
+            }
+        }
+        None
     }
 
     async fn read_task(&self, id: Uuid) -> Option<TaskRecord> {
@@ -260,23 +290,6 @@ impl Actor {
             }
             sleep(STORE_AGAIN).await;
         }
-    }
-
-    /// Whether a task in the queue ends the VM by force, while one waits for the guest. It is put first.
-    async fn force_is_next(&mut self) -> bool {
-        if self.stopping.as_ref().is_some_and(|stopping| stopping.step != Step::Guest) {
-            return false;
-        }
-        for index in 0..self.queue.len() {
-            let task = self.read_task(self.queue[index]).await;
-            if task.is_some_and(|task| task.operation == OperationRecord::ForceOff && task.is_unfinished()) {
-                let id = self.queue.remove(index);
-                self.queue.extend(id);
-                self.queue.rotate_right(1);
-                return true;
-            }
-        }
-        false
     }
 
     /// The monitor told something.

@@ -14,8 +14,13 @@ use super::super::monitor::{CallError, Happened, Monitor};
 use super::super::process::{self, RunFiles};
 use super::super::{Live, config};
 use super::{ANSWER, Actor, END, Input, Machine, START, STORE_AGAIN, Step, Stopping};
-use crate::records::{Cause, DeleteDisks, EventKind, EventRecord, OperationRecord, Power, TaskRecord, TaskStateRecord};
+use crate::records::{
+    Cause, CloneRecord, DeleteDisks, EventKind, EventRecord, OperationRecord, Power, ProgressRecord, TaskRecord, TaskStateRecord,
+};
 use crate::state::State;
+
+/// Said of a shutdown that was cancelled.
+const STILL_ASKED: &str = "cancelled: the VM is not ended by force; the guest was asked to shut down, and may still do it";
 
 /// How a task went on.
 enum Went {
@@ -44,9 +49,9 @@ impl Actor {
         }
         // It may have been cancelled at the last moment.
         let Some(task) = self.read_task(id).await.filter(|task| task.state == TaskStateRecord::Running) else { return };
-        if task.cancel_requested {
+        if task.cancel_requested && !task.operation.is_long() {
             // An earlier marud had no time for it.
-            return self.cancelled(id).await;
+            return self.cancelled(id, STILL_ASKED).await;
         }
         let went = match &task.operation {
             OperationRecord::Start => self.start().await,
@@ -56,6 +61,7 @@ impl Actor {
             OperationRecord::Pause => self.simple(&Request::Pause, EventKind::VmPaused, "it is paused").await,
             OperationRecord::Resume => self.simple(&Request::Resume, EventKind::VmResumed, "it goes on").await,
             OperationRecord::Delete { disks } => return self.delete(&task, *disks).await,
+            OperationRecord::Clone(wanted) => self.clone(&task, wanted.clone()),
         };
         match went {
             Ok(Went::Waits) => {}
@@ -65,18 +71,24 @@ impl Actor {
     }
 
     async fn finish(&mut self, task: Uuid, event: Option<EventRecord>) {
+        self.finish_with(task, event, None).await;
+    }
+
+    pub(super) async fn finish_with(&mut self, task: Uuid, event: Option<EventRecord>, progress: Option<ProgressRecord>) {
         let started = self.machine.is_some() && event.as_ref().is_some_and(|event| event.kind == EventKind::VmStarted);
         self.change(Some(task), move |vm, record| {
             if started {
                 vm.started_at = Some(OffsetDateTime::now_utc());
             }
-            record?.end(TaskStateRecord::Done, None);
+            let record = record?;
+            record.progress = progress.or(record.progress);
+            record.end(TaskStateRecord::Done, None);
             event.clone().map(|event| event.by_task(Some(task)))
         })
         .await;
     }
 
-    async fn fail(&mut self, task: Uuid, cause: Cause) {
+    pub(super) async fn fail(&mut self, task: Uuid, cause: Cause) {
         let runs = self.machine.is_some();
         let name = self.vm.record.name.clone();
         self.change(Some(task), move |vm, record| {
@@ -217,23 +229,36 @@ impl Actor {
     /// Ends a task that waits for the guest, or has not begun.
     pub(super) async fn cancel(&mut self, id: Uuid) {
         let waits = self.stopping.as_ref().is_some_and(|stopping| stopping.task == id && stopping.step == Step::Guest);
-        if !waits {
+        if self.cancel_work(id) || !waits {
             return;
         }
         self.stopping = None;
-        self.cancelled(id).await;
+        self.cancelled(id, STILL_ASKED).await;
     }
 
-    async fn cancelled(&mut self, id: Uuid) {
+    pub(super) async fn cancelled(&mut self, id: Uuid, note: &'static str) {
         let (vm, name) = (self.vm.record.id, self.vm.record.name.clone());
         self.change(Some(id), move |_, record| {
             let record = record?;
-            record.note("cancelled; the guest was asked to shut down, and may still do it");
+            record.note(note);
             record.end(TaskStateRecord::Cancelled, None);
-            let event = EventRecord::now(EventKind::TaskCancelled, "stop: the VM is not ended by force");
-            Some(event.of_vm(vm, &name).by_task(Some(id)))
+            let text = format!("{}: {note}", api::Operation::from(&record.operation));
+            Some(EventRecord::now(EventKind::TaskCancelled, text).of_vm(vm, &name).by_task(Some(id)))
         })
         .await;
+    }
+
+    fn clone(&mut self, task: &TaskRecord, wanted: CloneRecord) -> Result<Went, Cause> {
+        if self.machine.is_some() {
+            return Err(Cause::new(
+                "vm-running",
+                "the VM runs",
+                "stop it first: its disks must not change while they are copied",
+            ));
+        }
+        let (state, surroundings, source) = (self.state.clone(), self.surroundings.clone(), self.vm.record.clone());
+        self.begin(task, move |progress| super::super::clone::clone(&state, &surroundings, &source, &wanted, progress));
+        Ok(Went::Waits)
     }
 
     async fn delete(&mut self, task: &TaskRecord, disks: DeleteDisks) {

@@ -1,0 +1,120 @@
+//! How far long work is, and the wish that it end: between the thread that does it and the VM's owner.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use disk::tool::{Job, ToolError};
+
+use crate::records::{Cause, ProgressRecord};
+use crate::state::StateError;
+
+/// How far long work is. Bytes are counted, over all its steps.
+#[derive(Debug, Default)]
+pub struct Progress(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    total: u64,
+    /// Of the steps that are over.
+    before: u64,
+    /// The step that is being done, and its bytes.
+    step: Option<(u64, Arc<Job>)>,
+    cancelled: bool,
+}
+
+/// Why long work ended before it was done. What it had made is gone again.
+#[derive(Debug)]
+pub enum WorkError {
+    /// Someone wanted it to end.
+    Cancelled,
+    /// It cannot be done.
+    Failed(Cause),
+}
+
+impl From<Cause> for WorkError {
+    fn from(cause: Cause) -> WorkError {
+        WorkError::Failed(cause)
+    }
+}
+
+impl From<ToolError> for WorkError {
+    fn from(error: ToolError) -> WorkError {
+        match error {
+            ToolError::Cancelled => WorkError::Cancelled,
+            error => WorkError::Failed(Cause::new("disk", vmm::error_chain(&error), "mend what it says, and try again")),
+        }
+    }
+}
+
+impl From<StateError> for WorkError {
+    fn from(error: StateError) -> WorkError {
+        WorkError::Failed(Cause::new("store", vmm::error_chain(&error), "see marud's log; try again when that is mended"))
+    }
+}
+
+impl Progress {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says how many bytes there are to do. Nothing is told before.
+    pub fn begin(&self, total: u64) {
+        let mut inner = self.lock();
+        *inner = Inner { total, cancelled: inner.cancelled, ..Inner::default() };
+    }
+
+    /// Does a step of so many bytes with a tool of the disks, whose own progress counts for them.
+    pub fn step<T>(&self, bytes: u64, tool: impl FnOnce(&Job) -> Result<T, ToolError>) -> Result<T, WorkError> {
+        let job = Arc::new(Job::default());
+        {
+            let mut inner = self.lock();
+            if inner.cancelled {
+                return Err(WorkError::Cancelled);
+            }
+            inner.step = Some((bytes, job.clone()));
+        }
+        let done = tool(&job)?;
+        let mut inner = self.lock();
+        inner.before += bytes;
+        inner.step = None;
+        Ok(done)
+    }
+
+    /// Wants the work to end. It may still be done before it sees this.
+    pub fn cancel(&self) {
+        let mut inner = self.lock();
+        inner.cancelled = true;
+        if let Some((_, job)) = &inner.step {
+            job.cancel();
+        }
+    }
+
+    /// How far it is; nothing before that is known.
+    pub fn told(&self) -> Option<ProgressRecord> {
+        let inner = self.lock();
+        let step = inner.step.as_ref().map_or(0, |(bytes, job)| match job.progress() {
+            (_, 0) => 0,
+            (done, total) => (u128::from(*bytes) * u128::from(done.min(total)) / u128::from(total)) as u64,
+        });
+        (inner.total > 0).then(|| ProgressRecord { done: (inner.before + step).min(inner.total), total: inner.total })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_add_up_and_a_wish_to_end_reaches_the_one_that_is_done_and_those_behind_it() {
+        let progress = Progress::default();
+        assert_eq!(progress.told(), None);
+        progress.begin(300);
+        progress.step(100, |_| Ok(())).unwrap();
+        assert_eq!(progress.told(), Some(ProgressRecord { done: 100, total: 300 }));
+        let cancelled = progress.step(200, |_| {
+            progress.cancel();
+            Err::<(), _>(ToolError::Cancelled)
+        });
+        assert!(matches!(cancelled, Err(WorkError::Cancelled)));
+        assert!(matches!(progress.step(1, |_| Ok(())), Err(WorkError::Cancelled)), "what is behind is not begun");
+    }
+}

@@ -1,0 +1,42 @@
+//! VMs made from VMs.
+
+use axum::http::StatusCode;
+use axum::response::Response;
+use uuid::Uuid;
+
+use super::Refusal;
+use super::extract::{Body, Params};
+use super::tasks::WaitParams;
+use super::vms::Asked;
+use crate::records::{CloneRecord, NameRecord, OperationRecord, VmRecord};
+use crate::vm::{clone, config};
+
+/// Clone a VM
+///
+/// It must be off. The new VM has copies of its disks, addresses of its own for its network cards, and is off; disks that are only read are
+/// shared. Where the file system can, copies share their data until one is changed, and take no time.
+#[utoipa::path(post, path = "/vms/{vm}/clone", tag = "vms", operation_id = "clone_vm", request_body = api::CloneVm, params(
+    ("vm" = String, Path, description = "Its name or id"),
+    ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
+    ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
+    WaitParams,
+), responses(
+    (status = 200, description = "The task, which has ended", body = api::Task),
+    (status = 202, description = "The task", body = api::Task, headers(("Location" = String))),
+    (status = "default", description = "Not done", body = api::Error),
+))]
+pub async fn clone(Params(params): Params<WaitParams>, asked: Asked, body: Body) -> Result<Response, Refusal> {
+    let wanted: api::CloneVm = body.parse()?;
+    config::check_name(&wanted.name).map_err(Refusal::senseless)?;
+    let (state, surroundings) = (asked.state(), asked.surroundings());
+    let operation = move |_: &VmRecord| {
+        if let Some(volume) = &wanted.volume {
+            surroundings.volumes.root(volume).map_err(Refusal::senseless)?;
+        }
+        if state.read::<NameRecord>(&wanted.name)?.is_some() {
+            return Err(Refusal { status: StatusCode::CONFLICT, cause: clone::name_taken(&wanted.name) });
+        }
+        Ok(OperationRecord::Clone(CloneRecord { id: Uuid::new_v4(), name: wanted.name, volume: wanted.volume }))
+    };
+    asked.submit_body(&body.0, params.wait, operation).await
+}
