@@ -50,6 +50,8 @@ pub enum EventKind {
     VmAlarm,
     /// It was found running when `marud` started.
     VmAdopted,
+    /// What it is to be was changed.
+    VmChanged,
     /// It was deleted.
     VmDeleted,
     /// A task failed.

@@ -101,6 +101,8 @@ pub enum Operation {
     Resume,
     /// Deletes it.
     Delete,
+    /// Changes how much of the host it may have.
+    SetResources,
     /// Makes another one like it.
     Clone,
 }
@@ -114,6 +116,7 @@ impl std::fmt::Display for Operation {
             Operation::Pause => "pause",
             Operation::Resume => "resume",
             Operation::Delete => "delete",
+            Operation::SetResources => "set-resources",
             Operation::Clone => "clone",
         })
     }

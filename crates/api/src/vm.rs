@@ -36,6 +36,9 @@ pub struct VmSpec {
     /// Whether there is a balloon, which gives memory that the guest does not use back to the host.
     #[serde(default)]
     pub balloon: bool,
+    /// How much of the host it may have.
+    #[serde(default, skip_serializing_if = "crate::Resources::is_default")]
+    pub resources: crate::Resources,
 }
 
 fn one() -> u32 {

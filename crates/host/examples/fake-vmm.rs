@@ -10,7 +10,7 @@ use std::thread;
 
 use serde_json::Value;
 use vmm::config::VmConfig;
-use vmm::control::{Connection, Event, EventKind, Listener, Message, Reply, Request, RunStatus, Status};
+use vmm::control::{Connection, Event, EventKind, Failure, Listener, Message, Reply, Request, RunStatus, Status};
 
 struct Machine {
     config: VmConfig,
@@ -80,6 +80,19 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
                 machine.tell(EventKind::Ended { reason: "stopped on request".into() });
                 exit(0);
             }
+            Request::SetDiskLimits { limits, .. } if limits.iops.is_some_and(|rate| rate.per_second.get() == 13) => {
+                let failure = Failure { message: "that brings bad luck".into() };
+                let _ = client.send(&Message::Reply(Reply::Error(failure)), &[]);
+            }
+            Request::SetDiskLimits { id, limits } => {
+                machine.config.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.limits = limits);
+                reply(Value::Null);
+            }
+            Request::SetNetLimits { id, limits } => {
+                machine.config.nets.iter_mut().filter(|net| net.id == id).for_each(|net| net.limits = limits);
+                reply(Value::Null);
+            }
+            Request::Config => reply(serde_json::to_value(&machine.config).expect("plain")),
             other => panic!("{other:?}"),
         }
     }

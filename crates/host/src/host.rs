@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, watch};
 use uuid::Uuid;
 
-use crate::records::{EventKind, EventRecord, TaskRecord, TaskStateRecord, VmRecord};
+use crate::records::{EventKind, EventRecord, Power, TaskRecord, TaskStateRecord, VmRecord};
 use crate::state::{Records, State, StateError};
 use crate::vm::{self, Actor, Input, Live, Surroundings, staging};
 
@@ -65,6 +65,10 @@ impl Host {
         let mut unfinished: HashMap<Option<Uuid>, Vec<TaskRecord>> = HashMap::new();
         for task in host.state.all::<TaskRecord>()?.into_iter().map(|stored| stored.record).filter(TaskRecord::is_unfinished) {
             unfinished.entry(task.vm).or_default().push(task);
+        }
+        // What they have nobody else can have, from the first request on.
+        for vm in vms.iter().filter(|vm| vm.record.power == Power::On) {
+            host.surroundings.ledger.note(&vm.record);
         }
         host.look_for_strangers(&vms)?;
         host.look_for_half_made_files(&vms, &unfinished);

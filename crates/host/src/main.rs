@@ -11,7 +11,7 @@ use host::audit::Audit;
 use host::host::{Host, find_monitor};
 use host::options::{self, Options, Wanted};
 use host::state::State;
-use host::vm::{Cgroups, Surroundings};
+use host::vm::{Capacity, Cgroups, Ledger, Surroundings};
 use host::volumes::Volumes;
 use host::web::{self, App};
 use host::{auth, tls};
@@ -101,7 +101,12 @@ fn surroundings(options: &Options) -> anyhow::Result<Surroundings> {
         tracing::warn!("{reason}");
     }
     let run_directory = std::path::absolute(&options.run)?;
-    Ok(Surroundings { monitor, run_directory, cgroups, volumes, unconfined: options.unconfined })
+    let ledger = Ledger::new(Capacity {
+        memory_bytes: web::memory().0,
+        overcommit_percent: options.memory_overcommit,
+        cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
+    });
+    Ok(Surroundings { monitor, run_directory, cgroups, ledger, volumes, unconfined: options.unconfined })
 }
 
 /// Backs the store up and forgets what is old, for ever.

@@ -17,6 +17,8 @@ usage: marud [options]
   --name NAME        another name or address that clients know this host by, for its certificate; may be given several times
   --volume NAME=DIR  a directory with files of VMs; may be given several times (local=DIR-OF-STATE/volumes/local)
   --cgroup DIR       the control group that those of the VMs are made in (/sys/fs/cgroup/maru)
+  --memory-overcommit PERCENT
+                     how much of the host's memory running VMs may have together; more than 100 gives out more than there is (100)
   --monitor FILE     the program that is a VM, instead of the maru-vmm beside marud or on PATH
   --unconfined       do not confine monitors: for finding errors only
   --version          print the version
@@ -42,6 +44,8 @@ pub struct Options {
     pub volumes: Vec<String>,
     /// `--cgroup`.
     pub cgroup: PathBuf,
+    /// `--memory-overcommit`, in per cent.
+    pub memory_overcommit: u32,
     /// `--monitor`.
     pub monitor: Option<PathBuf>,
     /// `--unconfined`.
@@ -69,6 +73,7 @@ pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
         names: Vec::new(),
         volumes: Vec::new(),
         cgroup: "/sys/fs/cgroup/maru".into(),
+        memory_overcommit: 100,
         monitor: None,
         unconfined: false,
     };
@@ -81,6 +86,7 @@ pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
             Long("name") => options.names.push(parser.value()?.string()?),
             Long("volume") => options.volumes.push(parser.value()?.string()?),
             Long("cgroup") => options.cgroup = parser.value()?.into(),
+            Long("memory-overcommit") => options.memory_overcommit = parser.value()?.parse()?,
             Long("monitor") => options.monitor = Some(parser.value()?.into()),
             Long("unconfined") => options.unconfined = true,
             Long("version") => return Ok(Wanted::Print(format!("marud {}\n", env!("CARGO_PKG_VERSION")))),

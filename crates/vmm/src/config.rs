@@ -231,6 +231,28 @@ pub struct NetConfig {
     /// PCI slot, 1 to 26; the lowest free one by default.
     #[serde(default)]
     pub slot: Option<u8>,
+    /// How much it may carry. Only a card on a TAP can be limited here: one on a virtual switch is the switch's.
+    #[serde(default, skip_serializing_if = "NetLimits::is_none")]
+    pub limits: NetLimits,
+}
+
+/// How much a network card may carry, all its queues together: bytes of frames with their Ethernet headers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetLimits {
+    /// Towards the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receive: Option<RateConfig>,
+    /// From the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transmit: Option<RateConfig>,
+}
+
+impl NetLimits {
+    /// Whether nothing is limited.
+    pub fn is_none(&self) -> bool {
+        *self == NetLimits::default()
+    }
 }
 
 /// What carries the frames of a network card.
@@ -333,6 +355,9 @@ pub enum ConfigError {
     /// A context id that is taken.
     #[error("context id {0}: guests have 3 to 4294967294")]
     BadCid(u32),
+    /// A card whose frames do not pass through the monitor.
+    #[error("network card '{0}' is on a virtual switch and cannot be limited here: only cards on TAPs can")]
+    SwitchLimits(String),
 }
 
 impl VmConfig {
@@ -350,6 +375,11 @@ impl VmConfig {
             check_id(id)?;
             if ids[..index].contains(id) || BUILT_IN_IDS.contains(id) {
                 return Err(ConfigError::DuplicateId((*id).into()));
+            }
+        }
+        for net in &self.nets {
+            if !net.limits.is_none() && matches!(net.backend, NetBackend::VhostUser(_)) {
+                return Err(ConfigError::SwitchLimits(net.id.clone()));
             }
         }
         match &self.vsock {
@@ -395,5 +425,8 @@ mod tests {
         assert!(parse(&net("52:54:00:12:34")).contains("six bytes"));
         assert!(parse(&net("53:54:00:12:34:56")).contains("group"));
         assert!(parse(r#""vsock":{"cid":2,"path":"/x"}"#).contains("context id 2"));
+        let limits = r#""limits":{"transmit":{"per_second":1}}"#;
+        let net = format!(r#""nets":[{{"id":"n","mac":"52:54:00:00:00:01","backend":{{"vhost-user":"/s"}},{limits}}}]"#);
+        assert!(parse(&net).contains("is on a virtual switch"));
     }
 }

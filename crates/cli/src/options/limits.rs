@@ -1,9 +1,10 @@
-//! `iops=N,bandwidth=SIZE`, with bursts: how much a disk may do, as parts of `--disk` and alone.
+//! `iops=N,bandwidth=SIZE`, with bursts: how much a disk may do, as parts of `--disk` and alone. `receive=SIZE,transmit=SIZE`: how much a
+//! network card may carry.
 
 use std::num::{NonZeroU32, NonZeroU64};
 use std::str::FromStr;
 
-use vmm::config::{BurstConfig, DiskLimits, RateConfig};
+use vmm::config::{BurstConfig, DiskLimits, NetLimits, RateConfig};
 
 use super::{OptionError, Parts};
 use crate::size::ByteSize;
@@ -41,22 +42,66 @@ pub(super) fn limits(parts: &mut Parts) -> Result<DiskLimits, OptionError> {
         return Err(parts.wrong("burst-seconds", "there is no burst; give iops-burst or bandwidth-burst, too"));
     }
     let seconds = seconds.unwrap_or(BURST_SECONDS);
-    let rate = |(per_second, burst): (Option<NonZeroU64>, Option<NonZeroU64>), names: [&str; 2]| match (per_second, burst) {
+    Ok(DiskLimits {
+        iops: rate(parts, iops, seconds, ["iops", "iops-burst"])?,
+        bandwidth: rate(parts, bandwidth, seconds, ["bandwidth", "bandwidth-burst"])?,
+    })
+}
+
+/// The form of limits of a network card.
+pub const NET_LIMITS_FORM: &str =
+    "none|[receive=SIZE[,receive-burst=SIZE]][,transmit=SIZE[,transmit-burst=SIZE]][,burst-seconds=N]";
+
+/// Limits of a network card as they are written on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetLimitsOption(pub NetLimits);
+
+impl FromStr for NetLimitsOption {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<NetLimitsOption, OptionError> {
+        if text == "none" {
+            return Ok(NetLimitsOption(NetLimits::default()));
+        }
+        let mut parts = Parts::new(text, NET_LIMITS_FORM)?;
+        let seconds: Option<NonZeroU32> = parts.number("burst-seconds")?;
+        let receive = (bytes(&mut parts, "receive")?, bytes(&mut parts, "receive-burst")?);
+        let transmit = (bytes(&mut parts, "transmit")?, bytes(&mut parts, "transmit-burst")?);
+        if seconds.is_some() && receive.1.or(transmit.1).is_none() {
+            return Err(parts.wrong("burst-seconds", "there is no burst; give receive-burst or transmit-burst, too"));
+        }
+        let seconds = seconds.unwrap_or(BURST_SECONDS);
+        let limits = NetLimits {
+            receive: rate(&parts, receive, seconds, ["receive", "receive-burst"])?,
+            transmit: rate(&parts, transmit, seconds, ["transmit", "transmit-burst"])?,
+        };
+        parts.finish()?;
+        Ok(NetLimitsOption(limits))
+    }
+}
+
+/// A rate with the burst above it.
+fn rate(
+    parts: &Parts,
+    (per_second, burst): (Option<NonZeroU64>, Option<NonZeroU64>),
+    seconds: NonZeroU32,
+    names: [&str; 2],
+) -> Result<Option<RateConfig>, OptionError> {
+    match (per_second, burst) {
         (None, Some(_)) => Err(parts.wrong(names[1], format!("there is no rate to burst above; give {}, too", names[0]))),
         (Some(rate), Some(burst)) if burst <= rate => Err(parts.wrong(names[1], format!("it must be more than {}", names[0]))),
         (None, None) => Ok(None),
         (Some(per_second), burst) => {
             Ok(Some(RateConfig { per_second, burst: burst.map(|per_second| BurstConfig { per_second, seconds }) }))
         }
-    };
-    Ok(DiskLimits { iops: rate(iops, ["iops", "iops-burst"])?, bandwidth: rate(bandwidth, ["bandwidth", "bandwidth-burst"])? })
+    }
 }
 
 fn bytes(parts: &mut Parts, name: &str) -> Result<Option<NonZeroU64>, OptionError> {
     let Some(ByteSize(bytes)) = parts.value(name)? else { return Ok(None) };
     NonZeroU64::new(bytes)
         .map(Some)
-        .ok_or_else(|| parts.wrong(name, "a disk that may do nothing is of no use; leave it out for no limit"))
+        .ok_or_else(|| parts.wrong(name, "a device that may do nothing is of no use; leave it out for no limit"))
 }
 
 #[cfg(test)]
@@ -84,6 +129,9 @@ mod tests {
             parse("bandwidth=10M,bandwidth-burst=50M,iops-burst=3000,iops=500,burst-seconds=600"),
             Ok(DiskLimits { iops: rate(500, Some((3000, 600))), bandwidth: rate(10 << 20, Some((50 << 20, 600))) })
         );
+        let net: NetLimitsOption = "receive=1M,transmit=2M,transmit-burst=3M,burst-seconds=5".parse().unwrap();
+        assert_eq!(net.0, NetLimits { receive: rate(1 << 20, None), transmit: rate(2 << 20, Some((3 << 20, 5))) });
+        assert_eq!("none".parse(), Ok(NetLimitsOption(NetLimits::default())));
         assert_eq!(parse("iops=1,iops-burst=2"), Ok(DiskLimits { iops: rate(1, Some((2, 60))), bandwidth: None }));
     }
 

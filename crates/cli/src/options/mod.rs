@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 pub use cpus::{CPUS_FORM, CpuOption};
 pub use disk::{DISK_FORM, DiskOption, DiskOverride};
-pub use limits::{LIMITS_FORM, LimitsOption};
+pub use limits::{LIMITS_FORM, LimitsOption, NET_LIMITS_FORM, NetLimitsOption};
 pub use managed::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 pub use memory::{MEMORY_FORM, MemoryOption};
 pub use net::{NET_FORM, NetOption, NetOverride, default_mac};

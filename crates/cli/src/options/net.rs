@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use vmm::config::{MacAddress, NetBackend, NetConfig};
+use vmm::config::{MacAddress, NetBackend, NetConfig, NetLimits};
 
 use super::disk::device_id;
 use super::{OptionError, Parts, absolute};
@@ -56,6 +56,7 @@ impl NetOption {
             mtu: self.mtu,
             backend: self.backend,
             slot: None,
+            limits: NetLimits::default(),
         }
     }
 }

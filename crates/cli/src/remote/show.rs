@@ -1,6 +1,6 @@
 //! Answers for people.
 
-use api::VmSpec;
+use api::{Rate, Resources, VmSpec};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -72,6 +72,36 @@ pub fn spec_fields(spec: &VmSpec) -> Vec<(&'static str, String)> {
     for net in &spec.nets {
         let mac = net.mac.as_deref().unwrap_or("?");
         fields.push(("network card", format!("{}: {}, {mac}", net.id.as_deref().unwrap_or("?"), net.tap)));
+    }
+    fields.extend(resource_fields(&spec.resources));
+    fields
+}
+
+/// How much of the host a VM may have, where that is not as usual.
+fn resource_fields(resources: &Resources) -> Vec<(&'static str, String)> {
+    let usual = Resources::default();
+    let mut fields = Vec::new();
+    if resources.cpu_weight != usual.cpu_weight {
+        fields.push(("CPU weight", resources.cpu_weight.to_string()));
+    }
+    fields.extend(resources.cpu_cap_percent.map(|cap| ("CPU cap", format!("{cap}%"))));
+    if resources.cpu_reserve_percent > 0 {
+        fields.push(("CPU reserve", format!("{}%", resources.cpu_reserve_percent)));
+    }
+    let count = |number: u64| number.to_string();
+    let size = |bytes: u64| shown_size(bytes);
+    let rate = |name: &str, rate: Option<Rate>, shown: fn(u64) -> String| {
+        let rate = rate?;
+        let burst = rate.burst.map(|burst| format!(" ({} for {} s)", shown(burst.per_second), burst.seconds));
+        Some(format!("{name} {}/s{}", shown(rate.per_second), burst.unwrap_or_default()))
+    };
+    for (id, limits) in &resources.disks {
+        let rates = [rate("operations", limits.iops, count), rate("bandwidth", limits.bandwidth, size)];
+        fields.push(("limits", format!("{id}: {}", rates.into_iter().flatten().collect::<Vec<_>>().join(", "))));
+    }
+    for (id, limits) in &resources.nets {
+        let rates = [rate("receive", limits.receive, size), rate("transmit", limits.transmit, size)];
+        fields.push(("limits", format!("{id}: {}", rates.into_iter().flatten().collect::<Vec<_>>().join(", "))));
     }
     fields
 }

@@ -3,6 +3,7 @@
 use api::client::Method;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::limit::{self, LimitArgs, Limits};
 use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 use crate::output::Output;
 use crate::remote::{Connect, RemoteError, TaskArgs, fields, finish, show_one, shown_size, shown_time, spec_fields, table};
@@ -35,6 +36,8 @@ pub enum ManageCommand {
     Resume(OperationArgs),
     /// Delete a VM that is off
     Delete(DeleteArgs),
+    /// Change how much of the host a VM may have
+    Limit(Box<LimitArgs>),
     /// Make another VM like one that is off
     Clone(CloneArgs),
 }
@@ -113,6 +116,8 @@ pub struct CreateArgs {
     #[arg(long)]
     balloon: bool,
     #[command(flatten)]
+    limits: Limits,
+    #[command(flatten)]
     show: ShowArgs,
 }
 
@@ -178,6 +183,7 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
         ManageCommand::Stop(StopArgs { vm, grace, task, .. }) => {
             operate(Method::POST, &vm, &format!("/stop?grace={grace}"), &task)
         }
+        ManageCommand::Limit(args) => limit::run(&args),
         ManageCommand::Clone(args) => super::clone::run(args),
         ManageCommand::Delete(DeleteArgs { vm, disks, task }) => {
             let what = match disks {
@@ -231,6 +237,7 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
         nets: args.nets.into_iter().map(|net| net.0).collect(),
         console: api::Console::default(),
         balloon: args.balloon,
+        resources: args.limits.resources(),
     };
     let vm: api::Vm = args.show.connect.client()?.call(Method::POST, "/vms", Some(&spec))?;
     show_one(args.show.output, &vm, || format!("{}: created, {}\n", vm.spec.name, vm.id))

@@ -3,6 +3,7 @@
 
 pub mod clone;
 pub mod control;
+mod limit;
 pub mod manage;
 pub mod run;
 

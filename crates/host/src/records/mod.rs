@@ -13,11 +13,13 @@
 //! These types are apart from those of the API, so that either can change; `From` goes between them here.
 
 mod event;
+mod resources;
 mod task;
 mod token;
 mod vm;
 
 pub use event::{EventKind, EventRecord, Pruned};
+pub use resources::{CpuRecord, DiskLimitsRecord, NetLimitsRecord, RateRecord, ResourcesRecord};
 pub use task::{Cause, CloneRecord, DeleteDisks, LogRecord, OperationRecord, ProgressRecord, TaskRecord, TaskStateRecord};
 pub use token::{OnceRecord, RoleRecord, TokenRecord};
 pub use vm::{BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, Power, VmRecord};

@@ -92,6 +92,13 @@ pub enum OperationRecord {
         /// And its disks.
         disks: DeleteDisks,
     },
+    /// Changes how much of the host it may have.
+    SetResources {
+        /// Resources as the API has them, or a part of them: a JSON merge patch (RFC 7396).
+        change: serde_json::Value,
+        /// Whether they take the place of those before, and what is left out is as usual.
+        replace: bool,
+    },
     /// Makes another VM like it.
     Clone(CloneRecord),
 }
@@ -123,8 +130,8 @@ impl OperationRecord {
 
     /// Whether it is done while long work goes on: the VM must obey meanwhile.
     pub fn overtakes(&self) -> bool {
-        use OperationRecord::{ForceOff, Pause, Reset, Resume, ShutDown};
-        matches!(self, ForceOff | ShutDown { .. } | Reset | Pause | Resume)
+        use OperationRecord::{ForceOff, Pause, Reset, Resume, SetResources, ShutDown};
+        matches!(self, ForceOff | ShutDown { .. } | Reset | Pause | Resume | SetResources { .. })
     }
 }
 
@@ -232,6 +239,7 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::Pause => api::Operation::Pause,
             OperationRecord::Resume => api::Operation::Resume,
             OperationRecord::Delete { .. } => api::Operation::Delete,
+            OperationRecord::SetResources { .. } => api::Operation::SetResources,
             OperationRecord::Clone(_) => api::Operation::Clone,
         }
     }

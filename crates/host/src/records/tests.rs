@@ -17,6 +17,8 @@ const TASK: Uuid = uuid!("0199a7c2-8a52-7c3e-8a5d-0b2f6f3d1c22");
 
 #[test]
 fn records_of_version_1_are_read_and_written_as_ever() {
+    let steady = |per_second| RateRecord { per_second, burst: None };
+    let burst = RateRecord { burst: Some((20, 60)), ..steady(10) };
     let file = |path: &str| FileRef { volume: "local".into(), path: path.into() };
     let vm = VmRecord {
         id: VM,
@@ -39,6 +41,11 @@ fn records_of_version_1_are_read_and_written_as_ever() {
         created_at: AT,
         started_at: Some(AT),
         last_end: Some(EndingRecord { at: AT, reason: "the guest powered off".into(), failed: false }),
+        resources: ResourcesRecord {
+            cpu: CpuRecord { weight: 300, cap_percent: Some(150), reserve_percent: 50 },
+            disks: [("disk0".into(), DiskLimitsRecord { iops: Some(steady(500)), bandwidth: None })].into(),
+            nets: [("net0".into(), NetLimitsRecord { receive: None, transmit: Some(burst) })].into(),
+        },
     };
     stays(&vm, include_str!("golden/vm-1.json"));
     let task = TaskRecord {

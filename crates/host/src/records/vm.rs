@@ -5,6 +5,8 @@ use store::record::Record;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::ResourcesRecord;
+
 /// `vms/ID`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmRecord {
@@ -38,6 +40,9 @@ pub struct VmRecord {
     pub started_at: Option<OffsetDateTime>,
     /// How it ended the last time.
     pub last_end: Option<EndingRecord>,
+    /// How much of the host it may have.
+    #[serde(default)]
+    pub resources: ResourcesRecord,
 }
 
 impl Record for VmRecord {
@@ -162,7 +167,16 @@ impl VmRecord {
                 ConsoleRecord::Virtio => api::Console::Virtio,
             },
             balloon: self.balloon,
+            resources: self.told_resources(),
         }
+    }
+
+    /// How much of the host it may have, as the API tells it: limits of devices that it has.
+    pub fn told_resources(&self) -> api::Resources {
+        let mut told = self.resources.told();
+        told.disks.retain(|id, _| self.disks.iter().any(|disk| disk.id == *id));
+        told.nets.retain(|id, _| self.nets.iter().any(|net| net.id == *id));
+        told
     }
 }
 

@@ -6,31 +6,77 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+/// The time in which a cap counts, in microseconds: the kernel's own. In a shorter one, a cap of 1 % would be less than the kernel takes.
+const PERIOD_US: u64 = 100_000;
+
 /// The directory in which each running VM has a control group.
 #[derive(Clone, Debug)]
-pub struct Cgroups(Option<PathBuf>);
+pub struct Cgroups {
+    directory: Option<PathBuf>,
+    /// Whether processor time can be shared out.
+    has_cpu: bool,
+}
 
 impl Cgroups {
-    /// Uses this directory below `/sys/fs/cgroup`; makes it. Gives the reason if VMs go without.
+    /// Uses this directory below `/sys/fs/cgroup`; makes it. Gives the reason if VMs go without, or with less.
     pub fn at(path: &Path) -> (Cgroups, Option<String>) {
-        match make(path) {
-            Ok(()) => (Cgroups(Some(path.into())), None),
-            Err(error) => (Cgroups(None), Some(format!("VMs get no control groups of their own: {}: {error}", path.display()))),
+        if let Err(error) = make(path) {
+            let reason = format!("VMs get no control groups of their own: {}: {error}", path.display());
+            return (Cgroups { directory: None, has_cpu: false }, Some(reason));
         }
+        let (mut has_cpu, mut reason) = (true, None);
+        for controller in ["cpu", "memory"] {
+            // What a group's children may have, the group and each one above must hand down.
+            let mut levels = path.parent().into_iter().chain([path]);
+            let handed_down =
+                levels.try_for_each(|level| fs::write(level.join("cgroup.subtree_control"), format!("+{controller}")));
+            if let Err(error) = handed_down {
+                has_cpu &= controller != "cpu";
+                reason = Some(format!("VMs get no control of their {controller}: {}: {error}", path.display()));
+            }
+        }
+        (Cgroups { directory: Some(path.into()), has_cpu }, reason)
+    }
+
+    /// Whether processor time can be shared out.
+    pub fn has_cpu(&self) -> bool {
+        self.has_cpu
+    }
+
+    fn group(&self, vm: Uuid) -> Option<PathBuf> {
+        Some(self.directory.as_ref()?.join(vm.to_string()))
     }
 
     /// The file that the VM's process must write `0` to, so that it is in its group.
     pub fn enter(&self, vm: Uuid) -> io::Result<Option<File>> {
-        let Some(parent) = &self.0 else { return Ok(None) };
-        let group = parent.join(vm.to_string());
+        let Some(group) = self.group(vm) else { return Ok(None) };
         make(&group)?;
         File::options().write(true).open(group.join("cgroup.procs")).map(Some)
     }
 
+    /// The most that a VM's threads together get, in per cent of one processor. Makes its group if it is not there. Gives whether there are
+    /// such groups.
+    pub fn set_cap(&self, vm: Uuid, cap_percent: Option<u32>) -> io::Result<bool> {
+        let Some(group) = self.group(vm).filter(|_| self.has_cpu) else { return Ok(false) };
+        make(&group)?;
+        let quota = cap_percent.map_or("max".into(), |cap| (u64::from(cap) * PERIOD_US / 100).to_string());
+        fs::write(group.join("cpu.max"), format!("{quota} {PERIOD_US}"))?;
+        Ok(true)
+    }
+
+    /// A running VM's part of the processors beside others. Gives whether it has a group.
+    pub fn set_weight(&self, vm: Uuid, weight: u32) -> io::Result<bool> {
+        let Some(group) = self.group(vm).filter(|_| self.has_cpu) else { return Ok(false) };
+        match fs::write(group.join("cpu.weight"), weight.to_string()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            written => written.map(|()| true),
+        }
+    }
+
     /// Removes the group of a VM that has ended.
     pub fn remove(&self, vm: Uuid) -> io::Result<()> {
-        let Some(parent) = &self.0 else { return Ok(()) };
-        match fs::remove_dir(parent.join(vm.to_string())) {
+        let Some(group) = self.group(vm) else { return Ok(()) };
+        match fs::remove_dir(group) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
@@ -38,7 +84,7 @@ impl Cgroups {
 
     /// VMs that have a group.
     pub fn list(&self) -> Vec<Uuid> {
-        let entries = self.0.iter().flat_map(fs::read_dir).flatten().flatten();
+        let entries = self.directory.iter().flat_map(fs::read_dir).flatten().flatten();
         entries.filter_map(|entry| Uuid::parse_str(entry.file_name().to_str()?).ok()).collect()
     }
 }

@@ -3,13 +3,14 @@
 use time::OffsetDateTime;
 use uuid::Uuid;
 use vmm::config::{
-    BootConfig, ConsoleConfig, DiskConfig, DiskFormat, DiskLimits, MacAddress, NetBackend, NetConfig, OnReset, VmConfig, check_id,
+    BootConfig, ConsoleConfig, DiskConfig, DiskFormat, MacAddress, NetBackend, NetConfig, OnReset, VmConfig, check_id,
 };
 use vmm::cpu::CpuConfig;
 use vmm::launch::command_line;
 use vmm::memory::MemoryConfig;
 
-use crate::records::{BootRecord, Cause, ConsoleRecord, DiskRecord, FormatRecord, NetRecord, Power, VmRecord};
+use super::resources;
+use crate::records::{BootRecord, Cause, ConsoleRecord, DiskRecord, FormatRecord, NetRecord, Power, ResourcesRecord, VmRecord};
 use crate::volumes::Volumes;
 
 const MIB: u64 = 1 << 20;
@@ -71,7 +72,9 @@ pub fn record(spec: &api::VmSpec, volumes: &Volumes) -> Result<VmRecord, Cause> 
         created_at: OffsetDateTime::now_utc(),
         started_at: None,
         last_end: None,
+        resources: ResourcesRecord::default(),
     };
+    let vm = VmRecord { resources: resources::record(&spec.resources, &vm)?, ..vm };
     // What a start would refuse is better refused now.
     monitor(&vm, volumes)?;
     Ok(vm)
@@ -134,8 +137,8 @@ pub fn monitor(vm: &VmRecord, volumes: &Volumes) -> Result<VmConfig, Cause> {
             initrd: vm.boot.initrd.as_ref().map(|initrd| volumes.find(initrd)).transpose()?,
             command_line: command_line(&vm.boot.command_line, console),
         },
-        disks: vm.disks.iter().map(|disk| monitor_disk(disk, volumes)).collect::<Result<_, _>>()?,
-        nets: vm.nets.iter().map(monitor_net).collect::<Result<_, _>>()?,
+        disks: vm.disks.iter().map(|disk| monitor_disk(disk, &vm.resources, volumes)).collect::<Result<_, _>>()?,
+        nets: vm.nets.iter().map(|net| monitor_net(net, &vm.resources)).collect::<Result<_, _>>()?,
         console,
         rng: true,
         balloon: vm.balloon,
@@ -146,7 +149,7 @@ pub fn monitor(vm: &VmRecord, volumes: &Volumes) -> Result<VmConfig, Cause> {
     Ok(config)
 }
 
-fn monitor_disk(disk: &DiskRecord, volumes: &Volumes) -> Result<DiskConfig, Cause> {
+fn monitor_disk(disk: &DiskRecord, resources: &ResourcesRecord, volumes: &Volumes) -> Result<DiskConfig, Cause> {
     Ok(DiskConfig {
         id: disk.id.clone(),
         path: volumes.find(&disk.file)?,
@@ -161,13 +164,14 @@ fn monitor_disk(disk: &DiskRecord, volumes: &Volumes) -> Result<DiskConfig, Caus
         serial: None,
         slot: None,
         copy_on_read: false,
-        limits: DiskLimits::default(),
+        limits: resources::disk(resources, &disk.id),
     })
 }
 
-fn monitor_net(net: &NetRecord) -> Result<NetConfig, Cause> {
+fn monitor_net(net: &NetRecord, resources: &ResourcesRecord) -> Result<NetConfig, Cause> {
     let mac: MacAddress = net.mac.parse().map_err(|reason: String| bad(reason, "give it another address, or none"))?;
-    Ok(NetConfig { id: net.id.clone(), mac, queue_pairs: 1, mtu: None, backend: NetBackend::Tap(net.tap.clone()), slot: None })
+    let (backend, limits) = (NetBackend::Tap(net.tap.clone()), resources::net(resources, &net.id));
+    Ok(NetConfig { id: net.id.clone(), mac, queue_pairs: 1, mtu: None, backend, slot: None, limits })
 }
 
 #[cfg(test)]
@@ -229,6 +233,10 @@ mod tests {
         assert_eq!(code(&|vm| vm.disks = vec![disk("a"), disk("a")]), "bad-vm");
         assert_eq!(code(&|vm| vm.disks = vec![disk("a/b")]), "bad-vm");
         let net = |mac: Option<&str>, tap: &str| api::Net { id: None, mac: mac.map(String::from), tap: tap.into() };
+        let weight = |cpu_weight| api::Resources { cpu_weight, ..api::Resources::default() };
+        assert_eq!(code(&|vm| vm.resources = weight(0)), "bad-resources");
+        assert_eq!(code(&|vm| vm.resources.cpu_reserve_percent = 101), "bad-resources", "more than its one vCPU");
+        assert_eq!(code(&|vm| vm.resources.disks = [("disk0".into(), api::DiskLimits::default())].into()), "bad-resources");
         assert_eq!(code(&|vm| vm.nets = vec![net(None, "../x")]), "bad-vm");
         assert_eq!(code(&|vm| vm.nets = vec![net(Some("53:54:00:00:00:00"), "tap0")]), "bad-vm");
     }

@@ -16,14 +16,17 @@ pub mod clone;
 pub mod config;
 mod delete;
 mod ending;
+mod ledger;
 mod monitor;
 mod process;
+pub mod resources;
 pub mod staging;
 pub mod work;
 
 pub use actor::{Actor, Input};
 pub use cgroup::Cgroups;
 pub use delete::refuse_task;
+pub use ledger::{Capacity, Ledger};
 pub use process::{find, list};
 
 use std::path::PathBuf;
@@ -42,6 +45,8 @@ pub struct Surroundings {
     pub run_directory: PathBuf,
     /// Their control groups.
     pub cgroups: Cgroups,
+    /// What running VMs have of the host.
+    pub ledger: Ledger,
     /// Where their files are.
     pub volumes: Volumes,
     /// Whether monitors are left unconfined. For finding errors only.
@@ -53,6 +58,8 @@ pub fn remove_traces(surroundings: &Surroundings, vm: Uuid) {
     if let Err(error) = surroundings.cgroups.remove(vm) {
         tracing::warn!(%vm, "its control group stays: {error}");
     }
+    surroundings.ledger.release(vm);
+    surroundings.ledger.share(&surroundings.cgroups);
     if let Err(error) = process::RunFiles::of(surroundings, vm).remove() {
         tracing::warn!(%vm, "its files of the run stay: {error}");
     }

@@ -26,13 +26,14 @@ mod extract;
 mod guard;
 mod host;
 mod once;
+mod resources;
 mod server;
 mod tasks;
 mod tokens;
 mod vms;
 
 pub use error::Refusal;
-pub use host::host_name;
+pub use host::{host_name, memory};
 pub use server::serve;
 
 use std::sync::Arc;
@@ -72,6 +73,7 @@ pub fn router(app: App) -> Router {
         .route("/vms/{vm}/reset", post(vms::reset))
         .route("/vms/{vm}/pause", post(vms::pause))
         .route("/vms/{vm}/resume", post(vms::resume))
+        .route("/vms/{vm}/resources", get(resources::show).put(resources::replace).patch(resources::change))
         .route("/vms/{vm}/clone", post(clone::clone))
         .route("/tasks", get(tasks::list))
         .route("/tasks/{task}", get(tasks::show))
@@ -103,6 +105,7 @@ pub fn router(app: App) -> Router {
     paths(
         host::show, host::volumes,
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
+        resources::show, resources::replace, resources::change,
         clone::clone,
         tasks::list, tasks::show, tasks::cancel,
         events::list, events::stream,

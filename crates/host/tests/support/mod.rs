@@ -18,34 +18,42 @@ pub struct TestHost {
     pub directory: tempfile::TempDir,
     marud: Option<Child>,
     address: String,
+    options: Vec<String>,
 }
 
-fn command(directory: &Path) -> Command {
+fn command(directory: &Path, options: &[String]) -> Command {
     let marud = PathBuf::from(env!("CARGO_BIN_EXE_marud"));
     let monitor = marud.parent().unwrap().join("examples/fake-vmm");
     assert!(monitor.exists(), "{} is missing: build it with `cargo build --release -p maru-host --examples`", monitor.display());
     let mut command = Command::new(marud);
     command.arg("--state").arg(directory.join("state")).arg("--run").arg(directory.join("run"));
     command.arg("--monitor").arg(monitor).arg("--cgroup").arg(directory.join("cgroup"));
-    command.args(["--listen", "127.0.0.1:0"]).stderr(Stdio::piped());
+    // Fake VMs take no memory.
+    command.args(["--listen", "127.0.0.1:0", "--memory-overcommit", "10000"]).args(options).stderr(Stdio::piped());
     command
 }
 
 impl TestHost {
     /// A host that nothing was done on yet.
     pub fn new() -> TestHost {
+        TestHost::with_options(&[])
+    }
+
+    /// The same, with more options of `marud`.
+    pub fn with_options(options: &[&str]) -> TestHost {
+        let options = options.iter().map(ToString::to_string).collect();
         let directory = tempfile::tempdir().unwrap();
         let volume = directory.path().join("state/volumes/local");
         fs::create_dir_all(&volume).unwrap();
         fs::write(volume.join("vmlinuz"), "").unwrap();
-        let mut host = TestHost { directory, marud: None, address: String::new() };
+        let mut host = TestHost { directory, marud: None, address: String::new(), options };
         host.start();
         host
     }
 
     /// Starts `marud` and waits until it listens.
     pub fn start(&mut self) {
-        let mut child = command(self.directory.path()).spawn().unwrap();
+        let mut child = command(self.directory.path(), &self.options).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let mut said = String::new();
         self.address = loop {
@@ -62,7 +70,7 @@ impl TestHost {
 
     /// Starts a `marud` that is to refuse; returns what it says.
     pub fn refuses_to_start(&self) -> String {
-        let output = command(self.directory.path()).output().unwrap();
+        let output = command(self.directory.path(), &self.options).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
         String::from_utf8(output.stderr).unwrap()
     }

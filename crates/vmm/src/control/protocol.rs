@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{DiskConfig, DiskLimits, NetConfig};
+use crate::config::{DiskConfig, DiskLimits, NetConfig, NetLimits};
 
 /// What a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +60,13 @@ pub enum Request {
         id: String,
         /// The limits; what is left out has none.
         limits: DiskLimits,
+    },
+    /// Limit how much a network card on a TAP may carry, from now on.
+    SetNetLimits {
+        /// Its name.
+        id: String,
+        /// The limits; what is left out has none.
+        limits: NetLimits,
     },
     /// Have this many vCPUs.
     SetCpus {

@@ -10,7 +10,9 @@ use disk::{Disk, OpenError, ResizeError};
 
 use super::events::{EventSender, MachineEvent};
 use super::{Machine, RunState};
-use crate::config::{BUILT_IN_IDS, ConfigError, ConsoleConfig, DiskConfig, DiskLimits, NetBackend, NetConfig, check_id};
+use crate::config::{
+    BUILT_IN_IDS, ConfigError, ConsoleConfig, DiskConfig, DiskLimits, NetBackend, NetConfig, NetLimits, check_id,
+};
 use crate::devices::balloon::{Balloon, BalloonConfig, BalloonHandle};
 use crate::devices::block::{Block, BlockConfig, BlockError, ErrorPolicy};
 use crate::devices::console::{Console, ConsoleHandle};
@@ -414,6 +416,16 @@ impl Machine {
         Ok(())
     }
 
+    /// Limits what a network card may carry, from now on.
+    pub fn set_net_limits(&mut self, id: &str, limits: NetLimits) -> Result<(), DeviceError> {
+        match &self.device(id)?.handle {
+            DeviceHandle::Net(net) => net.set_limits(limits),
+            _ => return Err(DeviceError::Kind { id: id.into(), wanted: "a network card on a TAP" }),
+        }
+        self.config.nets.iter_mut().filter(|net| net.id == id).for_each(|net| net.limits = limits);
+        Ok(())
+    }
+
     /// Plugs a network card's cable in or out.
     pub fn set_link(&self, id: &str, up: bool) -> Result<(), DeviceError> {
         match &self.device(id)?.handle {
@@ -465,6 +477,7 @@ fn make_net(config: &NetConfig, files: Option<Vec<OwnedFd>>) -> Result<Made, Dev
             let device =
                 Net::new(NetDeviceConfig { mac: config.mac.0, mtu: config.mtu, queue_pairs: config.queue_pairs, backend })
                     .map_err(|source| DeviceError::Net { id: id(), source })?;
+            device.handle().set_limits(config.limits);
             let handle = DeviceHandle::Net(device.handle());
             Ok((Arc::new(Mutex::new(device)), handle))
         }

@@ -74,6 +74,7 @@ impl Monitor {
             Request::Remove { id } => machine.request_removal(&id).map_err(failure).map(|()| Value::Null),
             Request::ResizeDisk { id, bytes } => machine.resize_disk(&id, bytes).map_err(failure).map(|()| Value::Null),
             Request::SetDiskLimits { id, limits } => machine.set_disk_limits(&id, limits).map_err(failure).map(|()| Value::Null),
+            Request::SetNetLimits { id, limits } => machine.set_net_limits(&id, limits).map_err(failure).map(|()| Value::Null),
             Request::SetCpus { count } => machine.add_vcpus(count).map_err(failure).map(|()| Value::Null),
             Request::SetHotplugMemory { bytes } => {
                 let Ok(DeviceHandle::Memory(memory)) = machine.device("memory").map(|device| &device.handle) else {

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -16,6 +17,14 @@ pub trait Handler: Send + 'static {
 
     /// One of the sources is ready. `events` tells how.
     fn ready(&mut self, token: u64, events: EventSet, sources: &Sources);
+
+    /// When [`Handler::deadline_passed`] is to be called, if nothing is ready before.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    /// The deadline has passed.
+    fn deadline_passed(&mut self, _sources: &Sources) {}
 
     /// Called on the worker's thread before it ends: wait for what is in flight.
     fn stop(&mut self) {}
@@ -63,12 +72,15 @@ impl<H: Handler> Worker<H> {
             handler.start(&sources);
             let mut events = [EpollEvent::default(); 16];
             loop {
-                let count = match sources.epoll.wait(-1, &mut events) {
+                let count = match sources.epoll.wait(wait_ms(handler.deadline()), &mut events) {
                     Ok(count) => count,
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                     // The descriptor is ours and valid: nothing but a bug here gets us to this place.
                     Err(error) => unreachable!("epoll_wait: {error}"),
                 };
+                if handler.deadline().is_some_and(|deadline| deadline <= Instant::now()) {
+                    handler.deadline_passed(&sources);
+                }
                 // Everything else first: a stop leaves no kick behind unserved that came before it.
                 let mut stopping = false;
                 for event in &events[..count] {
@@ -104,6 +116,13 @@ impl<H: Handler> Drop for Worker<H> {
     fn drop(&mut self) {
         self.join();
     }
+}
+
+/// How long to wait in `epoll`, which counts in milliseconds: rounded up, so that nobody comes back too early over and over.
+fn wait_ms(deadline: Option<Instant>) -> i32 {
+    let Some(deadline) = deadline else { return -1 };
+    let left = deadline.saturating_duration_since(Instant::now());
+    i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
 }
 
 /// Workers keep their buffers on the heap: a small stack is enough, and only touched pages cost memory.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::{Args, Subcommand, ValueEnum};
 use vmm::memory::BLOCK;
 
-use crate::options::{DISK_FORM, DiskOption, LIMITS_FORM, LimitsOption, NET_FORM, NetOption};
+use crate::options::{DISK_FORM, DiskOption, LIMITS_FORM, LimitsOption, NET_FORM, NET_LIMITS_FORM, NetLimitsOption, NetOption};
 use crate::output::Output;
 use crate::size::ByteSize;
 
@@ -106,6 +106,14 @@ pub(super) enum Action {
         #[arg(value_name = LIMITS_FORM)]
         limits: LimitsOption,
     },
+    /// Limit how much a network card on a TAP may carry, from now on
+    LimitNet {
+        /// The card
+        id: String,
+        /// The limits, in bytes a second; what is left out has none
+        #[arg(value_name = NET_LIMITS_FORM)]
+        limits: NetLimitsOption,
+    },
     /// Give the VM this many vCPUs, at most its `max`
     SetCpus {
         /// The number
@@ -194,7 +202,7 @@ mod tests {
 
     #[test]
     fn every_action_has_its_form() {
-        let lines: [&[&str]; 20] = [
+        let lines: [&[&str]; 21] = [
             &["status"],
             &["status", "-o", "json"],
             &["config"],
@@ -209,6 +217,7 @@ mod tests {
             &["remove", "disk0"],
             &["resize-disk", "disk0", "20G"],
             &["limit-disk", "disk0", "iops=500"],
+            &["limit-net", "net0", "receive=10M"],
             &["set-cpus", "4"],
             &["set-memory", "+1G"],
             &["set-balloon", "0"],

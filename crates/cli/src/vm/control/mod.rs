@@ -44,6 +44,7 @@ pub fn run(args: ControlArgs) -> Result<(), ControlError> {
         }
         Action::ResizeDisk { id, size } => simple(client, Request::ResizeDisk { id, bytes: size.0 })?,
         Action::LimitDisk { id, limits } => simple(client, Request::SetDiskLimits { id, limits: limits.0 })?,
+        Action::LimitNet { id, limits } => simple(client, Request::SetNetLimits { id, limits: limits.0 })?,
         Action::SetCpus { count } => simple(client, Request::SetCpus { count })?,
         Action::SetMemory { more } => simple(client, Request::SetHotplugMemory { bytes: more.0.0 })?,
         Action::SetBalloon { size } => simple(client, Request::SetBalloon { bytes: size.0 })?,

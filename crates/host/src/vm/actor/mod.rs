@@ -14,6 +14,7 @@
 //!   it stores how far the work is about once a second, and passes on the wish that it end. What the VM must obey at any time
 //!   ([`OperationRecord::overtakes`]: stop, reset, pause, resume) is done meanwhile; everything else waits for the work's end.
 
+mod limits;
 mod operations;
 mod work;
 

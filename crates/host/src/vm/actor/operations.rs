@@ -13,6 +13,7 @@ use super::super::ending::Ending;
 use super::super::monitor::{CallError, Happened, Monitor};
 use super::super::process::{self, RunFiles};
 use super::super::{Live, config};
+use super::limits;
 use super::{ANSWER, Actor, END, Input, Machine, START, STORE_AGAIN, Step, Stopping};
 use crate::records::{
     Cause, CloneRecord, DeleteDisks, EventKind, EventRecord, OperationRecord, Power, ProgressRecord, TaskRecord, TaskStateRecord,
@@ -61,6 +62,7 @@ impl Actor {
             OperationRecord::Pause => self.simple(&Request::Pause, EventKind::VmPaused, "it is paused").await,
             OperationRecord::Resume => self.simple(&Request::Resume, EventKind::VmResumed, "it goes on").await,
             OperationRecord::Delete { disks } => return self.delete(&task, *disks).await,
+            OperationRecord::SetResources { change, replace } => return self.set_resources(id, change, *replace).await,
             OperationRecord::Clone(wanted) => self.clone(&task, wanted.clone()),
         };
         match went {
@@ -118,12 +120,14 @@ impl Actor {
         let (surroundings, record) = (self.surroundings.clone(), self.vm.record.clone());
         let spawned = tokio::task::spawn_blocking(move || {
             let config = config::monitor(&record, &surroundings.volumes)?;
+            limits::admit(&surroundings, &record, &record.resources.cpu)?;
             process::spawn(&surroundings, record.id, &config).map_err(|error| {
                 let way_out = "see what stands in the way on the host, and try again";
                 Cause::new("not-started", vmm::error_chain(&error), way_out)
             })
         });
-        let process = spawned.await.map_err(|_| Cause::new("not-started", "marud is about to end", "try again"))??;
+        let spawned = spawned.await.map_err(|_| Cause::new("not-started", "marud is about to end", "try again"))?;
+        let process = spawned.inspect_err(|_| self.clean_up())?;
         let watched = Monitor::new(process);
         let mut monitor = watched.map_err(|error| Cause::new("not-started", error.to_string(), "try again"))?;
         let connected = monitor.connect(&self.files().control(), START).await;
@@ -313,6 +317,6 @@ async fn last_end(monitor: &mut Monitor, files: &RunFiles) -> Ending {
     }
 }
 
-fn refused(error: &CallError) -> Cause {
+pub(super) fn refused(error: &CallError) -> Cause {
     Cause::new("monitor", error.to_string(), "do what it says, or stop the VM by force")
 }

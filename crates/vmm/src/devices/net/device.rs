@@ -14,7 +14,9 @@ use super::ring::Ring;
 use super::shared::{Counters, Shared};
 use super::state;
 use super::tap::{self, FrameQueue, TapError};
+use super::throttle::Throttle;
 use super::transmit::Transmitter;
+use crate::config::NetLimits;
 use crate::sandbox::ThreadKind;
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, ActiveQueue, DeviceType, RestoreError, VirtioDevice};
@@ -115,6 +117,11 @@ impl NetHandle {
         self.0.active_pairs()
     }
 
+    /// Limits how much may pass, from now on.
+    pub fn set_limits(&self, limits: NetLimits) {
+        self.0.set_limits(limits);
+    }
+
     /// The counters.
     pub fn counters(&self) -> &Counters {
         &self.0.counters
@@ -206,8 +213,8 @@ impl Net {
                 host: host.try_clone().map_err(host_error("cannot duplicate the TAP's descriptor"))?,
                 rx_kick: clone(&rx.kick)?,
                 tx_kick: clone(&tx.kick)?,
-                receiver: Receiver::new(Ring::new(rx, features, &memory)?, features),
-                transmitter: Transmitter::new(Ring::new(tx, features, &memory)?),
+                receiver: Receiver::new(Ring::new(rx, features, &memory)?, features, Throttle::new(&self.shared.receive_limiter)),
+                transmitter: Transmitter::new(Ring::new(tx, features, &memory)?, Throttle::new(&self.shared.transmit_limiter)),
                 wake,
                 flow: Flow::default(),
             });

@@ -28,6 +28,7 @@ mod state;
 mod tap;
 #[cfg(test)]
 pub(crate) mod tests;
+mod throttle;
 mod transmit;
 pub(crate) mod unix;
 pub mod vhost_user;

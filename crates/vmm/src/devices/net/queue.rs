@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use virtio_queue::Queue;
 use vmm_sys_util::epoll::EventSet;
@@ -97,7 +98,8 @@ impl PairWorker {
             interrupt.used(2 * self.pair + 1);
         }
         match sent {
-            Sent::All => {}
+            // More comes with a kick, or when the limit opens.
+            Sent::All | Sent::Limited => {}
             Sent::Full => self.flow.full = true,
             Sent::Batch | Sent::Gone => {
                 if sent == Sent::Gone {
@@ -187,6 +189,22 @@ impl PairWorker {
 }
 
 impl Handler for PairWorker {
+    fn deadline(&self) -> Option<Instant> {
+        // Only where frames would pass: nobody else looks whether a limit has opened.
+        let Flow { attached, gone, full, failed, .. } = self.flow;
+        let receive = self.receiver.opens_at().filter(|_| attached && !gone && !failed);
+        let transmit = self.transmitter.opens_at().filter(|_| !full && !failed);
+        receive.into_iter().chain(transmit).min()
+    }
+
+    fn deadline_passed(&mut self, sources: &Sources) {
+        let result = self.unless_failed(|worker| {
+            worker.receive()?;
+            worker.transmit()
+        });
+        self.finish(result, sources);
+    }
+
     fn start(&mut self, sources: &Sources) {
         let added = sources
             .add(self.rx_kick.as_raw_fd(), RX_KICK, EventSet::IN)

@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::buffers::{self, Direction, IoVectors, MAX_SEGMENTS, Segment};
 use super::features::{self, HEADER_BYTES, MAX_FRAME_BYTES, NUM_BUFFERS_OFFSET};
 use super::ring::{Ring, RingError};
 use super::shared::Shared;
+use super::throttle::Throttle;
 use crate::virtio::GuestMemory;
 
 /// Frames received before other work gets its turn.
@@ -21,6 +23,8 @@ pub(super) enum Received {
     Listen,
     /// The guest must make buffers available first: listen to its kicks only.
     NoBuffers,
+    /// The limit is reached, until [`Receiver::opens_at`].
+    Limited,
     /// The host's side is gone for good.
     Gone,
 }
@@ -59,10 +63,11 @@ pub(super) struct Receiver {
     vectors: IoVectors,
     overflow: Box<[u8]>,
     kicks_enabled: bool,
+    throttle: Throttle,
 }
 
 impl Receiver {
-    pub fn new(ring: Ring, agreed: u64) -> Receiver {
+    pub fn new(ring: Ring, agreed: u64, throttle: Throttle) -> Receiver {
         Receiver {
             ring,
             mergeable: agreed & (1 << features::MRG_RXBUF) != 0,
@@ -73,7 +78,13 @@ impl Receiver {
             vectors: IoVectors::default(),
             overflow: vec![0; MAX_FRAME_BYTES].into_boxed_slice(),
             kicks_enabled: true,
+            throttle,
         }
+    }
+
+    /// When the limit lets more pass, if it holds something up.
+    pub fn opens_at(&self) -> Option<Instant> {
+        self.throttle.opens_at()
     }
 
     /// Gives back chains that hold no frame yet. A frame that waited for more buffers is lost, as on a full queue.
@@ -114,6 +125,7 @@ impl Receiver {
     ) -> Result<Received, RingError> {
         let link_up = shared.is_link_up();
         for _ in 0..BATCH {
+            let is_open = self.throttle.is_open();
             if !link_up {
                 tally.drops += u64::from(self.held.take().is_some());
                 match self.vectors.read(memory, host.as_fd(), [].iter(), &mut self.overflow) {
@@ -124,6 +136,9 @@ impl Receiver {
                     },
                 }
                 continue;
+            }
+            if !is_open {
+                return Ok(Received::Limited);
             }
             let wanted = self.held.as_ref().map_or_else(|| self.largest_frame(shared), |held| held.length);
             let filled = self.fill(memory, wanted, tally)?;
@@ -244,6 +259,7 @@ impl Receiver {
         self.ring.publish_used(memory, chains)?;
         tally.packets += 1;
         tally.bytes += (length - HEADER_BYTES) as u64;
+        self.throttle.passed((length - HEADER_BYTES) as u64);
         Ok(())
     }
 

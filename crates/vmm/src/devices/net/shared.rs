@@ -2,10 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
+use disk::limits::{Limiter, Limits};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::features::{self, S_ANNOUNCE, S_LINK_UP};
+use crate::config::NetLimits;
 use crate::virtio::Interrupt;
 
 /// A device's counters since it was created. Towards the guest is `rx`, from the guest `tx`.
@@ -44,6 +47,10 @@ pub struct Shared {
     wakes: Mutex<Vec<EventFd>>,
     /// Counters of all queues together.
     pub counters: Counters,
+    /// How much may pass towards the guest.
+    pub(super) receive_limiter: Arc<Limiter>,
+    /// How much may pass from the guest.
+    pub(super) transmit_limiter: Arc<Limiter>,
 }
 
 impl Shared {
@@ -61,7 +68,18 @@ impl Shared {
             interrupt: Mutex::new(None),
             wakes: Mutex::new(Vec::new()),
             counters: Counters::default(),
+            receive_limiter: unlimited(),
+            transmit_limiter: unlimited(),
         }
+    }
+
+    /// Limits how much may pass, from now on.
+    pub fn set_limits(&self, limits: NetLimits) {
+        let now = Instant::now();
+        let bytes = |rate: Option<crate::config::RateConfig>| Limits { operations: None, bandwidth: rate.map(Into::into) };
+        self.receive_limiter.set(bytes(limits.receive), now);
+        self.transmit_limiter.set(bytes(limits.transmit), now);
+        self.wake();
     }
 
     /// The device's address.
@@ -245,6 +263,10 @@ impl Shared {
             Some(2)
         }
     }
+}
+
+fn unlimited() -> Arc<Limiter> {
+    Arc::new(Limiter::new(Limits::default(), Instant::now()))
 }
 
 /// What is to be done about a wish to announce.

@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::buffers::{self, Direction, IoVectors, Segment};
 use super::features::{HEADER_BYTES, MAX_FRAME_BYTES};
 use super::ring::{Ring, RingError};
 use super::shared::Shared;
+use super::throttle::Throttle;
 use crate::virtio::GuestMemory;
 
 /// Frames sent before other work gets its turn.
@@ -23,6 +25,8 @@ pub(super) enum Sent {
     Batch,
     /// The host's side is full.
     Full,
+    /// The limit is reached, until [`Transmitter::opens_at`].
+    Limited,
     /// The host's side is gone for good.
     Gone,
 }
@@ -32,11 +36,17 @@ pub(super) struct Transmitter {
     ring: Ring,
     segments: VecDeque<Segment>,
     vectors: IoVectors,
+    throttle: Throttle,
 }
 
 impl Transmitter {
-    pub fn new(ring: Ring) -> Transmitter {
-        Transmitter { ring, segments: VecDeque::new(), vectors: IoVectors::default() }
+    pub fn new(ring: Ring, throttle: Throttle) -> Transmitter {
+        Transmitter { ring, segments: VecDeque::new(), vectors: IoVectors::default(), throttle }
+    }
+
+    /// When the limit lets more pass, if it holds something up.
+    pub fn opens_at(&self) -> Option<Instant> {
+        self.throttle.opens_at()
     }
 
     pub fn into_ring(self) -> Ring {
@@ -55,6 +65,10 @@ impl Transmitter {
         let mut sent = Sent::Batch;
         self.ring.disable_kicks(memory)?;
         for _ in 0..BATCH {
+            if !self.throttle.is_open() {
+                sent = Sent::Limited;
+                break;
+            }
             let Some(chain) = self.ring.pop(memory)? else {
                 if self.ring.enable_kicks(memory)? {
                     continue;
@@ -72,6 +86,7 @@ impl Transmitter {
                     Ok(_) => {
                         packets += 1;
                         bytes += (length - HEADER_BYTES) as u64;
+                        self.throttle.passed((length - HEADER_BYTES) as u64);
                     }
                     Err(error) => match error.kind() {
                         io::ErrorKind::WouldBlock => {

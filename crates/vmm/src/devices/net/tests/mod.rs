@@ -3,6 +3,7 @@
 
 mod control;
 pub(crate) mod hostile;
+mod limits;
 mod pause;
 mod real_tap;
 mod receive;
