@@ -20,18 +20,22 @@
 //! Each answer from 400 on has an [`api::Error`] as its body.
 
 mod clone;
+mod document;
 mod error;
 mod events;
 mod extract;
+mod fields;
 mod guard;
 mod host;
 mod once;
 mod resources;
 mod server;
+mod suggest;
 mod tasks;
 mod tokens;
 mod vms;
 
+use document::Common;
 pub use error::Refusal;
 pub use host::{host_name, memory};
 pub use server::serve;
@@ -41,8 +45,7 @@ use std::sync::Arc;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
 use axum::{Router, middleware};
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::{Modify, OpenApi};
+use utoipa::OpenApi;
 
 use crate::audit::Audit;
 use crate::host::Host;
@@ -84,6 +87,7 @@ pub fn router(app: App) -> Router {
         .route("/tokens/{token}", delete(tokens::delete))
         .fallback(error::no_such_address)
         .method_not_allowed_fallback(error::no_such_method)
+        .layer(middleware::from_fn(fields::pick))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn_with_state(app.clone(), guard::guard));
     Router::new()
@@ -113,18 +117,9 @@ pub fn router(app: App) -> Router {
     ),
     components(schemas(api::Error)),
     security(("token" = [])),
-    modifiers(&Token),
+    modifiers(&Common),
 )]
 struct Document;
-
-struct Token;
-
-impl Modify for Token {
-    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
-        document.components.get_or_insert_default().add_security_scheme("token", scheme);
-    }
-}
 
 /// The OpenAPI document.
 pub fn document() -> utoipa::openapi::OpenApi {
