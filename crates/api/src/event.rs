@@ -54,6 +54,10 @@ pub enum EventKind {
     VmChanged,
     /// It was deleted.
     VmDeleted,
+    /// It was saved, and does not run.
+    VmSaved,
+    /// What it was saved to was dropped.
+    VmSavedDiscarded,
     /// A task failed.
     TaskFailed,
     /// A task was cancelled.

@@ -22,7 +22,7 @@ pub use host::{HostInfo, Volume};
 pub use resources::{Burst, DiskLimits, NetLimits, Rate, Resources};
 pub use task::{LogLine, Operation, Progress, ProgressUnit, Task, TaskState};
 pub use token::{CreatedToken, NewToken, Role, Token};
-pub use vm::{Boot, CloneVm, Console, Disk, DiskAction, DiskFormat, Ending, Net, Vm, VmSpec, VmState};
+pub use vm::{Boot, CloneVm, Console, Disk, DiskAction, DiskFormat, Ending, Net, SavedVm, Vm, VmSpec, VmState};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

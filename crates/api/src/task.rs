@@ -101,6 +101,10 @@ pub enum Operation {
     Resume,
     /// Deletes it.
     Delete,
+    /// Saves it, memory and all, and ends it.
+    Save,
+    /// Drops what it was saved to.
+    DiscardSaved,
     /// Changes how much of the host it may have.
     SetResources,
     /// Makes another one like it.
@@ -116,6 +120,8 @@ impl std::fmt::Display for Operation {
             Operation::Pause => "pause",
             Operation::Resume => "resume",
             Operation::Delete => "delete",
+            Operation::Save => "save",
+            Operation::DiscardSaved => "discard-saved",
             Operation::SetResources => "set-resources",
             Operation::Clone => "clone",
         })

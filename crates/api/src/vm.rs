@@ -133,6 +133,9 @@ pub struct Vm {
     /// How it ended the last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_end: Option<Ending>,
+    /// What a saved VM goes on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<SavedVm>,
     /// The process that runs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
@@ -156,6 +159,18 @@ pub struct Ending {
     pub failed: bool,
 }
 
+/// The state that a saved VM goes on from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SavedVm {
+    /// When it was saved.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// Its file, in a volume.
+    pub file: String,
+    /// The file's length in bytes.
+    pub bytes: u64,
+}
+
 /// What a VM does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -170,6 +185,8 @@ pub enum VmState {
     Paused,
     /// It is to end, and has not yet.
     Stopping,
+    /// It does not run, and goes on where it was when it is started: its memory is in a file.
+    Saved,
     /// `marud` has just started, and does not know yet.
     Unknown,
 }
@@ -182,6 +199,7 @@ impl std::fmt::Display for VmState {
             VmState::Running => "running",
             VmState::Paused => "paused",
             VmState::Stopping => "stopping",
+            VmState::Saved => "saved",
             VmState::Unknown => "unknown",
         })
     }

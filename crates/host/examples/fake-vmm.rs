@@ -1,30 +1,36 @@
 //! A `maru-vmm` for tests, without a VM: it takes the monitor's options and speaks the control protocol.
 //!
 //! Words of the kernel's command line say what it does: `fake=fail` ends at once with an error; `fake=deaf` does not react to the power
-//! button; `fake=stubborn` answers neither that nor a request to stop.
+//! button; `fake=stubborn` answers neither that nor a request to stop; `fake=unsavable` cannot be saved.
+//!
+//! Its guest's memory is a number, which grows when the guest goes on after it was restored, and is then appended to the first disk: a guest
+//! that went on twice from one state has written the same number twice.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::process::exit;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 use vmm::config::VmConfig;
-use vmm::control::{Connection, Event, EventKind, Failure, Listener, Message, Reply, Request, RunStatus, Status};
+use vmm::control::{Connection, Event, EventKind, Failure, Listener, Message, Reply, Request, RunStatus, SavedReport, Status};
 
 struct Machine {
     config: VmConfig,
     paused: bool,
+    restored: bool,
+    memory: u64,
     sequence: u64,
     subscribers: Vec<Arc<Connection>>,
 }
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let value = |name: &str| {
-        let index = arguments.iter().position(|argument| argument == name).unwrap_or_else(|| panic!("no {name}"));
-        arguments[index + 1].clone()
-    };
+    let find = |name: &str| arguments.iter().position(|argument| argument == name);
+    let value = |name: &str| arguments[find(name).unwrap_or_else(|| panic!("no {name}")) + 1].clone();
     let json = fs::read(value("--config")).expect("the configuration");
     let config = VmConfig::from_json(&json).expect("a configuration");
     if config.boot.command_line.contains("fake=fail") {
@@ -32,7 +38,12 @@ fn main() {
         exit(1);
     }
     let listener = Listener::bind(value("--control").as_ref()).expect("the control socket");
-    let machine = Arc::new(Mutex::new(Machine { config, paused: false, sequence: 0, subscribers: Vec::new() }));
+    let restored = find("--restore").is_some();
+    let memory =
+        if restored { fs::read_to_string(value("--restore")).expect("a saved VM").parse().expect("all of it") } else { born() };
+    let paused = find("--paused").is_some();
+    let machine = Machine { config, paused, restored, memory, sequence: 0, subscribers: Vec::new() };
+    let machine = Arc::new(Mutex::new(machine));
     loop {
         let client = Arc::new(listener.accept().expect("a client"));
         let machine = machine.clone();
@@ -40,12 +51,17 @@ fn main() {
     }
 }
 
+/// A number that no other guest begins with.
+fn born() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_nanos() as u64
+}
+
 fn lock(machine: &Mutex<Machine>) -> MutexGuard<'_, Machine> {
     machine.lock().expect("no thread panicked")
 }
 
 fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
-    while let Ok(Some((request, _))) = client.receive::<Request>() {
+    while let Ok(Some((request, files))) = client.receive::<Request>() {
         let mut machine = lock(machine);
         let does = |word: &str| machine.config.boot.command_line.contains(word);
         let (deaf, stubborn) = (does("fake=deaf") || does("fake=stubborn"), does("fake=stubborn"));
@@ -59,6 +75,9 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
             }
             Request::Pause | Request::Resume => {
                 machine.paused = request == Request::Pause;
+                if !machine.paused && std::mem::take(&mut machine.restored) {
+                    machine.go_on();
+                }
                 let event = if machine.paused { EventKind::Paused } else { EventKind::Running };
                 machine.tell(event);
                 reply(Value::Null);
@@ -73,6 +92,15 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
                     machine.tell(EventKind::Ended { reason: "the guest powered off".into() });
                     exit(0);
                 }
+            }
+            Request::Save if machine.config.boot.command_line.contains("fake=unsavable") => {
+                machine.paused = true;
+                let failure = Failure { message: "no space is left".into() };
+                drop(client.send(&Message::Reply(Reply::Error(failure)), &[]));
+            }
+            Request::Save => {
+                machine.paused = true;
+                reply(serde_json::to_value(machine.save(files)).expect("plain"));
             }
             Request::Stop if stubborn => {}
             Request::Stop => {
@@ -110,6 +138,21 @@ impl Machine {
             balloon: 0,
             confined: false,
             devices: Vec::new(),
+        }
+    }
+
+    fn save(&self, files: Vec<OwnedFd>) -> SavedReport {
+        let [file] = <[OwnedFd; 1]>::try_from(files).expect("one file");
+        let text = self.memory.to_string();
+        File::from(file).write_all(text.as_bytes()).expect("room");
+        SavedReport { bytes: text.len() as u64, took_ms: 1 }
+    }
+
+    fn go_on(&mut self) {
+        self.memory += 1;
+        if let Some(disk) = self.config.disks.first() {
+            let mut file = File::options().append(true).open(&disk.path).expect("the disk");
+            writeln!(file, "{}", self.memory).expect("room");
         }
     }
 

@@ -105,11 +105,7 @@ impl Volumes {
 
     /// Where a file is on the host. It is there, and really inside of its volume.
     pub fn find(&self, file: &FileRef) -> Result<PathBuf, Cause> {
-        let missing = || {
-            let way_out = "start marud with this volume, or create the VM anew elsewhere";
-            Cause::new("no-volume", format!("the volume of {file} is not there"), way_out)
-        };
-        let volume = self.0.get(&file.volume).ok_or_else(missing)?;
+        let volume = self.0.get(&file.volume).ok_or_else(|| missing(file))?;
         let path = volume.join(&file.path);
         let found = path.canonicalize().and_then(|real| Ok((real.metadata()?, real)));
         let (metadata, real) = found.map_err(|error| {
@@ -124,6 +120,44 @@ impl Volumes {
         }
         Ok(real)
     }
+}
+
+impl Volumes {
+    /// Where a file of `marud`'s own making is to be; its directory is made. The name is ours, so no link of a stranger is in its way.
+    pub fn make_place(&self, file: &FileRef) -> Result<PathBuf, Cause> {
+        let failed =
+            |error: io::Error| Cause::new("volume", format!("{file} cannot be made: {error}"), "mend that, and try again");
+        let volume = self.0.get(&file.volume).ok_or_else(|| missing(file))?;
+        let path = volume.join(&file.path);
+        let directory = path.parent().unwrap_or(volume);
+        std::fs::create_dir_all(directory).map_err(failed)?;
+        if !directory.canonicalize().map_err(failed)?.starts_with(volume) {
+            let message = format!("the directory of {file} is a link out of the volume");
+            return Err(Cause::new("bad-file", message, "put a directory there"));
+        }
+        Ok(path)
+    }
+
+    /// Removes a file of `marud`'s own making, and its directory if that is empty then. That it is gone is no error.
+    pub fn remove(&self, file: &FileRef) -> Result<(), Cause> {
+        let path = self.0.get(&file.volume).ok_or_else(|| missing(file))?.join(&file.path);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let message = format!("{file} cannot be removed: {error}");
+                Err(Cause::new("volume", message, "mend that, and try again"))
+            }
+            _ => {
+                // Others may be in it.
+                let _ = path.parent().map(std::fs::remove_dir);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn missing(file: &FileRef) -> Cause {
+    let way_out = "start marud with this volume, or create the VM anew elsewhere";
+    Cause::new("no-volume", format!("the volume of {file} is not there"), way_out)
 }
 
 fn describe(name: &str, path: &Path) -> io::Result<api::Volume> {

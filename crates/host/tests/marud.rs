@@ -135,6 +135,8 @@ fn vms_do_not_notice_that_marud_was_killed() {
 #[test]
 fn whatever_marud_was_doing_when_it_was_killed_is_done_afterwards_and_nothing_twice() {
     let mut host = TestHost::new();
+    let mut wanted = spec("x", "");
+    wanted["disks"] = json!([{"file": "local:root.raw"}]);
     fs::write(host.volume("root.raw"), "").unwrap();
     let rounds = std::env::var("MARU_KILL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(100);
     // A sequence that visits different moments of each operation.
@@ -145,11 +147,22 @@ fn whatever_marud_was_doing_when_it_was_killed_is_done_afterwards_and_nothing_tw
     };
     for round in 0..rounds {
         let client = host.client();
-        let operation =
-            ["create", "POST /vms/x/start", "POST /vms/x/pause", "POST /vms/x/resume", "POST /vms/x/stop", "DELETE /vms/x"]
-                [round % 6];
+        let (operation, expected) = [
+            ("create", Some(VmState::Off)),
+            ("POST /vms/x/start", Some(VmState::Running)),
+            ("POST /vms/x/pause", Some(VmState::Paused)),
+            ("POST /vms/x/resume", Some(VmState::Running)),
+            ("POST /vms/x/save", Some(VmState::Saved)),
+            ("POST /vms/x/start", Some(VmState::Running)),
+            ("POST /vms/x/save", Some(VmState::Saved)),
+            ("POST /vms/x/discard-saved", Some(VmState::Off)),
+            ("POST /vms/x/start", Some(VmState::Running)),
+            ("POST /vms/x/stop", Some(VmState::Off)),
+            ("DELETE /vms/x?disks=keep", None),
+        ][round % 11];
+        let body = wanted.clone();
         let asking = std::thread::spawn(move || match operation {
-            "create" => client.call::<api::Vm>("POST".parse().unwrap(), "/vms", Some(&spec("x", ""))).map(|vm| vm.id),
+            "create" => client.call::<api::Vm>("POST".parse().unwrap(), "/vms", Some(&body)).map(|vm| vm.id),
             other => {
                 let (method, path) = other.split_once(' ').unwrap();
                 client.call::<api::Task>(method.parse().unwrap(), path, None::<&()>).map(|task| task.id)
@@ -167,7 +180,7 @@ fn whatever_marud_was_doing_when_it_was_killed_is_done_afterwards_and_nothing_tw
         let vms = client.list::<api::Vm>("/vms").unwrap();
         match (operation, &answered) {
             ("create", Ok(id)) => assert_eq!(vms[0].id, *id),
-            ("create", Err(_)) if vms.is_empty() => drop(client.create(&spec("x", ""))),
+            ("create", Err(_)) if vms.is_empty() => drop(client.create(&wanted)),
             ("create", Err(_)) => {}
             (_, Ok(task)) => {
                 let task: api::Task = client.get(&format!("/tasks/{task}")).unwrap();
@@ -177,22 +190,86 @@ fn whatever_marud_was_doing_when_it_was_killed_is_done_afterwards_and_nothing_tw
                 for task in client.list::<api::Task>("/tasks").unwrap().into_iter().filter(|task| !task.state.is_final()) {
                     client.wait(task, |_| {}).unwrap_or_else(|error| panic!("round {round}, {operation}: {error}"));
                 }
-                if operation != "DELETE /vms/x" || !client.list::<api::Vm>("/vms").unwrap().is_empty() {
+                if client.list::<api::Vm>("/vms").unwrap().first().map(|vm| vm.state) != expected {
                     client.does(operation);
                 }
             }
         }
-        let expected =
-            [Some(VmState::Off), Some(VmState::Running), Some(VmState::Paused), Some(VmState::Running), Some(VmState::Off), None];
         let vms = client.list::<api::Vm>("/vms").unwrap();
-        assert_eq!(vms.first().map(|vm| vm.state), expected[round % 6], "round {round}, {operation}, {answered:?}");
-        let runs = usize::from(matches!(round % 6, 1..=3));
+        assert_eq!(vms.first().map(|vm| vm.state), expected, "round {round}, {operation}, {answered:?}");
+        let runs = usize::from(matches!(expected, Some(VmState::Running | VmState::Paused)));
+        assert_eq!(files_below(&host.volume("vms")), usize::from(expected == Some(VmState::Saved)), "round {round}, {operation}");
         assert_eq!(
             (vms.len() <= 1, host.monitors().len(), host.run_directories()),
             (true, runs, runs),
             "round {round}, {operation}"
         );
     }
+    let diary = fs::read_to_string(host.volume("root.raw")).unwrap();
+    let states: std::collections::BTreeSet<&str> = diary.lines().collect();
+    assert_eq!(diary.lines().count(), states.len(), "a guest went on twice from one state: {diary}");
+    assert!(rounds < 11 || !states.is_empty());
+}
+
+/// Files below a directory, which need not be there.
+fn files_below(directory: &std::path::Path) -> usize {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| if entry.path().is_dir() { files_below(&entry.path()) } else { 1 }).sum()
+}
+
+#[test]
+fn a_saved_vm_goes_on_where_it_was_and_leaves_no_file() {
+    let host = TestHost::new();
+    let client = host.client();
+    fs::write(host.volume("root.raw"), "").unwrap();
+    let mut wanted = spec("web", "");
+    wanted["disks"] = json!([{"file": "local:root.raw"}]);
+    client.create(&wanted);
+    assert_eq!(client.refusal("POST", "/vms/web/save", &[], b""), (409, "vm-off".into()));
+    assert_eq!(client.refusal("POST", "/vms/web/discard-saved", &[], b""), (409, "not-saved".into()));
+    client.does("POST /vms/web/start");
+    client.does("POST /vms/web/save");
+    let saved = client.vm("web");
+    assert_eq!((saved.state, saved.pid, host.monitors().len(), host.run_directories()), (VmState::Saved, None, 0, 0));
+    let file = saved.saved.unwrap().file;
+    assert!(host.volume(file.strip_prefix("local:").unwrap()).exists(), "{file}");
+    for path in ["pause", "resume", "reset", "stop", "stop?force=true"] {
+        let refusal = client.refusal("POST", &format!("/vms/web/{path}"), &[], b"");
+        assert_eq!(refusal, (409, "vm-saved".into()), "{path}");
+    }
+    assert_eq!(client.refusal("DELETE", "/vms/web?disks=keep", &[], b""), (409, "vm-saved".into()));
+    client.does("POST /vms/web/start");
+    let state = |vm: api::Vm| (vm.state, vm.saved);
+    assert_eq!((state(client.vm("web")), files_below(&host.volume("vms"))), ((VmState::Running, None), 0));
+    assert_eq!(fs::read_to_string(host.volume("root.raw")).unwrap().lines().count(), 1, "its memory was restored");
+    // Paused or not, and dropped.
+    client.does("POST /vms/web/pause");
+    client.does("POST /vms/web/save");
+    client.does("POST /vms/web/discard-saved");
+    assert_eq!((state(client.vm("web")), files_below(&host.volume("vms"))), ((VmState::Off, None), 0));
+}
+
+#[test]
+fn a_vm_that_cannot_be_saved_goes_on_and_one_that_cannot_be_restored_stays_saved() {
+    let host = TestHost::new();
+    let client = host.client();
+    client.create(&spec("full", "fake=unsavable"));
+    client.does("POST /vms/full/start");
+    let task: api::Task = client.post("/vms/full/save?wait=20").unwrap();
+    assert_eq!((task.state, task.error.unwrap().code), (TaskState::Failed, "not-saved".into()));
+    assert_eq!((client.vm("full").state, files_below(&host.volume("vms"))), (VmState::Running, 0));
+
+    client.create(&spec("web", ""));
+    client.does("POST /vms/web/start");
+    client.does("POST /vms/web/save");
+    let file = host.volume(client.vm("web").saved.unwrap().file.strip_prefix("local:").unwrap());
+    let good = fs::read(&file).unwrap();
+    fs::write(&file, "damaged").unwrap();
+    let task: api::Task = client.post("/vms/web/start?wait=20").unwrap();
+    assert_eq!((task.state, client.vm("web").state), (TaskState::Failed, VmState::Saved), "{task:?}");
+    fs::write(&file, good).unwrap();
+    client.does("POST /vms/web/start");
+    assert_eq!(client.vm("web").state, VmState::Running);
 }
 
 #[test]
@@ -260,7 +337,7 @@ fn everything_in_the_document_can_be_asked_for() {
             }
         }
     }
-    assert!(count >= 19, "{count} operations");
+    assert!(count >= 21, "{count} operations");
 }
 
 #[test]

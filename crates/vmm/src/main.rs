@@ -24,6 +24,7 @@ usage: maru-vmm --config FILE [options]
 
   --config FILE      what the VM is to be, as JSON; - reads standard input
   --restore FILE     go on where a saved VM stopped; without --config, with the configuration that was saved
+  --paused           wait for a client that resumes the VM
   --control PATH     listen for control clients at this socket
   --control-fd N     serve the control client on this descriptor
   --exit-with-parent end the VM when the client on --control-fd goes away
@@ -48,6 +49,7 @@ const FAILED: i32 = 4;
 struct Options {
     config: Option<PathBuf>,
     restore: Option<PathBuf>,
+    paused: bool,
     control: Option<PathBuf>,
     control_fd: Option<i32>,
     exit_with_parent: bool,
@@ -93,6 +95,7 @@ fn parse() -> Result<Option<Options>, lexopt::Error> {
         match argument {
             Long("config") => options.config = Some(parser.value()?.into()),
             Long("restore") => options.restore = Some(parser.value()?.into()),
+            Long("paused") => options.paused = true,
             Long("control") => options.control = Some(parser.value()?.into()),
             Long("control-fd") => options.control_fd = Some(parser.value()?.parse()?),
             Long("exit-with-parent") => options.exit_with_parent = true,
@@ -150,6 +153,9 @@ fn run(options: &Options) -> Result<u8, Box<dyn std::error::Error>> {
     let mut monitor = Monitor::new(machine, queue, listener, sandbox::is_confined())?;
     if let Some(parent) = parent {
         monitor.adopt(parent, options.exit_with_parent)?;
+    }
+    if options.paused {
+        monitor.hold();
     }
     let input = std::io::stdin().as_fd().try_clone_to_owned()?;
     monitor.attach_console(std::io::stdout().as_fd().try_clone_to_owned()?, Some(input))?;

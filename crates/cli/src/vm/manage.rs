@@ -24,7 +24,7 @@ pub enum ManageCommand {
     },
     /// Create a VM; it is off
     Create(Box<CreateArgs>),
-    /// Start a VM
+    /// Start a VM; one that is saved goes on where it was
     Start(OperationArgs),
     /// Stop a VM: ask its guest to shut down, and end it by force when its time is over
     Stop(StopArgs),
@@ -34,6 +34,10 @@ pub enum ManageCommand {
     Pause(OperationArgs),
     /// Let a paused VM go on
     Resume(OperationArgs),
+    /// Save a VM: its memory goes into a file, and `start` lets it go on from there
+    Save(OperationArgs),
+    /// Drop what a VM was saved to: it is off then, as if its power had been cut
+    Discard(OperationArgs),
     /// Delete a VM that is off
     Delete(DeleteArgs),
     /// Change how much of the host a VM may have
@@ -71,6 +75,8 @@ pub enum StateOption {
     Running,
     /// Those that are paused
     Paused,
+    /// Those that are saved
+    Saved,
 }
 
 const CREATE_HELP: &str = "\
@@ -179,6 +185,8 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
         ManageCommand::Reset(args) => operate(Method::POST, &args.vm, "/reset", &args.task),
         ManageCommand::Pause(args) => operate(Method::POST, &args.vm, "/pause", &args.task),
         ManageCommand::Resume(args) => operate(Method::POST, &args.vm, "/resume", &args.task),
+        ManageCommand::Save(args) => operate(Method::POST, &args.vm, "/save", &args.task),
+        ManageCommand::Discard(args) => operate(Method::POST, &args.vm, "/discard-saved", &args.task),
         ManageCommand::Stop(StopArgs { vm, force: true, task, .. }) => operate(Method::POST, &vm, "/stop?force=true", &task),
         ManageCommand::Stop(StopArgs { vm, grace, task, .. }) => {
             operate(Method::POST, &vm, &format!("/stop?grace={grace}"), &task)
@@ -214,6 +222,7 @@ fn list(args: &ListArgs) -> Result<(), RemoteError> {
         Some(StateOption::Off) => "/vms?state=off",
         Some(StateOption::Running) => "/vms?state=running",
         Some(StateOption::Paused) => "/vms?state=paused",
+        Some(StateOption::Saved) => "/vms?state=saved",
     };
     let vms: Vec<api::Vm> = args.show.connect.client()?.list(path)?;
     show_one(args.show.output, &vms, || {
@@ -249,6 +258,8 @@ fn described(vm: &api::Vm) -> String {
     shown.extend(spec_fields(&vm.spec));
     shown.push(("created", shown_time(vm.created_at)));
     shown.extend(vm.started_at.map(|at| ("started", shown_time(at))));
+    shown
+        .extend(vm.saved.as_ref().map(|it| ("saved", format!("{}, {} in {}", shown_time(it.at), shown_size(it.bytes), it.file))));
     shown.extend(vm.last_end.as_ref().map(|end| ("last end", format!("{}, {}", shown_time(end.at), end.reason))));
     fields(&shown)
 }

@@ -22,7 +22,10 @@ pub use event::{EventKind, EventRecord, Pruned};
 pub use resources::{CpuRecord, DiskLimitsRecord, NetLimitsRecord, RateRecord, ResourcesRecord};
 pub use task::{Cause, CloneRecord, DeleteDisks, LogRecord, OperationRecord, ProgressRecord, TaskRecord, TaskStateRecord};
 pub use token::{OnceRecord, RoleRecord, TokenRecord};
-pub use vm::{BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, Power, VmRecord};
+pub use vm::{
+    BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, Power, SavedPhase, SavedRecord,
+    VmRecord,
+};
 
 use serde::{Deserialize, Serialize};
 use store::record::Record;

@@ -92,6 +92,13 @@ pub enum OperationRecord {
         /// And its disks.
         disks: DeleteDisks,
     },
+    /// Saves it.
+    Save {
+        /// Whether it ran, and goes on if it cannot be saved; known when the task begins.
+        ran: bool,
+    },
+    /// Drops what it was saved to.
+    DiscardSaved,
     /// Changes how much of the host it may have.
     SetResources {
         /// Resources as the API has them, or a part of them: a JSON merge patch (RFC 7396).
@@ -239,6 +246,8 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::Pause => api::Operation::Pause,
             OperationRecord::Resume => api::Operation::Resume,
             OperationRecord::Delete { .. } => api::Operation::Delete,
+            OperationRecord::Save { .. } => api::Operation::Save,
+            OperationRecord::DiscardSaved => api::Operation::DiscardSaved,
             OperationRecord::SetResources { .. } => api::Operation::SetResources,
             OperationRecord::Clone(_) => api::Operation::Clone,
         }

@@ -41,6 +41,7 @@ fn records_of_version_1_are_read_and_written_as_ever() {
         created_at: AT,
         started_at: Some(AT),
         last_end: Some(EndingRecord { at: AT, reason: "the guest powered off".into(), failed: false }),
+        saved: Some(SavedRecord { file: file("vms/1/a.saved"), phase: SavedPhase::Saved, bytes: 4096, at: AT }),
         resources: ResourcesRecord {
             cpu: CpuRecord { weight: 300, cap_percent: Some(150), reserve_percent: 50 },
             disks: [("disk0".into(), DiskLimitsRecord { iops: Some(steady(500)), bandwidth: None })].into(),

@@ -40,6 +40,9 @@ pub struct VmRecord {
     pub started_at: Option<OffsetDateTime>,
     /// How it ended the last time.
     pub last_end: Option<EndingRecord>,
+    /// What it was saved to, or is being saved to.
+    #[serde(default)]
+    pub saved: Option<SavedRecord>,
     /// How much of the host it may have.
     #[serde(default)]
     pub resources: ResourcesRecord,
@@ -147,7 +150,51 @@ pub struct EndingRecord {
     pub failed: bool,
 }
 
+/// The file with a VM's memory and devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedRecord {
+    /// The file.
+    pub file: FileRef,
+    /// What it is worth.
+    pub phase: SavedPhase,
+    /// Its length in bytes, when it is whole.
+    pub bytes: u64,
+    /// When it was begun.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+}
+
+/// What the file of a saved VM is worth.
+///
+/// ```text
+///  (none) ──▶ writing ──▶ saved ──▶ spent ──▶ (none)
+///                └── fails ────────────────────▲
+/// ```
+/// The step to `saved` is the moment from which the monitor must not go on; the step to `spent` that from which the file must not be used: the
+/// guest goes on from here, and its disks change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SavedPhase {
+    /// It is not whole yet; the VM runs, or is paused.
+    Writing,
+    /// It is the VM.
+    Saved,
+    /// The VM has gone on from it, or it was dropped.
+    Spent,
+}
+
 impl VmRecord {
+    /// Whether the VM is in a file.
+    pub fn is_saved(&self) -> bool {
+        self.saved.as_ref().is_some_and(|saved| saved.phase == SavedPhase::Saved)
+    }
+
+    /// The directory of a VM's own files, in the volume of its first disk.
+    pub fn own_directory(&self) -> FileRef {
+        let volume = self.disks.first().map_or(&self.boot.kernel.volume, |disk| &disk.file.volume);
+        FileRef { volume: volume.clone(), path: format!("vms/{}", self.id) }
+    }
+
     /// What the API calls the VM's specification.
     pub fn spec(&self) -> api::VmSpec {
         api::VmSpec {
@@ -199,6 +246,12 @@ impl From<&DiskRecord> for api::Disk {
 impl From<&NetRecord> for api::Net {
     fn from(net: &NetRecord) -> api::Net {
         api::Net { id: Some(net.id.clone()), mac: Some(net.mac.clone()), tap: net.tap.clone() }
+    }
+}
+
+impl From<&SavedRecord> for api::SavedVm {
+    fn from(saved: &SavedRecord) -> api::SavedVm {
+        api::SavedVm { at: saved.at, file: saved.file.to_string(), bytes: saved.bytes }
     }
 }
 

@@ -37,6 +37,7 @@ pub fn clone(
         created_at: OffsetDateTime::now_utc(),
         started_at: None,
         last_end: None,
+        saved: None,
         ..source.clone()
     };
     for (index, net) in vm.nets.iter_mut().enumerate() {

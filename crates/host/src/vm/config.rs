@@ -72,6 +72,7 @@ pub fn record(spec: &api::VmSpec, volumes: &Volumes) -> Result<VmRecord, Cause> 
         created_at: OffsetDateTime::now_utc(),
         started_at: None,
         last_end: None,
+        saved: None,
         resources: ResourcesRecord::default(),
     };
     let vm = VmRecord { resources: resources::record(&spec.resources, &vm)?, ..vm };

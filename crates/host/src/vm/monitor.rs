@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::RawFd;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -99,18 +100,28 @@ impl Monitor {
 
     /// Sends a request and waits for the answer. Events that come before it are kept.
     pub async fn call<T: DeserializeOwned>(&mut self, request: &Request, limit: Duration) -> Result<T, CallError> {
+        self.call_with(request, &[], limit).await
+    }
+
+    /// The same with files. A monitor that tells of its progress has `limit` from there on.
+    pub async fn call_with<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        files: &[RawFd],
+        limit: Duration,
+    ) -> Result<T, CallError> {
         let connection = self.connection.as_ref().ok_or(CallError::Gone)?;
-        match connection.get_ref().send(request, &[]) {
+        match connection.get_ref().send(request, files) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(CallError::Silent(Duration::ZERO)),
             Err(_) => return Err(CallError::Gone),
             Ok(()) => {}
         }
-        let deadline = Instant::now() + limit;
+        let mut deadline = Instant::now() + limit;
         let late = |_| CallError::Silent(limit);
         loop {
             match timeout_at(deadline, self.receive()).await.map_err(late)? {
                 Some(Message::Event(event)) => self.events.push_back(event.kind),
-                Some(Message::Reply(Reply::Progress { .. })) => {}
+                Some(Message::Reply(Reply::Progress { .. })) => deadline = Instant::now() + limit,
                 Some(Message::Reply(Reply::Error(failure))) => return Err(CallError::Refused(failure.message)),
                 Some(Message::Reply(Reply::Ok(value))) => {
                     return serde_json::from_value(value).map_err(|error| CallError::Unexpected(error.to_string()));

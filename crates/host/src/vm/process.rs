@@ -102,8 +102,8 @@ pub enum SpawnError {
     },
 }
 
-/// Starts the monitor of a VM. It belongs to nobody: it goes on when `marud` ends.
-pub fn spawn(surroundings: &Surroundings, vm: Uuid, config: &VmConfig) -> Result<Process, SpawnError> {
+/// Starts the monitor of a VM. It belongs to nobody: it goes on when `marud` ends. With a saved state it stays paused.
+pub fn spawn(surroundings: &Surroundings, vm: Uuid, config: &VmConfig, restore: Option<&Path>) -> Result<Process, SpawnError> {
     let files = RunFiles::of(surroundings, vm);
     let made = |path: &Path| {
         let path = path.to_owned();
@@ -128,6 +128,9 @@ pub fn spawn(surroundings: &Surroundings, vm: Uuid, config: &VmConfig) -> Result
     let mut command = Command::new(&surroundings.monitor);
     command.env_clear().current_dir("/");
     command.arg("--config").arg(format!("/proc/self/fd/{config_fd}")).arg("--control").arg(files.control());
+    if let Some(saved) = restore {
+        command.arg("--restore").arg(saved).arg("--paused");
+    }
     if surroundings.unconfined {
         command.arg("--unconfined");
     }

@@ -14,7 +14,8 @@ use crate::records::VmRecord;
 ))]
 pub async fn show(State(app): State<App>) -> Result<Json<api::HostInfo>, Refusal> {
     let vms = app.host.state.run(|state| state.all::<VmRecord>()).await?;
-    let runs = |vm: &uuid::Uuid| !matches!(app.host.live(*vm).state, api::VmState::Off | api::VmState::Unknown);
+    let runs =
+        |vm: &uuid::Uuid| !matches!(app.host.live(*vm).state, api::VmState::Off | api::VmState::Saved | api::VmState::Unknown);
     let running = vms.iter().filter(|vm| runs(&vm.record.id)).count();
     let (memory_bytes, memory_available_bytes) = memory();
     Ok(Json(api::HostInfo {

@@ -76,6 +76,8 @@ pub fn router(app: App) -> Router {
         .route("/vms/{vm}/reset", post(vms::reset))
         .route("/vms/{vm}/pause", post(vms::pause))
         .route("/vms/{vm}/resume", post(vms::resume))
+        .route("/vms/{vm}/save", post(vms::save))
+        .route("/vms/{vm}/discard-saved", post(vms::discard_saved))
         .route("/vms/{vm}/resources", get(resources::show).put(resources::replace).patch(resources::change))
         .route("/vms/{vm}/clone", post(clone::clone))
         .route("/tasks", get(tasks::list))
@@ -109,6 +111,7 @@ pub fn router(app: App) -> Router {
     paths(
         host::show, host::volumes,
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
+        vms::save, vms::discard_saved,
         resources::show, resources::replace, resources::change,
         clone::clone,
         tasks::list, tasks::show, tasks::cancel,

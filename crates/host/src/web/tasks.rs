@@ -93,12 +93,28 @@ pub fn submit(
 
 /// What cannot be done to a VM as it is need not become a task that fails. (With others before it, nobody knows yet.)
 fn refuse_now(host: &Host, vm: &VmRecord, operation: &OperationRecord) -> Result<(), Refusal> {
-    use api::VmState::{Off, Paused, Running};
+    use api::VmState::{Off, Paused, Running, Saved};
     let state = host.live(vm.id).state;
     let name = &vm.name;
     match (operation, state) {
-        (OperationRecord::Reset | OperationRecord::Pause | OperationRecord::Resume, Off) => {
+        (OperationRecord::Reset | OperationRecord::Pause | OperationRecord::Resume | OperationRecord::Save { .. }, Off) => {
             Err(Refusal::conflict("vm-off", format!("the VM '{name}' does not run"), "start it first"))
+        }
+        (
+            OperationRecord::Reset
+            | OperationRecord::Pause
+            | OperationRecord::Resume
+            | OperationRecord::ShutDown { .. }
+            | OperationRecord::ForceOff
+            | OperationRecord::Delete { .. }
+            | OperationRecord::Clone(_),
+            Saved,
+        ) => {
+            let way_out = "start it, or drop its saved state (discard-saved)";
+            Err(Refusal::conflict("vm-saved", format!("the VM '{name}' is saved"), way_out))
+        }
+        (OperationRecord::DiscardSaved, Off | Running | Paused) => {
+            Err(Refusal::conflict("not-saved", format!("the VM '{name}' is {state}"), "there is nothing to drop"))
         }
         (OperationRecord::Delete { .. } | OperationRecord::Clone(_), Running | Paused) => {
             Err(Refusal::conflict("vm-running", format!("the VM '{name}' is {state}"), "stop it first"))

@@ -83,6 +83,7 @@ fn told(host: &Host, vm: &VmRecord) -> api::Vm {
         spec: vm.spec(),
         state: live.state,
         last_end: live.last_end.as_ref().or(vm.last_end.as_ref()).map(api::Ending::from),
+        saved: vm.saved.as_ref().filter(|_| vm.is_saved()).map(api::SavedVm::from),
         pid: live.pid,
         created_at: vm.created_at,
         started_at: vm.started_at,
@@ -318,6 +319,8 @@ macro_rules! operation {
 
 operation!(
     /// Start a VM
+    ///
+    /// One that is saved goes on where it was.
     start, "/vms/{vm}/start", "start_vm", OperationRecord::Start
 );
 operation!(
@@ -331,6 +334,18 @@ operation!(
 operation!(
     /// Let a paused VM go on
     resume, "/vms/{vm}/resume", "resume_vm", OperationRecord::Resume
+);
+operation!(
+    /// Save a VM
+    ///
+    /// Its memory goes into a file, and it does not run any more. When it is started, it goes on from there, and the file is removed.
+    save, "/vms/{vm}/save", "save_vm", OperationRecord::Save { ran: false }
+);
+operation!(
+    /// Drop what a VM was saved to
+    ///
+    /// It is off then, as if its power had been cut.
+    discard_saved, "/vms/{vm}/discard-saved", "discard_saved_vm", OperationRecord::DiscardSaved
 );
 
 /// Stop a VM

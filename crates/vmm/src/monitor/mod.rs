@@ -94,6 +94,7 @@ pub struct Monitor {
     consoles: Vec<(Attachment, Option<InputPump>)>,
     confined: bool,
     ending: Option<Ending>,
+    held: bool,
 }
 
 impl Monitor {
@@ -116,6 +117,7 @@ impl Monitor {
             consoles: Vec::new(),
             confined,
             ending: None,
+            held: false,
         })
     }
 
@@ -138,10 +140,17 @@ impl Monitor {
         Ok(())
     }
 
+    /// The guest does not run until a client asks for it.
+    pub fn hold(&mut self) {
+        self.held = true;
+    }
+
     /// Lets the guest run until the VM ends.
     pub fn run(mut self) -> io::Result<Ending> {
-        self.machine.resume();
-        self.publish(EventKind::Running);
+        if !self.held {
+            self.machine.resume();
+            self.publish(EventKind::Running);
+        }
         let mut ready = [EpollEvent::default(); 16];
         let ending = loop {
             if let Some(ending) = self.ending.take() {

@@ -6,6 +6,7 @@
 //!    ▲                     └── ends: the task fails ──▶ off        │
 //!    └──────────────────── the monitor ends, for whatever reason ──┘
 //! ```
+//! How a VM is saved and restored is drawn at [`crate::records::SavedPhase`].
 //!
 //! It does one task after the other. Two kinds are not done at once:
 //!
@@ -16,6 +17,7 @@
 
 mod limits;
 mod operations;
+mod saved;
 mod work;
 
 use std::collections::VecDeque;
@@ -166,6 +168,7 @@ impl Actor {
 
     fn show(&self) {
         let state = match &self.machine {
+            None if self.vm.record.is_saved() => api::VmState::Saved,
             None => api::VmState::Off,
             Some(_) if self.stopping.is_some() => api::VmState::Stopping,
             Some(machine) if machine.paused => api::VmState::Paused,
@@ -210,6 +213,10 @@ impl Actor {
                 None
             }
             Err(_) => return,
+        };
+        let process = match process {
+            Some(process) if self.vm.record.is_saved() => return self.end_saved(process).await,
+            process => process,
         };
         match process.map(Monitor::new) {
             Some(Ok(monitor)) => self.take_over(monitor).await,
@@ -343,6 +350,10 @@ impl Actor {
     /// Stores that the VM is off, and why; a task that waited for this is done.
     async fn note_end_of(&mut self, task: Option<Uuid>, ending: Ending) {
         self.clean_up();
+        if self.vm.record.is_saved() {
+            return self.note_saved(task).await;
+        }
+        self.forget_saved().await;
         let kind = if ending.failed { EventKind::VmFailed } else { EventKind::VmStopped };
         let event = self.event(kind, ending.reason.clone()).by_task(task);
         let end = EndingRecord { at: OffsetDateTime::now_utc(), reason: ending.reason, failed: ending.failed };

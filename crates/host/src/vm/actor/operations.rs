@@ -16,7 +16,8 @@ use super::super::{Live, config};
 use super::limits;
 use super::{ANSWER, Actor, END, Input, Machine, START, STORE_AGAIN, Step, Stopping};
 use crate::records::{
-    Cause, CloneRecord, DeleteDisks, EventKind, EventRecord, OperationRecord, Power, ProgressRecord, TaskRecord, TaskStateRecord,
+    Cause, CloneRecord, DeleteDisks, EventKind, EventRecord, OperationRecord, Power, ProgressRecord, SavedPhase, TaskRecord,
+    TaskStateRecord,
 };
 use crate::state::State;
 
@@ -24,7 +25,7 @@ use crate::state::State;
 const STILL_ASKED: &str = "cancelled: the VM is not ended by force; the guest was asked to shut down, and may still do it";
 
 /// How a task went on.
-enum Went {
+pub(super) enum Went {
     /// It is over.
     Done(Option<EventRecord>),
     /// It waits.
@@ -35,6 +36,7 @@ impl Actor {
     pub(super) async fn perform(&mut self, task: TaskRecord) {
         let id = task.id;
         let starts = task.operation == OperationRecord::Start;
+        let runs = self.machine.as_ref().is_some_and(|machine| !machine.paused);
         if task.state == TaskStateRecord::Queued {
             self.change(Some(id), move |vm, task| {
                 if let Some(task) = task.filter(|task| task.state == TaskStateRecord::Queued) {
@@ -42,6 +44,9 @@ impl Actor {
                     task.started_at = Some(OffsetDateTime::now_utc());
                     if starts {
                         vm.power = Power::On;
+                    }
+                    if let OperationRecord::Save { ran } = &mut task.operation {
+                        *ran = runs;
                     }
                 }
                 None
@@ -62,6 +67,8 @@ impl Actor {
             OperationRecord::Pause => self.simple(&Request::Pause, EventKind::VmPaused, "it is paused").await,
             OperationRecord::Resume => self.simple(&Request::Resume, EventKind::VmResumed, "it goes on").await,
             OperationRecord::Delete { disks } => return self.delete(&task, *disks).await,
+            OperationRecord::Save { ran } => self.save(id, *ran).await,
+            OperationRecord::DiscardSaved => self.discard_saved().await,
             OperationRecord::SetResources { change, replace } => return self.set_resources(id, change, *replace).await,
             OperationRecord::Clone(wanted) => self.clone(&task, wanted.clone()),
         };
@@ -106,6 +113,9 @@ impl Actor {
     }
 
     async fn start(&mut self) -> Result<Went, Cause> {
+        if self.goes_on_from_saved() {
+            return self.go_on().await;
+        }
         if let Some(machine) = &self.machine {
             return if machine.paused {
                 Err(Cause::new("vm-paused", "the VM is paused", "resume it"))
@@ -118,10 +128,13 @@ impl Actor {
         }
         self.live.send_replace(Live { state: api::VmState::Starting, pid: None, last_end: None });
         let (surroundings, record) = (self.surroundings.clone(), self.vm.record.clone());
+        let limit = self.start_limit();
         let spawned = tokio::task::spawn_blocking(move || {
             let config = config::monitor(&record, &surroundings.volumes)?;
+            let saved = record.saved.as_ref().filter(|saved| saved.phase == SavedPhase::Saved);
+            let saved = saved.map(|saved| surroundings.volumes.find(&saved.file)).transpose()?;
             limits::admit(&surroundings, &record, &record.resources.cpu)?;
-            process::spawn(&surroundings, record.id, &config).map_err(|error| {
+            process::spawn(&surroundings, record.id, &config, saved.as_deref()).map_err(|error| {
                 let way_out = "see what stands in the way on the host, and try again";
                 Cause::new("not-started", vmm::error_chain(&error), way_out)
             })
@@ -130,12 +143,16 @@ impl Actor {
         let process = spawned.inspect_err(|_| self.clean_up())?;
         let watched = Monitor::new(process);
         let mut monitor = watched.map_err(|error| Cause::new("not-started", error.to_string(), "try again"))?;
-        let connected = monitor.connect(&self.files().control(), START).await;
+        let connected = monitor.connect(&self.files().control(), limit).await;
         let status = match connected {
             Ok(()) => monitor.call::<Status>(&Request::Status, START).await,
             Err(error) => Err(error),
         };
         match status {
+            Ok(_) if self.vm.record.is_saved() => {
+                self.machine = Some(Machine { monitor, paused: true, told_end: None });
+                self.go_on().await
+            }
             Ok(_) => {
                 let text = format!("it runs, as process {}", monitor.pid());
                 self.machine = Some(Machine { monitor, paused: false, told_end: None });
@@ -157,7 +174,7 @@ impl Actor {
     async fn simple(&mut self, request: &Request, kind: EventKind, text: &str) -> Result<Went, Cause> {
         let event = self.event(kind, text);
         let Some(machine) = &mut self.machine else {
-            return Err(Cause::new("vm-off", "the VM does not run", "start it first"));
+            return Err(self.not_running());
         };
         machine.monitor.call::<Value>(request, ANSWER).await.map_err(|error| refused(&error))?;
         machine.paused = *request == Request::Pause;
@@ -165,6 +182,9 @@ impl Actor {
     }
 
     async fn shut_down(&mut self, task: &TaskRecord, grace_seconds: u32) -> Result<Went, Cause> {
+        if self.vm.record.is_saved() {
+            return Err(self.not_running());
+        }
         let Some(machine) = &mut self.machine else { return Ok(Went::Done(None)) };
         machine.monitor.call::<Value>(&Request::PowerButton, ANSWER).await.map_err(|error| refused(&error))?;
         // The time counts from the first try, also when marud was started anew meanwhile.
@@ -176,6 +196,9 @@ impl Actor {
     }
 
     async fn force_off(&mut self, task: Uuid) -> Result<Went, Cause> {
+        if self.vm.record.is_saved() {
+            return Err(self.not_running());
+        }
         if self.machine.is_none() {
             return Ok(Went::Done(None));
         }
@@ -188,7 +211,7 @@ impl Actor {
         Ok(Went::Waits)
     }
 
-    async fn note(&mut self, task: Uuid, text: impl Into<String>) {
+    pub(super) async fn note(&mut self, task: Uuid, text: impl Into<String>) {
         let text = text.into();
         self.change(Some(task), move |_, record| {
             record?.note(text.clone());
@@ -197,7 +220,7 @@ impl Actor {
         .await;
     }
 
-    async fn tell_to_end(&mut self, task: Uuid) {
+    pub(super) async fn tell_to_end(&mut self, task: Uuid) {
         let Some(machine) = &mut self.machine else { return };
         let step = match machine.monitor.call::<Value>(&Request::Stop, ANSWER).await {
             Ok(_) | Err(CallError::Gone) => Step::Monitor,
@@ -260,6 +283,9 @@ impl Actor {
                 "stop it first: its disks must not change while they are copied",
             ));
         }
+        if self.vm.record.is_saved() {
+            return Err(self.not_running());
+        }
         let (state, surroundings, source) = (self.state.clone(), self.surroundings.clone(), self.vm.record.clone());
         self.begin(task, move |progress| super::super::clone::clone(&state, &surroundings, &source, &wanted, progress));
         Ok(Went::Waits)
@@ -269,6 +295,9 @@ impl Actor {
         let id = task.id;
         if self.machine.is_some() {
             return self.fail(id, Cause::new("vm-running", "the VM runs", "stop it first")).await;
+        }
+        if self.vm.record.is_saved() {
+            return self.fail(id, self.not_running()).await;
         }
         self.clean_up();
         let (record, surroundings) = (self.vm.record.clone(), self.surroundings.clone());
@@ -306,7 +335,7 @@ impl Actor {
 }
 
 /// Waits for the end of a monitor that could not start its VM.
-async fn last_end(monitor: &mut Monitor, files: &RunFiles) -> Ending {
+pub(super) async fn last_end(monitor: &mut Monitor, files: &RunFiles) -> Ending {
     let mut told = None;
     loop {
         match monitor.next().await {
