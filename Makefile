@@ -43,6 +43,10 @@ deps-api: ## the same, and what `make test-api` needs
 build: ## build everything
 	cargo build $(CARGO_FLAGS)
 
+.PHONY: deb
+deb: deps build ## make the Debian package, in build/deb
+	@scripts/deb
+
 .PHONY: clean
 clean: ## remove what was built; fetched packages stay in build/
 	cargo clean

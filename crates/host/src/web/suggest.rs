@@ -1,12 +1,11 @@
 //! Names that were meant, perhaps.
 
-/// How alike two names must be: as for misspelt commands.
-const ALIKE: f64 = 0.7;
-
 /// What to do about a name that is not there: "did you mean 'web'?", or the other way out.
 pub fn did_you_mean<'a>(name: &str, known: impl Iterator<Item = &'a str>, otherwise: &str) -> String {
-    let alike = known.map(|known| (strsim::jaro(name, known), known)).filter(|(alike, _)| *alike > ALIKE);
-    match alike.max_by(|one, other| one.0.total_cmp(&other.0)) {
+    // One letter wrong, left out, too many, or swapped with the next; two in a longer name.
+    let slips = if name.chars().count() < 6 { 1 } else { 2 };
+    let alike = known.map(|known| (strsim::osa_distance(name, known), known)).filter(|(distance, _)| *distance <= slips);
+    match alike.min() {
         Some((_, meant)) => format!("did you mean '{meant}'?"),
         None => otherwise.into(),
     }

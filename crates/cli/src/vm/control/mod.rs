@@ -58,11 +58,8 @@ pub fn run(args: ControlArgs) -> Result<(), ControlError> {
 
 fn show_status(client: &mut Client, output: Output) -> Result<(), ControlError> {
     let status: Status = client.call(&Request::Status, &[])?;
-    match output {
-        Output::Text => print(&status::table(&status)),
-        Output::Json => print(&json(&status)?),
-    }
-    .map_err(ControlError::Output)
+    let text = output.render(&status, || status::table(&status)).map_err(ClientError::from)?;
+    print(&text).map_err(ControlError::Output)
 }
 
 fn show_config(client: &mut Client) -> Result<(), ControlError> {
