@@ -133,6 +133,20 @@ impl Client {
         self.call(Method::GET, path, None::<&()>)
     }
 
+    /// Gets something with its `ETag`.
+    pub fn get_tagged<T: DeserializeOwned>(&self, path: &str) -> Result<(T, String), ClientError> {
+        let response = self.send(Method::GET, path, &[], b"")?;
+        let tag = response.headers().get("etag").and_then(|tag| tag.to_str().ok()).unwrap_or_default().to_owned();
+        Ok((understand(response)?, tag))
+    }
+
+    /// Changes something by a merge patch (RFC 7396), if it still has this `ETag`.
+    pub fn patch<T: DeserializeOwned>(&self, path: &str, tag: &str, patch: &impl Serialize) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(patch).map_err(|error| ClientError::Strange { status: 0, reason: error.to_string() })?;
+        let headers = [("content-type", "application/merge-patch+json"), ("if-match", tag)];
+        understand(self.send(Method::PATCH, path, &headers, &body)?)
+    }
+
     /// Has something done.
     pub fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.call(Method::POST, path, None::<&()>)

@@ -54,6 +54,10 @@ pub enum EventKind {
     VmChanged,
     /// It was deleted.
     VmDeleted,
+    /// A volume becomes full, or is nearly full.
+    VolumeAlarm,
+    /// It has more space again.
+    VolumeRecovered,
     /// It was saved, and does not run.
     VmSaved,
     /// What it was saved to was dropped.

@@ -25,16 +25,3 @@ pub struct HostInfo {
     /// VMs that run, or are paused.
     pub vms_running: u32,
 }
-
-/// A place that holds disks and other files of VMs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Volume {
-    /// Its name, which comes before the colon in `local:web/root.vhdx`.
-    pub name: String,
-    /// Where it is on the host.
-    pub path: String,
-    /// Its size in bytes.
-    pub total_bytes: u64,
-    /// Free space in bytes.
-    pub free_bytes: u64,
-}

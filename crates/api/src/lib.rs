@@ -14,15 +14,19 @@ mod host;
 mod resources;
 mod task;
 mod token;
+mod usage;
 mod vm;
+mod volume;
 
 pub use error::Error;
 pub use event::{Event, EventKind};
-pub use host::{HostInfo, Volume};
+pub use host::HostInfo;
 pub use resources::{Burst, DiskLimits, NetLimits, Rate, Resources};
 pub use task::{LogLine, Operation, Progress, ProgressUnit, Task, TaskState};
 pub use token::{CreatedToken, NewToken, Role, Token};
+pub use usage::Usage;
 pub use vm::{Boot, CloneVm, Console, Disk, DiskAction, DiskFormat, Ending, Net, SavedVm, Vm, VmSpec, VmState};
+pub use volume::{NewVolume, Volume, VolumeChange, VolumeKind, VolumeLevel};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -107,8 +107,12 @@ pub enum Operation {
     DiscardSaved,
     /// Changes how much of the host it may have.
     SetResources,
+    /// Has its meter begin anew.
+    ResetUsage,
     /// Makes another one like it.
     Clone,
+    /// Changes what it is to be.
+    Edit,
 }
 
 impl std::fmt::Display for Operation {
@@ -120,10 +124,12 @@ impl std::fmt::Display for Operation {
             Operation::Pause => "pause",
             Operation::Resume => "resume",
             Operation::Delete => "delete",
+            Operation::ResetUsage => "reset-usage",
             Operation::Save => "save",
             Operation::DiscardSaved => "discard-saved",
             Operation::SetResources => "set-resources",
             Operation::Clone => "clone",
+            Operation::Edit => "edit",
         })
     }
 }

@@ -22,6 +22,9 @@ pub struct VmSpec {
     /// Memory in bytes: a multiple of 2 MiB, at least 64 MiB.
     #[schema(minimum = 67_108_864, example = 536_870_912)]
     pub memory_bytes: u64,
+    /// Memory that it may have later, while it runs; as much as at start if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_memory_bytes: Option<u64>,
     /// What it boots.
     pub boot: Boot,
     /// Disks, in the order in which the guest finds them.
@@ -36,9 +39,16 @@ pub struct VmSpec {
     /// Whether there is a balloon, which gives memory that the guest does not use back to the host.
     #[serde(default)]
     pub balloon: bool,
+    /// Memory that the balloon takes from the guest.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub balloon_bytes: u64,
     /// How much of the host it may have.
     #[serde(default, skip_serializing_if = "crate::Resources::is_default")]
     pub resources: crate::Resources,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 fn one() -> u32 {
@@ -68,9 +78,14 @@ pub struct Disk {
     /// Its name in the VM; `disk0`, `disk1`... if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Its file, in a volume.
+    /// Its file, in a volume. May be left out with `size_bytes`: a new disk gets a file in a directory with the VM's name.
+    #[serde(default)]
     #[schema(example = "local:web/root.vhdx")]
     pub file: String,
+    /// In a request: makes a new disk of this size, or grows one that the VM has. Not told in answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 21_474_836_480_u64)]
+    pub size_bytes: Option<u64>,
     /// What the file means; by its extension if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<DiskFormat>,
@@ -108,6 +123,9 @@ pub struct Net {
     /// A TAP of the host, by its name.
     #[schema(example = "tap0")]
     pub tap: String,
+    /// Whether its cable is out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disconnected: bool,
 }
 
 /// What the console is for the guest.

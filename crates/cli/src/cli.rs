@@ -8,12 +8,13 @@ use lab::cli::LabCommand;
 
 use crate::disk::DiskCommand;
 use crate::event::EventCommand;
-use crate::host::{HostCommand, VolumeCommand};
+use crate::host::HostCommand;
 use crate::remote::ContextCommand;
 use crate::switch::{PortCommand, SwitchCommand};
 use crate::task::TaskCommand;
 use crate::token::TokenCommand;
 use crate::vm::VmCommand;
+use crate::volume::VolumeCommand;
 
 const AFTER_HELP: &str = "\
 EXAMPLES

@@ -1,4 +1,4 @@
-//! `maru host`: this machine as a host, and what `marud` knows of one; `maru volume`.
+//! `maru host`: this machine as a host, and what `marud` knows of one.
 
 use std::io::{self, IsTerminal};
 
@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use crate::init::InitArgs;
 use crate::output::{Output, print, terminal_width};
-use crate::remote::{Connect, RemoteError, fields, show_one, shown_size, shown_time, table};
+use crate::remote::{Connect, RemoteError, fields, show_one, shown_size, shown_time};
 
 /// Where the width of the terminal is not known.
 const DEFAULT_WIDTH: usize = 100;
@@ -21,13 +21,6 @@ pub enum HostCommand {
     Init(InitArgs),
     /// Show what marud knows of its host
     Show(ShowArgs),
-}
-
-/// Subcommands of `maru volume`.
-#[derive(Debug, Subcommand)]
-pub enum VolumeCommand {
-    /// List volumes, with their space
-    List(ShowArgs),
 }
 
 /// What is shown, and how.
@@ -51,18 +44,6 @@ pub fn show(args: &ShowArgs) -> Result<(), RemoteError> {
             ("memory", format!("{}, {} available", shown_size(host.memory_bytes), shown_size(host.memory_available_bytes))),
             ("VMs", format!("{}, of which {} run", host.vms, host.vms_running)),
         ])
-    })
-}
-
-/// `maru volume list`.
-pub fn volumes(command: &VolumeCommand) -> Result<(), RemoteError> {
-    let VolumeCommand::List(args) = command;
-    let volumes: Vec<api::Volume> = args.connect.client()?.list("/volumes")?;
-    show_one(args.output, &volumes, || {
-        let row = |volume: &api::Volume| {
-            [volume.name.clone(), shown_size(volume.total_bytes), shown_size(volume.free_bytes), volume.path.clone()]
-        };
-        table(["NAME", "SIZE", "FREE", "PATH"], volumes.iter().map(row))
     })
 }
 

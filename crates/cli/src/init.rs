@@ -94,7 +94,8 @@ fn wait() -> anyhow::Result<api::HostInfo> {
             Ok(host) => return Ok(host),
             Err(_) if start.elapsed() < PATIENCE && Path::new("/run/systemd/system").is_dir() => sleep(ASK_AGAIN),
             Err(error) => {
-                return Err(error).context("marud is to be started, as root, by your init system: it ends no VM when it is ended");
+                return Err(error)
+                    .context("marud is to be started, as root, by your init system: it ends no VM when it is ended");
             }
         }
     }

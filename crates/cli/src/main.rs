@@ -28,6 +28,7 @@ mod task;
 mod terminal;
 mod token;
 mod vm;
+mod volume;
 mod yaml;
 
 use std::io;
@@ -59,7 +60,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Host(HostCommand::Check(args)) => return Ok(host::check(&args)?.into()),
         Command::Host(HostCommand::Init(args)) => init::run(&args)?,
         Command::Host(HostCommand::Show(args)) => host::show(&args)?,
-        Command::Volume(command) => host::volumes(&command)?,
+        Command::Volume(command) => volume::run(&command)?,
         Command::Task(command) => task::run(command)?,
         Command::Event(command) => event::run(&command)?,
         Command::Token(command) => token::run(command)?,

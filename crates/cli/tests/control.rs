@@ -68,6 +68,7 @@ fn status() -> Status {
         hotplug_memory: 0,
         balloon: 0,
         confined: true,
+        short_of_space: None,
         devices: vec![DeviceStatus { id: "disk0".into(), kind: "block".into(), slot: 1, files: vec!["/d".into()], counters }],
     }
 }

@@ -1,7 +1,9 @@
 //! A `maru-vmm` for tests, without a VM: it takes the monitor's options and speaks the control protocol.
 //!
 //! Words of the kernel's command line say what it does: `fake=fail` ends at once with an error; `fake=deaf` does not react to the power
-//! button; `fake=stubborn` answers neither that nor a request to stop; `fake=unsavable` cannot be saved.
+//! button; `fake=stubborn` answers neither that nor a request to stop; `fake=unsavable` cannot be saved;
+//! `fake=keeps` gives no device back. A limit of 13 operations is refused;
+//! with one of 14, there is no space.
 //!
 //! Its guest's memory is a number, which grows when the guest goes on after it was restored, and is then appended to the first disk: a guest
 //! that went on twice from one state has written the same number twice.
@@ -15,15 +17,22 @@ use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
-use vmm::config::VmConfig;
-use vmm::control::{Connection, Event, EventKind, Failure, Listener, Message, Reply, Request, RunStatus, SavedReport, Status};
+use vmm::config::{DiskConfig, VmConfig};
+use vmm::control::{
+    Connection, DeviceStatus, Event, EventKind, Failure, Listener, Message, Reply, Request, RunStatus, SavedReport, Status,
+};
 
 struct Machine {
     config: VmConfig,
     paused: bool,
+    hotplug_memory: u64,
+    balloon: u64,
     restored: bool,
     memory: u64,
     sequence: u64,
+    /// How often it was looked at: each time, its disks have done one write more.
+    looks: u64,
+    short_of_space: Option<String>,
     subscribers: Vec<Arc<Connection>>,
 }
 
@@ -42,7 +51,18 @@ fn main() {
     let memory =
         if restored { fs::read_to_string(value("--restore")).expect("a saved VM").parse().expect("all of it") } else { born() };
     let paused = find("--paused").is_some();
-    let machine = Machine { config, paused, restored, memory, sequence: 0, subscribers: Vec::new() };
+    let machine = Machine {
+        config,
+        paused,
+        restored,
+        memory,
+        hotplug_memory: 0,
+        balloon: 0,
+        sequence: 0,
+        looks: 0,
+        short_of_space: None,
+        subscribers: Vec::new(),
+    };
     let machine = Arc::new(Mutex::new(machine));
     loop {
         let client = Arc::new(listener.accept().expect("a client"));
@@ -61,19 +81,23 @@ fn lock(machine: &Mutex<Machine>) -> MutexGuard<'_, Machine> {
 }
 
 fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
-    while let Ok(Some((request, files))) = client.receive::<Request>() {
+    while let Ok(Some((request, fds))) = client.receive::<Request>() {
         let mut machine = lock(machine);
         let does = |word: &str| machine.config.boot.command_line.contains(word);
         let (deaf, stubborn) = (does("fake=deaf") || does("fake=stubborn"), does("fake=stubborn"));
         // A client that has gone needs no answer.
         let reply = |value: Value| drop(client.send(&Message::Reply(Reply::Ok(value)), &[]));
         match request {
-            Request::Status => reply(serde_json::to_value(machine.status()).expect("plain")),
+            Request::Status => {
+                machine.looks += 1;
+                reply(serde_json::to_value(machine.status()).expect("plain"));
+            }
             Request::Subscribe => {
                 machine.subscribers.push(client.clone());
                 reply(Value::Null);
             }
             Request::Pause | Request::Resume => {
+                machine.short_of_space = None;
                 machine.paused = request == Request::Pause;
                 if !machine.paused && std::mem::take(&mut machine.restored) {
                     machine.go_on();
@@ -89,6 +113,7 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
             Request::PowerButton => {
                 reply(Value::Null);
                 if !deaf {
+                    machine.last_words();
                     machine.tell(EventKind::Ended { reason: "the guest powered off".into() });
                     exit(0);
                 }
@@ -100,17 +125,57 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
             }
             Request::Save => {
                 machine.paused = true;
-                reply(serde_json::to_value(machine.save(files)).expect("plain"));
+                reply(serde_json::to_value(machine.save(fds)).expect("plain"));
             }
             Request::Stop if stubborn => {}
             Request::Stop => {
                 reply(Value::Null);
+                machine.last_words();
                 machine.tell(EventKind::Ended { reason: "stopped on request".into() });
                 exit(0);
             }
+            Request::Config => reply(serde_json::to_value(&machine.config).expect("plain")),
+            Request::AddDisk { disk, parents } => {
+                assert_eq!(fds.len(), parents.len() + 1);
+                machine.config.disks.push(disk);
+                reply(Value::Null);
+            }
+            Request::Remove { id } => {
+                reply(Value::Null);
+                if !does("fake=keeps") {
+                    machine.config.disks.retain(|disk| disk.id != id);
+                    machine.config.nets.retain(|net| net.id != id);
+                    machine.tell(EventKind::DeviceRemoved { id });
+                }
+            }
+            Request::SetCpus { count } => {
+                machine.config.cpus.count = count;
+                reply(Value::Null);
+            }
+            Request::SetHotplugMemory { bytes } => {
+                machine.hotplug_memory = bytes;
+                reply(Value::Null);
+            }
+            Request::SetBalloon { bytes } => {
+                machine.balloon = bytes;
+                reply(Value::Null);
+            }
+            Request::SetLink { .. } => reply(Value::Null),
+            Request::ResizeDisk { bytes: 0..1000, .. } => {
+                let failure = Failure { message: "it cannot shrink; ask for more".into() };
+                drop(client.send(&Message::Reply(Reply::Error(failure)), &[]));
+            }
+            Request::ResizeDisk { .. } => reply(Value::Null),
             Request::SetDiskLimits { limits, .. } if limits.iops.is_some_and(|rate| rate.per_second.get() == 13) => {
                 let failure = Failure { message: "that brings bad luck".into() };
                 let _ = client.send(&Message::Reply(Reply::Error(failure)), &[]);
+            }
+            Request::SetDiskLimits { id, limits } if limits.iops.is_some_and(|rate| rate.per_second.get() == 14) => {
+                reply(Value::Null);
+                machine.paused = true;
+                machine.short_of_space = Some(id.clone());
+                machine.tell(EventKind::Paused);
+                machine.tell(EventKind::DiskFailed { id, reason: "no space is left".into() });
             }
             Request::SetDiskLimits { id, limits } => {
                 machine.config.disks.iter_mut().filter(|disk| disk.id == id).for_each(|disk| disk.limits = limits);
@@ -120,7 +185,6 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
                 machine.config.nets.iter_mut().filter(|net| net.id == id).for_each(|net| net.limits = limits);
                 reply(Value::Null);
             }
-            Request::Config => reply(serde_json::to_value(&machine.config).expect("plain")),
             other => panic!("{other:?}"),
         }
     }
@@ -134,11 +198,31 @@ impl Machine {
             state: if self.paused { RunStatus::Paused } else { RunStatus::Running },
             cpus: self.config.cpus.count,
             memory: self.config.memory.size,
-            hotplug_memory: 0,
-            balloon: 0,
+            hotplug_memory: self.hotplug_memory,
+            balloon: self.balloon,
             confined: false,
-            devices: Vec::new(),
+            short_of_space: self.short_of_space.clone(),
+            devices: self.devices(),
         }
+    }
+
+    fn devices(&self) -> Vec<DeviceStatus> {
+        let counters = [("writes", self.looks), ("written-bytes", 4096 * self.looks)].map(|(name, value)| (name.into(), value));
+        let device = |disk: &DiskConfig| DeviceStatus {
+            id: disk.id.clone(),
+            kind: "disk".into(),
+            slot: 1,
+            files: vec![disk.path.clone()],
+            counters: counters.clone().into(),
+        };
+        self.config.disks.iter().map(device).collect()
+    }
+
+    /// A hundred more writes, and that was all.
+    fn last_words(&mut self) {
+        self.looks += 100;
+        let devices = self.devices();
+        self.tell(EventKind::FinalCounters { devices });
     }
 
     fn save(&self, files: Vec<OwnedFd>) -> SavedReport {

@@ -11,20 +11,26 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use store::record::{self, Record, Stored};
 use store::{Changed, Transaction, Watch};
 use time::OffsetDateTime;
 use tokio::runtime::Handle;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use uuid::Uuid;
 
-use crate::records::{EventKind, EventRecord, Power, TaskRecord, TaskStateRecord, VmRecord};
+use crate::records::{EventKind, EventRecord, PlaceRecord, Power, TaskRecord, TaskStateRecord, VmRecord, VolumeRecord};
 use crate::state::{Records, State, StateError};
 use crate::vm::{self, Actor, Input, Live, Surroundings, staging};
 
+use crate::volumes::{Directory, alarm};
+
 /// Changes that a slow listener may be behind; then it has to look for itself.
 const BEHIND: usize = 4096;
+
+/// How long a VM may take to say what it has used.
+const MEASURE: Duration = Duration::from_secs(3);
 
 const OFF: Live = Live { state: api::VmState::Off, pid: None, last_end: None };
 
@@ -58,6 +64,9 @@ impl Host {
             runtime: Handle::current(),
         });
         host.state.prune()?;
+        for record in host.state.all::<VolumeRecord>()?.into_iter().map(|stored| stored.record) {
+            host.open_volume(&record);
+        }
         let text = format!("marud {} has started", env!("CARGO_PKG_VERSION"));
         host.state.commit(&Transaction::new().tell(&EventRecord::now(EventKind::HostStarted, text)))?;
         let revision = host.state.revision()?;
@@ -87,6 +96,7 @@ impl Host {
         }
         let (watch, watching) = (host.state.watch(revision)?, host.clone());
         std::thread::spawn(move || watching.follow(watch));
+        host.runtime.spawn(alarm::watch(host.state.clone(), host.surroundings.clone()));
         Ok(host)
     }
 
@@ -100,9 +110,30 @@ impl Host {
         self.handles().get(&vm).map_or(OFF, |handle| handle.live.borrow().clone())
     }
 
+    /// Has a VM looked at, for what it has used. One whose owner is busy is not waited for longer than this takes otherwise.
+    pub async fn measure(&self, vm: Uuid) {
+        let (sender, known) = oneshot::channel();
+        let asked = self.handles().get(&vm).is_some_and(|handle| handle.inputs.send(Input::Measure(sender)).is_ok());
+        if asked {
+            let _ = tokio::time::timeout(MEASURE, known).await;
+        }
+    }
+
     /// Changes of what is stored, from now on.
     pub fn changes(&self) -> broadcast::Receiver<Changed> {
         self.changes.subscribe()
+    }
+
+    /// Uses a volume that was made through the API. Its directory is not made: what should be mounted there may not be yet.
+    fn open_volume(&self, record: &VolumeRecord) {
+        let Some(PlaceRecord::Directory { path }) = &record.place else { return };
+        match Directory::open(path.as_ref()) {
+            Ok(_) if self.surroundings.volumes.names().contains(&record.name) => {
+                tracing::warn!("the volume '{}' is that of the command line, and not {path}", record.name);
+            }
+            Ok(directory) => self.surroundings.volumes.insert(&record.name, Arc::new(directory)),
+            Err(error) => tracing::error!("the volume '{}' cannot be opened: {path}: {error}", record.name),
+        }
     }
 
     /// Files and control groups of VMs that are not stored here: those that do not run are removed; a VM that runs is never ended because
@@ -170,7 +201,10 @@ impl Host {
 
     fn vm_changed(&self, id: Uuid, changed: &Changed) {
         match &changed.value {
-            None => drop(self.handles().remove(&id)),
+            None => {
+                self.surroundings.meters.forget(id);
+                drop(self.handles().remove(&id));
+            }
             Some(value) if !self.handles().contains_key(&id) => match record::from_bytes(&changed.key, value) {
                 Ok(record) => self.take(Stored { record, revision: changed.revision }, Vec::new(), OFF),
                 Err(error) => tracing::error!("{error}"),

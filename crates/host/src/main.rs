@@ -3,7 +3,7 @@
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,6 +11,7 @@ use host::audit::Audit;
 use host::host::{Host, find_monitor};
 use host::options::{self, Options, Wanted};
 use host::state::State;
+use host::vm::meter::Meters;
 use host::vm::{Capacity, Cgroups, Ledger, Surroundings};
 use host::volumes::Volumes;
 use host::web::{self, App};
@@ -106,7 +107,16 @@ fn surroundings(options: &Options) -> anyhow::Result<Surroundings> {
         overcommit_percent: options.memory_overcommit,
         cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
     });
-    Ok(Surroundings { monitor, run_directory, cgroups, ledger, volumes, unconfined: options.unconfined })
+    Ok(Surroundings {
+        monitor,
+        run_directory,
+        cgroups,
+        ledger,
+        meters: Meters::default(),
+        volumes,
+        files: Mutex::default(),
+        unconfined: options.unconfined,
+    })
 }
 
 /// Backs the store up and forgets what is old, for ever.

@@ -113,6 +113,11 @@ impl State {
         Ok(self.store.commit(transaction)?)
     }
 
+    /// The size of the store's file in bytes; 0 if that is not known.
+    pub fn file_bytes(&self) -> u64 {
+        self.store.file_bytes().unwrap_or(0)
+    }
+
     /// The newest revision.
     pub fn revision(&self) -> Result<Revision, StateError> {
         Ok(self.store.revision()?)

@@ -1,16 +1,24 @@
 //! Volumes: the directories of the host that files of VMs may be in.
 
+pub mod account;
+pub mod alarm;
+mod kind;
+
+pub use account::Account;
+pub use kind::{Directory, Space, Volume};
+
 use std::collections::BTreeMap;
-use std::ffi::CString;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::records::{Cause, FileRef};
 
 /// The volumes of the host. They are the wall between those who may use the API and the host's own files.
+///
+/// A clone is the same.
 #[derive(Clone, Debug, Default)]
-pub struct Volumes(BTreeMap<String, PathBuf>);
+pub struct Volumes(Arc<RwLock<BTreeMap<String, Arc<dyn Volume>>>>);
 
 /// Why a volume cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,18 +47,58 @@ impl Volumes {
         let fine = |name: &&str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
         let parts = text.split_once('=').filter(|(name, path)| fine(name) && !path.is_empty());
         let (name, path) = parts.ok_or_else(|| VolumeError::Form(text.into()))?;
-        let path = Path::new(path);
-        let directory = std::fs::create_dir_all(path).and_then(|()| path.canonicalize());
-        let directory = directory.map_err(|source| VolumeError::Directory { name: name.into(), path: path.into(), source })?;
-        match self.0.insert(name.into(), directory) {
-            None => Ok(()),
-            Some(_) => Err(VolumeError::Twice(name.into())),
+        if self.all().contains_key(name) {
+            return Err(VolumeError::Twice(name.into()));
         }
+        let path = Path::new(path);
+        let directory = std::fs::create_dir_all(path).and_then(|()| Directory::open(path));
+        let directory = directory.map_err(|source| VolumeError::Directory { name: name.into(), path: path.into(), source })?;
+        self.insert(name, Arc::new(directory));
+        Ok(())
     }
 
-    /// What the API tells of them.
-    pub fn list(&self) -> io::Result<Vec<api::Volume>> {
-        self.0.iter().map(|(name, path)| describe(name, path)).collect()
+    fn all(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<dyn Volume>>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a volume of a directory, which is made if it is not there. It is not one of these yet.
+    pub fn make(&self, path: &str) -> Result<Arc<dyn Volume>, Cause> {
+        let way_out = "name a directory of the host, from / on";
+        let directory = Path::new(path);
+        if !directory.is_absolute() || path.contains('\0') {
+            return Err(Cause::new("bad-volume", format!("'{path}' is no whole path"), way_out));
+        }
+        let opened = std::fs::create_dir_all(directory).and_then(|()| Directory::open(directory));
+        let opened = opened.map_err(|error| Cause::new("bad-volume", format!("{path} cannot be used: {error}"), way_out))?;
+        let overlaps = |root: &Path| root.starts_with(opened.root()) || opened.root().starts_with(root);
+        if let Some((name, _)) = self.all().iter().find(|(_, volume)| overlaps(volume.root())) {
+            let message = format!("{path} and the volume '{name}' have files in common");
+            return Err(Cause::new("bad-volume", message, "name a directory that is in no volume and has none in it"));
+        }
+        Ok(Arc::new(opened))
+    }
+
+    /// Adds a volume, or takes another one for this name.
+    pub fn insert(&self, name: &str, volume: Arc<dyn Volume>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(name.into(), volume);
+    }
+
+    /// Takes a volume away. Its files stay.
+    pub fn give_up(&self, name: &str) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// How much space a volume has now; nothing if there is no such volume.
+    pub fn space(&self, name: &str) -> Option<io::Result<Space>> {
+        // Not under the lock: a file server may let us wait.
+        let volume = self.all().get(name).cloned();
+        volume.map(|volume| volume.space())
+    }
+
+    /// The volume that a file of the host is in.
+    pub fn volume_of(&self, path: &Path) -> Option<String> {
+        let real = path.canonicalize().ok()?;
+        self.all().iter().find(|(_, volume)| real.starts_with(volume.root())).map(|(name, _)| name.clone())
     }
 
     /// Understands `VOLUME:PATH`.
@@ -58,8 +106,8 @@ impl Volumes {
         let refuse =
             |message: String| Cause::new("bad-file", message, "name a file in a volume: VOLUME:PATH, like local:web/root.vhdx");
         let Some((volume, path)) = text.split_once(':') else { return Err(refuse(format!("'{text}' names no volume"))) };
-        if !self.0.contains_key(volume) {
-            let names: Vec<&str> = self.0.keys().map(String::as_str).collect();
+        let names = self.names();
+        if !names.iter().any(|name| name == volume) {
             return Err(refuse(format!("there is no volume '{volume}'; there are: {}", names.join(", "))));
         }
         let plain = Path::new(path).components().all(|component| matches!(component, Component::Normal(_)));
@@ -71,12 +119,13 @@ impl Volumes {
 
     /// Their names.
     pub fn names(&self) -> Vec<String> {
-        self.0.keys().cloned().collect()
+        self.all().keys().cloned().collect()
     }
 
     /// Where a volume is on the host.
-    pub fn root(&self, name: &str) -> Result<&Path, Cause> {
-        self.0.get(name).map(PathBuf::as_path).ok_or_else(|| {
+    pub fn root(&self, name: &str) -> Result<PathBuf, Cause> {
+        let root = self.all().get(name).map(|volume| volume.root().to_owned());
+        root.ok_or_else(|| {
             let known = self.names().join(", ");
             Cause::new("no-volume", format!("there is no volume '{name}'; there are: {known}"), "name one of these")
         })
@@ -88,7 +137,7 @@ impl Volumes {
         let path = volume.join(&file.path);
         // The nearest directory that is there says where the rest will be.
         let real = path.ancestors().skip(1).find_map(|above| above.canonicalize().ok());
-        if real.is_some_and(|real| real.starts_with(volume) && real.is_dir()) {
+        if real.is_some_and(|real| real.starts_with(&volume) && real.is_dir()) {
             return Ok(path);
         }
         let message = format!("{file} would not be inside of the volume");
@@ -97,7 +146,8 @@ impl Volumes {
 
     /// Removes the directory that a file was in, if it is empty and not a volume.
     pub fn remove_if_empty(&self, file: &Path) {
-        if let Some(directory) = file.parent().filter(|directory| !self.0.values().any(|root| root == directory)) {
+        if let Some(directory) = file.parent().filter(|directory| !self.all().values().any(|volume| volume.root() == *directory))
+        {
             // It may have other files.
             let _ = std::fs::remove_dir(directory);
         }
@@ -105,13 +155,13 @@ impl Volumes {
 
     /// Where a file is on the host. It is there, and really inside of its volume.
     pub fn find(&self, file: &FileRef) -> Result<PathBuf, Cause> {
-        let volume = self.0.get(&file.volume).ok_or_else(|| missing(file))?;
+        let volume = self.root(&file.volume).map_err(|_| missing(file))?;
         let path = volume.join(&file.path);
         let found = path.canonicalize().and_then(|real| Ok((real.metadata()?, real)));
         let (metadata, real) = found.map_err(|error| {
             Cause::new("no-file", format!("{file} ({}) cannot be found: {error}", path.display()), "put the file there")
         })?;
-        if !real.starts_with(volume) {
+        if !real.starts_with(&volume) {
             let message = format!("{file} is a link to {}, outside of the volume", real.display());
             return Err(Cause::new("bad-file", message, "put the file itself there"));
         }
@@ -127,11 +177,11 @@ impl Volumes {
     pub fn make_place(&self, file: &FileRef) -> Result<PathBuf, Cause> {
         let failed =
             |error: io::Error| Cause::new("volume", format!("{file} cannot be made: {error}"), "mend that, and try again");
-        let volume = self.0.get(&file.volume).ok_or_else(|| missing(file))?;
+        let volume = self.root(&file.volume).map_err(|_| missing(file))?;
         let path = volume.join(&file.path);
-        let directory = path.parent().unwrap_or(volume);
+        let directory = path.parent().unwrap_or(&volume);
         std::fs::create_dir_all(directory).map_err(failed)?;
-        if !directory.canonicalize().map_err(failed)?.starts_with(volume) {
+        if !directory.canonicalize().map_err(failed)?.starts_with(&volume) {
             let message = format!("the directory of {file} is a link out of the volume");
             return Err(Cause::new("bad-file", message, "put a directory there"));
         }
@@ -140,7 +190,7 @@ impl Volumes {
 
     /// Removes a file of `marud`'s own making, and its directory if that is empty then. That it is gone is no error.
     pub fn remove(&self, file: &FileRef) -> Result<(), Cause> {
-        let path = self.0.get(&file.volume).ok_or_else(|| missing(file))?.join(&file.path);
+        let path = self.root(&file.volume).map_err(|_| missing(file))?.join(&file.path);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 let message = format!("{file} cannot be removed: {error}");
@@ -158,22 +208,6 @@ impl Volumes {
 fn missing(file: &FileRef) -> Cause {
     let way_out = "start marud with this volume, or create the VM anew elsewhere";
     Cause::new("no-volume", format!("the volume of {file} is not there"), way_out)
-}
-
-fn describe(name: &str, path: &Path) -> io::Result<api::Volume> {
-    let c_path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: all zeroes are a valid statvfs.
-    let mut space: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the path is zero-terminated, and the structure lives through the call.
-    if unsafe { libc::statvfs(c_path.as_ptr(), &mut space) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(api::Volume {
-        name: name.into(),
-        path: path.display().to_string(),
-        total_bytes: space.f_blocks * space.f_frsize,
-        free_bytes: space.f_bavail * space.f_frsize,
-    })
 }
 
 #[cfg(test)]

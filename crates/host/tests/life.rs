@@ -115,3 +115,200 @@ fn a_clone_that_is_cancelled_or_killed_leaves_nothing_half_made() {
         assert_eq!(left.len(), 2, "{left:?}");
     }
 }
+
+/// Patches the VM `web`, and waits for the task's end.
+fn patched(client: &Client, patch: &Value) -> api::Task {
+    let task: api::Task = client.patch("/vms/web", "*", patch).unwrap();
+    client.wait(task, |_| {}).unwrap_or_else(|error| panic!("{patch}: {error}"))
+}
+
+fn patch_refusal(client: &Client, patch: &Value) -> (u16, String) {
+    client.refusal("PATCH", "/vms/web", &[JSON], &serde_json::to_vec(patch).unwrap())
+}
+
+/// What the monitor of a VM that runs is told that it is.
+fn monitored(host: &TestHost, vm: &api::Vm) -> (vmm::config::VmConfig, vmm::control::Status) {
+    let socket = host.directory.path().join(format!("run/vms/{}/control", vm.id));
+    let mut monitor = vmm::control::Client::connect(&socket).unwrap();
+    (monitor.call(&vmm::control::Request::Config, &[]).unwrap(), monitor.call(&vmm::control::Request::Status, &[]).unwrap())
+}
+
+#[test]
+fn disks_are_made_with_their_vm_grown_and_deleted_with_it() {
+    let host = TestHost::new();
+    let client = host.client();
+    let mut wanted = spec("web", "");
+    wanted["disks"] = json!([{"size_bytes": 1 << 30}, {"size_bytes": 1 << 20, "file": "local:data.raw"}]);
+    let vm = client.create(&wanted);
+    assert_eq!(vm.spec.disks[0].file, "local:web/disk0.vhdx");
+    assert_eq!(files(&host), ["data.raw", "vmlinuz", "web/disk0.vhdx"]);
+    assert_eq!(fs::metadata(host.volume("data.raw")).unwrap().len(), 1 << 20);
+    // A name that is taken, or a file that is there, makes nothing.
+    let create = |wanted: &Value| refusal(&client, "/vms", wanted);
+    assert_eq!(create(&wanted), (409, "name-taken".into()));
+    wanted["name"] = "other".into();
+    assert_eq!(create(&wanted), (409, "disk-in-use".into()));
+    wanted["disks"] = json!([{"size_bytes": 1 << 20, "file": "local:vmlinuz"}]);
+    assert_eq!(create(&wanted), (409, "file-exists".into()));
+    wanted["disks"] = json!([{"size_bytes": 1}]);
+    assert_eq!(create(&wanted).0, 422);
+    wanted["disks"] = json!([{}]);
+    assert_eq!(create(&wanted), (422, "bad-file".into()));
+    patched(&client, &json!({"disks": [{"id": "disk0"}, {"id": "disk1", "size_bytes": 2 << 20}, {"size_bytes": 1 << 20}]}));
+    assert_eq!(fs::metadata(host.volume("data.raw")).unwrap().len(), 2 << 20);
+    assert_eq!(files(&host), ["data.raw", "vmlinuz", "web/disk0.vhdx", "web/disk2.vhdx"]);
+    let smaller = json!({"disks": [{"id": "disk1", "size_bytes": 512}]});
+    let task: api::Task = client.patch("/vms/web?wait=20", "*", &smaller).unwrap();
+    assert_eq!((task.state, task.error.unwrap().code), (TaskState::Failed, "disk".into()));
+    assert_eq!(client.vm("web").spec.disks.len(), 3, "nothing of it is done");
+    client.does("DELETE /vms/web?disks=delete");
+    assert_eq!(files(&host), ["vmlinuz"]);
+    assert!(!host.volume("web").exists());
+}
+
+#[test]
+fn a_vm_that_is_off_can_be_changed_in_everything() {
+    let host = TestHost::new();
+    let client = host.client();
+    let before = with_disk(&host, &client, b"");
+    client.create(&spec("other", ""));
+    let (_, tag): (api::Vm, String) = client.get_tagged("/vms/web").unwrap();
+    patched(
+        &client,
+        &json!({"cpus": 3, "memory_bytes": 128 << 20, "boot": {"command_line": "x"}, "disks": null, "balloon": true}),
+    );
+    let after = client.vm("web").spec;
+    assert_eq!((after.cpus, after.memory_bytes, after.boot.command_line.as_str(), after.balloon), (3, 128 << 20, "x", true));
+    assert_eq!((after.disks.len(), &after.nets), (0, &before.spec.nets), "what was not named stays");
+    let refused = client.refusal("PATCH", "/vms/web", &[JSON, ("if-match", &tag)], b"{}");
+    assert_eq!(refused, (412, "changed".into()));
+    assert_eq!(patch_refusal(&client, &json!({"cpus": 0})), (422, "bad-vm".into()));
+    assert_eq!(patch_refusal(&client, &json!({"memroy": 1})), (422, "bad-body".into()));
+    assert_eq!(patch_refusal(&client, &json!([])), (422, "bad-body".into()));
+    assert_eq!(patch_refusal(&client, &json!({"memory_bytes": 1_u64 << 60})), (422, "no-memory".into()));
+    assert_eq!(patch_refusal(&client, &json!({"name": "other"})), (409, "name-taken".into()));
+    patched(&client, &json!({"name": "www"}));
+    assert_eq!(client.vm("www").id, before.id);
+    assert_eq!(client.refusal("GET", "/vms/web", &[], b""), (404, "not-found".into()));
+    client.create(&spec("web", ""));
+}
+
+#[test]
+fn a_vm_that_runs_is_changed_at_once_or_not_at_all() {
+    let host = TestHost::new();
+    let client = host.client();
+    fs::write(host.volume("root.raw"), [0; 4096]).unwrap();
+    let mut wanted = spec("web", "");
+    wanted["max_cpus"] = 4.into();
+    wanted["max_memory_bytes"] = (256 << 20).into();
+    wanted["balloon"] = true.into();
+    wanted["balloon_bytes"] = (2 << 20).into();
+    wanted["disks"] = json!([{"file": "local:root.raw"}]);
+    let vm = client.create(&wanted);
+    client.does("POST /vms/web/start");
+    let (config, status) = monitored(&host, &vm);
+    assert_eq!((config.memory.hotplug_size, config.cpus.max, status.balloon), (192 << 20, 4, 2 << 20));
+    patched(
+        &client,
+        &json!({"cpus": 3, "memory_bytes": 128 << 20, "balloon_bytes": 0, "disks": [{"id": "disk0", "size_bytes": 8192}, {"size_bytes": 1 << 20}]}),
+    );
+    let (config, status) = monitored(&host, &vm);
+    assert_eq!((config.cpus.count, status.hotplug_memory, status.balloon), (3, 64 << 20, 0));
+    assert_eq!(config.disks.iter().map(|disk| disk.id.as_str()).collect::<Vec<_>>(), ["disk0", "disk1"]);
+    assert!(host.volume("web/disk1.vhdx").exists());
+    let spec = client.vm("web").spec;
+    assert_eq!((spec.cpus, spec.memory_bytes, spec.disks.len()), (3, 128 << 20, 2));
+    patched(&client, &json!({"disks": [{"id": "disk0"}]}));
+    assert_eq!(monitored(&host, &vm).0.disks.len(), 1);
+    assert!(host.volume("web/disk1.vhdx").exists(), "its file stays");
+    // What cannot be done is refused with everything beside it.
+    for refused in [
+        json!({"cpus": 1}),
+        json!({"cpus": 5, "max_cpus": 5}),
+        json!({"memory_bytes": 512 << 20, "max_memory_bytes": null}),
+        json!({"boot": {"kernel": "local:root.raw"}}),
+        json!({"balloon": false}),
+        json!({"disks": [{"id": "disk0", "read_only": true}]}),
+    ] {
+        let mut all = json!({"name": "www"});
+        all.as_object_mut().unwrap().extend(refused.as_object().unwrap().clone());
+        assert_eq!(patch_refusal(&client, &all), (409, "vm-running".into()), "{refused}");
+    }
+    // A TAP that is not there is found before anything is done; a disk that does not grow, behind the new one, which goes again.
+    for (patch, code) in [
+        (json!({"nets": [{"tap": "no-such-tap"}], "disks": [{"id": "disk0"}, {"size_bytes": 1 << 20}]}), "tap"),
+        (json!({"disks": [{"id": "disk0", "size_bytes": 1}, {"size_bytes": 1 << 20}]}), "monitor"),
+    ] {
+        let task: api::Task = client.patch("/vms/web?wait=20", "*", &patch).unwrap();
+        assert_eq!((task.state, task.error.unwrap().code.as_str()), (TaskState::Failed, code));
+        assert_eq!((monitored(&host, &vm).0.disks.len(), client.vm("web").spec.disks.len()), (1, 1));
+        assert_eq!(files(&host), ["root.raw", "vmlinuz", "web/disk1.vhdx"]);
+    }
+    patched(&client, &json!({"name": "www"}));
+    assert_eq!(client.vm("www").state, VmState::Running);
+}
+
+#[test]
+fn a_guest_that_keeps_a_device_can_be_waited_for_given_up_and_stopped() {
+    let host = TestHost::new();
+    let client = host.client();
+    fs::write(host.volume("root.raw"), [0; 4096]).unwrap();
+    let mut wanted = spec("web", "fake=keeps");
+    wanted["disks"] = json!([{"file": "local:root.raw"}]);
+    client.create(&wanted);
+    client.does("POST /vms/web/start");
+    let removing = || -> api::Task { client.patch("/vms/web", "*", &json!({"disks": []})).unwrap() };
+    let running = |task: &api::Task| {
+        until("the removal has begun", || {
+            let task: api::Task = client.get(&format!("/tasks/{}", task.id)).unwrap();
+            (task.state == TaskState::Running).then_some(())
+        });
+    };
+    let task = removing();
+    running(&task);
+    client.does("POST /vms/web/pause");
+    client.does("POST /vms/web/resume");
+    let task: api::Task = client.post(&format!("/tasks/{}/cancel?wait=20", task.id)).unwrap();
+    assert_eq!((task.state, client.vm("web").spec.disks.len()), (TaskState::Cancelled, 1));
+    let task = removing();
+    running(&task);
+    client.does("POST /vms/web/stop?force=true");
+    let task: api::Task = client.get(&format!("/tasks/{}?wait=20", task.id)).unwrap();
+    assert_eq!((task.state, task.error.unwrap().code), (TaskState::Failed, "vm-ended".into()));
+    assert_eq!(client.vm("web").spec.disks.len(), 1);
+    patched(&client, &json!({"disks": []}));
+}
+
+#[test]
+fn a_change_that_marud_was_killed_in_is_done_afterwards_once() {
+    let mut host = TestHost::new();
+    let vm = host.client().create(&spec("web", ""));
+    host.client().does("POST /vms/web/start");
+    for round in 0..30_u64 {
+        let client = host.client();
+        // In turns one disk more and none.
+        let patch = if round % 2 == 0 { json!({"disks": [{"size_bytes": 1 << 20}]}) } else { json!({"disks": []}) };
+        let task: api::Task = client.patch("/vms/web", "*", &patch).unwrap();
+        std::thread::sleep(std::time::Duration::from_micros(round * 733 % 12_000));
+        host.kill();
+        host.start();
+        let client = host.client();
+        let task = client.wait(client.get(&format!("/tasks/{}", task.id)).unwrap(), |_| {}).unwrap();
+        let spec = client.vm("web").spec;
+        let monitored: Vec<String> = monitored(&host, &vm).0.disks.into_iter().map(|disk| disk.id).collect();
+        let known: Vec<String> = spec.disks.iter().filter_map(|disk| disk.id.clone()).collect();
+        let expected = usize::from(round % 2 == 0);
+        assert_eq!((task.state, known.len(), &monitored), (TaskState::Done, expected, &known), "round {round}");
+        if let Some(disk) = spec.disks.first() {
+            let file = host.volume(disk.file.strip_prefix("local:").unwrap());
+            assert!(file.exists(), "round {round}");
+        } else {
+            for file in fs::read_dir(host.volume("web")).into_iter().flatten().flatten() {
+                fs::remove_file(file.path()).unwrap();
+            }
+        }
+        let hidden =
+            fs::read_dir(host.volume("")).unwrap().flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with('.'));
+        assert_eq!(hidden.count(), 0, "round {round}");
+    }
+}

@@ -368,6 +368,25 @@ impl VmConfig {
         Ok(config)
     }
 
+    /// What a saved VM goes on with where this is how it is wanted now: files, backends and limits are these; memory, processors and the places of
+    /// devices are those that its guest knows.
+    #[must_use]
+    pub fn for_saved(mut self, saved: &VmConfig) -> VmConfig {
+        (self.cpus, self.memory) = (saved.cpus.clone(), saved.memory.clone());
+        for disk in &mut self.disks {
+            let known = saved.disks.iter().find(|other| other.id == disk.id);
+            disk.slot = known.map_or(disk.slot, |known| known.slot);
+        }
+        for net in &mut self.nets {
+            let known = saved.nets.iter().find(|other| other.id == net.id);
+            net.slot = known.map_or(net.slot, |known| known.slot);
+        }
+        let at = |index: Option<usize>| index.unwrap_or(usize::MAX);
+        self.disks.sort_by_key(|disk| at(saved.disks.iter().position(|other| other.id == disk.id)));
+        self.nets.sort_by_key(|net| at(saved.nets.iter().position(|other| other.id == net.id)));
+        self
+    }
+
     /// Checks what can be checked without the host.
     pub fn check(&self) -> Result<(), ConfigError> {
         let ids: Vec<&str> = self.disks.iter().map(|d| d.id.as_str()).chain(self.nets.iter().map(|n| n.id.as_str())).collect();
@@ -412,6 +431,19 @@ mod tests {
         let config = VmConfig::from_json(format!("{MINIMAL}}}").as_bytes()).unwrap();
         assert!(config.rng && config.cpus.sockets == 1 && config.on_reset == OnReset::Restart);
         assert_eq!(VmConfig::from_json(&serde_json::to_vec(&config).unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn a_saved_vm_keeps_what_its_guest_knows_and_gets_files_that_are_wanted_now() {
+        let config = |json: &str| VmConfig::from_json(format!("{MINIMAL},{json}}}").as_bytes()).unwrap();
+        let mut saved = config(r#""disks":[{"id":"b","path":"/old/b","slot":3},{"id":"a","path":"/old/a","slot":1}]"#);
+        saved.cpus.count = 2;
+        let mut wanted = config(r#""disks":[{"id":"a","path":"/new/a"},{"id":"b","path":"/new/b"}]"#);
+        wanted.memory.size *= 2;
+        let known = wanted.for_saved(&saved);
+        let disks: Vec<_> = known.disks.iter().map(|disk| (disk.path.to_str().unwrap(), disk.slot)).collect();
+        assert_eq!(disks, [("/new/b", Some(3)), ("/new/a", Some(1))]);
+        assert_eq!((known.cpus.count, known.memory.size), (2, saved.memory.size));
     }
 
     #[test]

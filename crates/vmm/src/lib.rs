@@ -15,6 +15,7 @@ pub mod monitor;
 pub mod pci;
 pub mod sandbox;
 pub mod state;
+pub mod tap;
 pub mod virtio;
 
 /// An error with its causes, in one line. A cause that the text in front of it ends with already is not repeated.

@@ -138,7 +138,12 @@ fn run(options: &Options) -> Result<u8, Box<dyn std::error::Error>> {
     let machine = match (&options.restore, config) {
         (Some(path), config) => {
             let file = File::open(path).map_err(|error| format!("saved VM {}: {error}", path.display()))?;
-            let adapt = |saved| Ok(config.unwrap_or(saved));
+            let adapt = |saved: VmConfig| {
+                Ok(match config {
+                    Some(config) => config.for_saved(&saved),
+                    None => saved,
+                })
+            };
             let mut machine = Machine::restore(file, adapt, sender, |_| {})?;
             machine.begin_new_life()?;
             machine

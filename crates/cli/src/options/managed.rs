@@ -3,11 +3,12 @@
 use std::str::FromStr;
 
 use super::{OptionError, Parts};
+use crate::size::ByteSize;
 
 /// The form of a disk.
-pub const MANAGED_DISK_FORM: &str = "VOLUME:PATH[,format=raw|vhdx|vhd][,ro][,direct][,id=ID]";
+pub const MANAGED_DISK_FORM: &str = "VOLUME:PATH|size=SIZE[,file=VOLUME:PATH][,format=raw|vhdx|vhd][,ro][,direct][,id=ID]";
 /// The form of a network card.
-pub const MANAGED_NET_FORM: &str = "tap=NAME[,mac=MAC][,id=ID]";
+pub const MANAGED_NET_FORM: &str = "tap=NAME[,mac=MAC][,id=ID][,disconnected]";
 
 /// A disk as it is written on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +22,13 @@ impl FromStr for ManagedDisk {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<ManagedDisk, OptionError> {
-        let (file, mut parts) = Parts::with_head(text, "the file", MANAGED_DISK_FORM)?;
+        // A new disk may do without a file's name.
+        let (file, mut parts) = match text.starts_with("size=") {
+            true => (String::new(), Parts::new(text, MANAGED_DISK_FORM)?),
+            false => Parts::with_head(text, "the file", MANAGED_DISK_FORM)?,
+        };
+        let size_bytes = parts.value::<ByteSize>("size")?.map(|size| size.0);
+        let file = if file.is_empty() { parts.text("file")?.unwrap_or_default() } else { file };
         let format = match parts.text("format")?.as_deref() {
             None => None,
             Some("raw") => Some(api::DiskFormat::Raw),
@@ -29,7 +36,14 @@ impl FromStr for ManagedDisk {
             Some("vhd") => Some(api::DiskFormat::Vhd),
             Some(other) => return Err(parts.wrong("format", format!("'{other}' is no format of disks"))),
         };
-        let disk = api::Disk { id: parts.text("id")?, file, format, read_only: parts.flag("ro")?, direct: parts.flag("direct")? };
+        let disk = api::Disk {
+            id: parts.text("id")?,
+            file,
+            size_bytes,
+            format,
+            read_only: parts.flag("ro")?,
+            direct: parts.flag("direct")?,
+        };
         parts.finish()?;
         Ok(ManagedDisk(disk))
     }
@@ -41,7 +55,7 @@ impl FromStr for ManagedNet {
     fn from_str(text: &str) -> Result<ManagedNet, OptionError> {
         let mut parts = Parts::new(text, MANAGED_NET_FORM)?;
         let tap = parts.text("tap")?.ok_or(OptionError::Missing { what: "tap=", form: MANAGED_NET_FORM })?;
-        let net = api::Net { id: parts.text("id")?, mac: parts.text("mac")?, tap };
+        let net = api::Net { id: parts.text("id")?, mac: parts.text("mac")?, tap, disconnected: parts.flag("disconnected")? };
         parts.finish()?;
         Ok(ManagedNet(net))
     }
@@ -55,7 +69,19 @@ mod tests {
     fn every_part_arrives_and_mistakes_show_the_form() {
         let disk: ManagedDisk = "local:a.img,format=vhdx,ro,direct,id=d".parse().unwrap();
         let format = Some(api::DiskFormat::Vhdx);
-        assert_eq!(disk.0, api::Disk { id: Some("d".into()), file: "local:a.img".into(), format, read_only: true, direct: true });
+        let expected = api::Disk {
+            id: Some("d".into()),
+            file: "local:a.img".into(),
+            size_bytes: None,
+            format,
+            read_only: true,
+            direct: true,
+        };
+        assert_eq!(disk.0, expected);
+        let new: ManagedDisk = "size=20G".parse().unwrap();
+        assert_eq!((new.0.file.as_str(), new.0.size_bytes), ("", Some(20 << 30)));
+        let new: ManagedDisk = "size=1G,file=fast:a.vhdx".parse().unwrap();
+        assert_eq!((new.0.file.as_str(), new.0.size_bytes), ("fast:a.vhdx", Some(1 << 30)));
         let net: ManagedNet = "tap=t0,mac=52:54:00:00:00:01".parse().unwrap();
         assert_eq!((net.0.tap.as_str(), net.0.mac.as_deref(), net.0.id), ("t0", Some("52:54:00:00:00:01"), None));
         for (error, expected) in [

@@ -47,6 +47,17 @@ pub enum RemoteError {
         .0.display()
     )]
     NoServer(PathBuf),
+    /// No change was named.
+    #[error("nothing is to be changed: name what is, see --help")]
+    NothingToDo,
+    /// No such device.
+    #[error("the VM has no device '{id}' of this kind; it has: {known}")]
+    NoDevice {
+        /// Its name.
+        id: String,
+        /// Those that there are.
+        known: String,
+    },
     /// No home directory.
     #[error("neither XDG_CONFIG_HOME nor HOME is set: there is no place for contexts")]
     NoHome,

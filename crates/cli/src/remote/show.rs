@@ -49,11 +49,22 @@ pub fn shown_time(time: OffsetDateTime) -> String {
     time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_else(|_| time.to_string())
 }
 
+fn memory(spec: &VmSpec) -> String {
+    let mut text = shown_size(spec.memory_bytes);
+    if let Some(max) = spec.max_memory_bytes {
+        text += &format!(", at most {}", shown_size(max));
+    }
+    if spec.balloon_bytes > 0 {
+        text += &format!(", of which the balloon takes {}", shown_size(spec.balloon_bytes));
+    }
+    text
+}
+
 /// What a VM is to be.
 pub fn spec_fields(spec: &VmSpec) -> Vec<(&'static str, String)> {
     let mut fields = vec![
         ("vCPUs", spec.max_cpus.map_or(spec.cpus.to_string(), |max| format!("{}, at most {max}", spec.cpus))),
-        ("memory", shown_size(spec.memory_bytes)),
+        ("memory", memory(spec)),
         ("kernel", spec.boot.kernel.clone()),
     ];
     fields.extend(spec.boot.initrd.clone().map(|initrd| ("initrd", initrd)));
@@ -67,7 +78,8 @@ pub fn spec_fields(spec: &VmSpec) -> Vec<(&'static str, String)> {
     }
     for net in &spec.nets {
         let mac = net.mac.as_deref().unwrap_or("?");
-        fields.push(("network card", format!("{}: {}, {mac}", net.id.as_deref().unwrap_or("?"), net.tap)));
+        let cable = if net.disconnected { ", disconnected" } else { "" };
+        fields.push(("network card", format!("{}: {}, {mac}{cable}", net.id.as_deref().unwrap_or("?"), net.tap)));
     }
     fields.extend(resource_fields(&spec.resources));
     fields

@@ -4,11 +4,13 @@ use api::client::Method;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::limit::{self, LimitArgs, Limits};
+use super::usage::{self, UsageArgs};
 use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 use crate::output::Output;
 use crate::remote::{Connect, RemoteError, TaskArgs, fields, finish, show_one, shown_size, shown_time, spec_fields, table};
 use crate::size::ByteSize;
 use crate::vm::clone::CloneArgs;
+use crate::vm::edit::EditArgs;
 
 /// Subcommands of `maru vm` that need `marud`.
 #[derive(Debug, Subcommand)]
@@ -40,8 +42,12 @@ pub enum ManageCommand {
     Discard(OperationArgs),
     /// Delete a VM that is off
     Delete(DeleteArgs),
+    /// Change a VM, also while it runs
+    Edit(Box<EditArgs>),
     /// Change how much of the host a VM may have
     Limit(Box<LimitArgs>),
+    /// Show what VMs have used, or have a meter begin anew
+    Usage(UsageArgs),
     /// Make another VM like one that is off
     Clone(CloneArgs),
 }
@@ -86,7 +92,10 @@ EXAMPLES
   A system on a disk, with a network card on the TAP tap0:
     maru vm create web --kernel local:vmlinuz --initrd local:initrd.img --cmdline 'root=/dev/vda1 ro' \\
         --disk local:web/root.vhdx --net tap=tap0 --cpus 2 --memory 2G
-    maru vm start web";
+    maru vm start web
+
+  The same with a new disk of 20 GiB, local:web/disk0.vhdx:
+    maru vm create web --kernel local:vmlinuz --initrd local:initrd.img --disk size=20G --memory 2G --max-memory 8G";
 
 /// `maru vm create`.
 #[derive(Debug, Args)]
@@ -118,6 +127,9 @@ pub struct CreateArgs {
     /// Memory, with the unit K, M, G or T
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     memory: ByteSize,
+    /// Memory that it may have later, while it runs
+    #[arg(long, value_name = "SIZE")]
+    max_memory: Option<ByteSize>,
     /// Add a balloon, which gives memory that the guest does not use back to the host
     #[arg(long)]
     balloon: bool,
@@ -191,7 +203,9 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
         ManageCommand::Stop(StopArgs { vm, grace, task, .. }) => {
             operate(Method::POST, &vm, &format!("/stop?grace={grace}"), &task)
         }
+        ManageCommand::Edit(args) => super::edit::run(*args),
         ManageCommand::Limit(args) => limit::run(&args),
+        ManageCommand::Usage(args) => usage::run(&args),
         ManageCommand::Clone(args) => super::clone::run(args),
         ManageCommand::Delete(DeleteArgs { vm, disks, task }) => {
             let what = match disks {
@@ -241,11 +255,13 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
         cpus: args.cpus,
         max_cpus: args.max_cpus,
         memory_bytes: args.memory.0,
+        max_memory_bytes: args.max_memory.map(|size| size.0),
         boot: api::Boot { kernel: args.kernel, initrd: args.initrd, command_line: args.cmdline },
         disks: args.disks.into_iter().map(|disk| disk.0).collect(),
         nets: args.nets.into_iter().map(|net| net.0).collect(),
         console: api::Console::default(),
         balloon: args.balloon,
+        balloon_bytes: 0,
         resources: args.limits.resources(),
     };
     let vm: api::Vm = args.show.connect.client()?.call(Method::POST, "/vms", Some(&spec))?;

@@ -3,9 +3,11 @@
 
 pub mod clone;
 pub mod control;
+pub mod edit;
 mod limit;
 pub mod manage;
 pub mod run;
+mod usage;
 
 use clap::Subcommand;
 

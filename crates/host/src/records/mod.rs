@@ -5,6 +5,8 @@
 //! | `vms/ID` | a VM: what it is to be, and whether it is to run |
 //! | `names/NAME` | the id of the VM that has this name |
 //! | `tasks/ID` | a task; unfinished ones are the queues of their VMs |
+//! | `volumes/NAME` | a volume: where it is, and its alarms |
+//! | `usage/ID` | what a VM has used |
 //! | `events/ID` | an event; its revision in the store is its number |
 //! | `tokens/NAME` | who may do what |
 //! | `once/TOKEN/KEY` | what a request with an `Idempotency-Key` made |
@@ -16,16 +18,20 @@ mod event;
 mod resources;
 mod task;
 mod token;
+mod usage;
 mod vm;
+mod volume;
 
 pub use event::{EventKind, EventRecord, Pruned};
 pub use resources::{CpuRecord, DiskLimitsRecord, NetLimitsRecord, RateRecord, ResourcesRecord};
 pub use task::{Cause, CloneRecord, DeleteDisks, LogRecord, OperationRecord, ProgressRecord, TaskRecord, TaskStateRecord};
 pub use token::{OnceRecord, RoleRecord, TokenRecord};
+pub use usage::{SeenRecord, UsageRecord, UsedRecord};
 pub use vm::{
     BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, Power, SavedPhase, SavedRecord,
     VmRecord,
 };
+pub use volume::{LevelRecord, PlaceRecord, VolumeRecord};
 
 use serde::{Deserialize, Serialize};
 use store::record::Record;

@@ -106,8 +106,15 @@ pub enum OperationRecord {
         /// Whether they take the place of those before, and what is left out is as usual.
         replace: bool,
     },
+    /// Has its meter begin anew.
+    ResetUsage,
     /// Makes another VM like it.
     Clone(CloneRecord),
+    /// Changes what it is to be.
+    Edit {
+        /// A merge patch (RFC 7396) of its specification.
+        patch: serde_json::Value,
+    },
 }
 
 /// A VM to make like another one.
@@ -124,7 +131,7 @@ pub struct CloneRecord {
 impl OperationRecord {
     /// Whether it is long work, which goes on beside the VM's owner and ends when someone wants that.
     pub fn is_long(&self) -> bool {
-        matches!(self, OperationRecord::Clone(_))
+        matches!(self, OperationRecord::Clone(_) | OperationRecord::Edit { .. })
     }
 
     /// The VM that it makes.
@@ -137,8 +144,8 @@ impl OperationRecord {
 
     /// Whether it is done while long work goes on: the VM must obey meanwhile.
     pub fn overtakes(&self) -> bool {
-        use OperationRecord::{ForceOff, Pause, Reset, Resume, SetResources, ShutDown};
-        matches!(self, ForceOff | ShutDown { .. } | Reset | Pause | Resume | SetResources { .. })
+        use OperationRecord::{ForceOff, Pause, Reset, ResetUsage, Resume, SetResources, ShutDown};
+        matches!(self, ForceOff | ShutDown { .. } | Reset | Pause | Resume | SetResources { .. } | ResetUsage)
     }
 }
 
@@ -246,10 +253,12 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::Pause => api::Operation::Pause,
             OperationRecord::Resume => api::Operation::Resume,
             OperationRecord::Delete { .. } => api::Operation::Delete,
+            OperationRecord::ResetUsage => api::Operation::ResetUsage,
             OperationRecord::Save { .. } => api::Operation::Save,
             OperationRecord::DiscardSaved => api::Operation::DiscardSaved,
             OperationRecord::SetResources { .. } => api::Operation::SetResources,
             OperationRecord::Clone(_) => api::Operation::Clone,
+            OperationRecord::Edit { .. } => api::Operation::Edit,
         }
     }
 }

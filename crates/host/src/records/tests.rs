@@ -26,6 +26,7 @@ fn records_of_version_1_are_read_and_written_as_ever() {
         cpus: 2,
         max_cpus: 4,
         memory_bytes: 1 << 30,
+        max_memory_bytes: Some(2 << 30),
         boot: BootRecord { kernel: file("vmlinuz"), initrd: Some(file("initrd.img")), command_line: "quiet".into() },
         disks: vec![DiskRecord {
             id: "disk0".into(),
@@ -34,9 +35,10 @@ fn records_of_version_1_are_read_and_written_as_ever() {
             read_only: false,
             direct: true,
         }],
-        nets: vec![NetRecord { id: "net0".into(), mac: "52:54:00:12:34:56".into(), tap: "tap0".into() }],
+        nets: vec![NetRecord { id: "net0".into(), mac: "52:54:00:12:34:56".into(), tap: "tap0".into(), disconnected: true }],
         console: ConsoleRecord::Serial,
         balloon: true,
+        balloon_bytes: 1 << 20,
         power: Power::On,
         created_at: AT,
         started_at: Some(AT),
@@ -71,6 +73,13 @@ fn records_of_version_1_are_read_and_written_as_ever() {
     let token = TokenRecord { name: "admin".into(), role: RoleRecord::Admin, secret_sha256: "00ff".into(), created_at: AT };
     stays(&token, include_str!("golden/token-1.json"));
     stays(&OnceRecord { request_sha256: "00ff".into(), made: TASK, at: AT }, include_str!("golden/once-1.json"));
+    let seen =
+        SeenRecord { run: "boot/812/4711".into(), cpu_us: 5, devices: [("disk0".into(), [("writes".into(), 4)].into())].into() };
+    let used = UsedRecord { cpu_us: 9, disk_writes: 8, ..UsedRecord::default() };
+    stays(&UsageRecord { since: AT, at: AT, used, seen: Some(seen) }, include_str!("golden/usage-1.json"));
+    let place = Some(PlaceRecord::Directory { path: "/srv/vms".into() });
+    let volume = VolumeRecord { place, level: LevelRecord::Warning, ..VolumeRecord::new("big") };
+    stays(&volume, include_str!("golden/volume-1.json"));
     stays(&NameRecord { vm: VM }, include_str!("golden/name-1.json"));
     stays(&Pruned { up_to: 7 }, include_str!("golden/pruned-1.json"));
 }

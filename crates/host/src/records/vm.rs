@@ -20,6 +20,9 @@ pub struct VmRecord {
     pub max_cpus: u32,
     /// Bytes of memory.
     pub memory_bytes: u64,
+    /// Bytes that it may have while it runs, if they are more.
+    #[serde(default)]
+    pub max_memory_bytes: Option<u64>,
     /// What it boots.
     pub boot: BootRecord,
     /// Its disks.
@@ -30,6 +33,9 @@ pub struct VmRecord {
     pub console: ConsoleRecord,
     /// Whether it has a balloon.
     pub balloon: bool,
+    /// Bytes that the balloon takes.
+    #[serde(default)]
+    pub balloon_bytes: u64,
     /// Whether it is to run.
     pub power: Power,
     /// When it was created.
@@ -126,6 +132,9 @@ pub struct NetRecord {
     pub mac: String,
     /// The host's TAP.
     pub tap: String,
+    /// Whether its cable is out.
+    #[serde(default)]
+    pub disconnected: bool,
 }
 
 /// Which console the monitor has.
@@ -202,6 +211,7 @@ impl VmRecord {
             cpus: self.cpus,
             max_cpus: (self.max_cpus != self.cpus).then_some(self.max_cpus),
             memory_bytes: self.memory_bytes,
+            max_memory_bytes: self.max_memory_bytes,
             boot: api::Boot {
                 kernel: self.boot.kernel.to_string(),
                 initrd: self.boot.initrd.as_ref().map(FileRef::to_string),
@@ -214,6 +224,7 @@ impl VmRecord {
                 ConsoleRecord::Virtio => api::Console::Virtio,
             },
             balloon: self.balloon,
+            balloon_bytes: self.balloon_bytes,
             resources: self.told_resources(),
         }
     }
@@ -232,6 +243,7 @@ impl From<&DiskRecord> for api::Disk {
         api::Disk {
             id: Some(disk.id.clone()),
             file: disk.file.to_string(),
+            size_bytes: None,
             format: disk.format.map(|format| match format {
                 FormatRecord::Raw => api::DiskFormat::Raw,
                 FormatRecord::Vhdx => api::DiskFormat::Vhdx,
@@ -245,7 +257,7 @@ impl From<&DiskRecord> for api::Disk {
 
 impl From<&NetRecord> for api::Net {
     fn from(net: &NetRecord) -> api::Net {
-        api::Net { id: Some(net.id.clone()), mac: Some(net.mac.clone()), tap: net.tap.clone() }
+        api::Net { id: Some(net.id.clone()), mac: Some(net.mac.clone()), tap: net.tap.clone(), disconnected: net.disconnected }
     }
 }
 

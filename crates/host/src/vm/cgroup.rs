@@ -73,6 +73,17 @@ impl Cgroups {
         }
     }
 
+    /// Processor time of a VM in microseconds, since its group was made.
+    pub fn cpu_us(&self, vm: Uuid) -> Option<u64> {
+        let stat = fs::read_to_string(self.group(vm)?.join("cpu.stat")).ok()?;
+        stat.lines().find_map(|line| line.strip_prefix("usage_usec "))?.parse().ok()
+    }
+
+    /// Memory of a VM in bytes.
+    pub fn memory_bytes(&self, vm: Uuid) -> Option<u64> {
+        fs::read_to_string(self.group(vm)?.join("memory.current")).ok()?.trim().parse().ok()
+    }
+
     /// Removes the group of a VM that has ended.
     pub fn remove(&self, vm: Uuid) -> io::Result<()> {
         let Some(group) = self.group(vm) else { return Ok(()) };

@@ -64,6 +64,7 @@ pub fn clone(
             false => tool::copy(&from.path, to, Existing::Keep, job).map(drop),
         })?;
     }
+    let _held = surroundings.hold_files();
     staging.publish()?;
     let event = EventRecord::now(EventKind::VmCreated, format!("it was made from '{}'", source.name)).of_vm(vm.id, &vm.name);
     let transaction = Transaction::new()
@@ -73,10 +74,12 @@ pub fn clone(
         .write(&id, &vm)
         .tell(&event);
     match state.commit(&transaction)? {
-        Outcome::Committed(_) => staging.keep(),
-        Outcome::Conflict { .. } => return Err(name_taken(&vm.name).into()),
+        Outcome::Committed(_) => {
+            staging.keep();
+            Ok(None)
+        }
+        Outcome::Conflict { .. } => Err(name_taken(&vm.name).into()),
     }
-    Ok(None)
 }
 
 /// Another VM has the name.

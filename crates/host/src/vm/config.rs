@@ -1,5 +1,7 @@
 //! From what the API is told to what is stored, and from there to what a monitor is told.
 
+use std::path::{Path, PathBuf};
+
 use time::OffsetDateTime;
 use uuid::Uuid;
 use vmm::config::{
@@ -10,7 +12,9 @@ use vmm::launch::command_line;
 use vmm::memory::MemoryConfig;
 
 use super::resources;
-use crate::records::{BootRecord, Cause, ConsoleRecord, DiskRecord, FormatRecord, NetRecord, Power, ResourcesRecord, VmRecord};
+use crate::records::{
+    BootRecord, Cause, ConsoleRecord, DiskRecord, FileRef, FormatRecord, NetRecord, Power, ResourcesRecord, VmRecord,
+};
 use crate::volumes::Volumes;
 
 const MIB: u64 = 1 << 20;
@@ -29,10 +33,40 @@ fn bad(message: impl Into<String>, way_out: &str) -> Cause {
     Cause::new("bad-vm", message, way_out)
 }
 
+/// What a VM is to be, and what must be done to its disks for that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The VM.
+    pub vm: VmRecord,
+    /// Disks to make.
+    pub make: Vec<NewDisk>,
+    /// Disks that the VM has, by their ids, and the sizes in bytes that they are to have.
+    pub grow: Vec<(String, u64)>,
+}
+
+/// A disk to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewDisk {
+    /// Its file.
+    pub file: FileRef,
+    /// What the file is to mean.
+    pub format: disk::Format,
+    /// Bytes of the disk.
+    pub size: u64,
+}
+
 /// Checks what a VM is to be, and gives it an id.
-pub fn record(spec: &api::VmSpec, volumes: &Volumes) -> Result<VmRecord, Cause> {
+pub fn record(spec: &api::VmSpec, volumes: &Volumes) -> Result<Wanted, Cause> {
+    wanted(Uuid::new_v4(), None, spec, volumes)
+}
+
+/// Checks what a VM is to become.
+pub fn edited(vm: &VmRecord, spec: &api::VmSpec, volumes: &Volumes) -> Result<Wanted, Cause> {
+    wanted(vm.id, Some(vm), spec, volumes)
+}
+
+fn wanted(id: Uuid, old: Option<&VmRecord>, spec: &api::VmSpec, volumes: &Volumes) -> Result<Wanted, Cause> {
     check_name(&spec.name)?;
-    let id = Uuid::new_v4();
     let max_cpus = spec.max_cpus.unwrap_or(spec.cpus);
     if spec.cpus == 0 || max_cpus < spec.cpus {
         return Err(bad(
@@ -40,15 +74,34 @@ pub fn record(spec: &api::VmSpec, volumes: &Volumes) -> Result<VmRecord, Cause> 
             "give it one at least, and no more than its maximum",
         ));
     }
-    if spec.memory_bytes < MEMORY_MIN || !spec.memory_bytes.is_multiple_of(MEMORY_STEP) {
-        let message = format!("memory of {} bytes", spec.memory_bytes);
-        return Err(bad(message, "give it a multiple of 2 MiB, and 64 MiB at least"));
-    }
+    check_memory(spec)?;
     if spec.disks.len() + spec.nets.len() > MAX_DEVICES {
         return Err(bad(format!("more than {MAX_DEVICES} disks and network cards"), "give it fewer"));
     }
     if spec.boot.command_line.len() > MAX_COMMAND_LINE || spec.boot.command_line.contains('\0') {
         return Err(bad(format!("a command line of {} bytes", spec.boot.command_line.len()), "give it 2047 at most"));
+    }
+    let (mut make, mut grow) = (Vec::new(), Vec::new());
+    let mut disks = Vec::new();
+    let ids = ids("disk", spec.disks.iter().map(|disk| disk.id.as_deref()));
+    for (disk, id) in spec.disks.iter().zip(ids) {
+        let own = old.and_then(|old| old.disks.iter().find(|own| own.id == id));
+        let own = own.filter(|own| disk.file.is_empty() || own.file.to_string() == disk.file);
+        let file = match (own, disk.size_bytes) {
+            (Some(own), _) => own.file.clone(),
+            (None, Some(_)) if disk.file.is_empty() => new_file(&spec.name, &id, disk.format, volumes)?,
+            (None, _) => volumes.parse(&disk.file)?,
+        };
+        let record = self::disk(disk, id, file);
+        match (own, disk.size_bytes) {
+            (Some(_), Some(size)) => grow.push((record.id.clone(), size)),
+            (None, Some(size)) => {
+                let format = super::clone::format(&record, Path::new(&record.file.path));
+                make.push(NewDisk { file: record.file.clone(), format, size });
+            }
+            (_, None) => {}
+        }
+        disks.push(record);
     }
     let vm = VmRecord {
         id,
@@ -56,29 +109,79 @@ pub fn record(spec: &api::VmSpec, volumes: &Volumes) -> Result<VmRecord, Cause> 
         cpus: spec.cpus,
         max_cpus,
         memory_bytes: spec.memory_bytes,
+        max_memory_bytes: spec.max_memory_bytes.filter(|max| *max > spec.memory_bytes),
         boot: BootRecord {
             kernel: volumes.parse(&spec.boot.kernel)?,
             initrd: spec.boot.initrd.as_deref().map(|initrd| volumes.parse(initrd)).transpose()?,
             command_line: spec.boot.command_line.clone(),
         },
-        disks: spec.disks.iter().enumerate().map(|(index, disk)| self::disk(disk, index, volumes)).collect::<Result<_, _>>()?,
-        nets: spec.nets.iter().enumerate().map(|(index, net)| self::net(net, index, id)).collect::<Result<_, _>>()?,
+        disks,
+        nets: nets(spec, id)?,
         console: match spec.console {
             api::Console::Serial => ConsoleRecord::Serial,
             api::Console::Virtio => ConsoleRecord::Virtio,
         },
         balloon: spec.balloon,
-        power: Power::Off,
-        created_at: OffsetDateTime::now_utc(),
-        started_at: None,
-        last_end: None,
-        saved: None,
+        balloon_bytes: spec.balloon_bytes,
+        power: old.map_or(Power::Off, |old| old.power),
+        created_at: old.map_or_else(OffsetDateTime::now_utc, |old| old.created_at),
+        started_at: old.and_then(|old| old.started_at),
+        last_end: old.and_then(|old| old.last_end.clone()),
+        saved: old.and_then(|old| old.saved.clone()),
         resources: ResourcesRecord::default(),
     };
     let vm = VmRecord { resources: resources::record(&spec.resources, &vm)?, ..vm };
     // What a start would refuse is better refused now.
-    monitor(&vm, volumes)?;
-    Ok(vm)
+    let new = |file: &FileRef| make.iter().any(|new| new.file == *file);
+    monitor_with(&vm, volumes, &|file| if new(file) { volumes.place(file) } else { volumes.find(file) })?;
+    Ok(Wanted { vm, make, grow })
+}
+
+fn check_memory(spec: &api::VmSpec) -> Result<(), Cause> {
+    let max = spec.max_memory_bytes.unwrap_or(spec.memory_bytes);
+    for bytes in [spec.memory_bytes, max] {
+        if bytes < MEMORY_MIN || !bytes.is_multiple_of(MEMORY_STEP) {
+            return Err(bad(format!("memory of {bytes} bytes"), "give it a multiple of 2 MiB, and 64 MiB at least"));
+        }
+    }
+    if max < spec.memory_bytes {
+        let message = format!("memory of {} bytes, of at most {max}", spec.memory_bytes);
+        return Err(bad(message, "give it no more than its maximum"));
+    }
+    if spec.balloon_bytes > 0 && !spec.balloon {
+        return Err(bad("a balloon that takes memory, of a VM that has none", "give it one: balloon"));
+    }
+    if spec.balloon_bytes > spec.memory_bytes {
+        return Err(bad("a balloon that takes more memory than the VM has", "have it take less"));
+    }
+    Ok(())
+}
+
+/// The ids that are given, and the first free ones of the form `disk0` for the others.
+fn ids<'a>(kind: &str, given: impl Iterator<Item = Option<&'a str>>) -> Vec<String> {
+    let given: Vec<Option<&str>> = given.collect();
+    let mut free = (0..).map(|number| format!("{kind}{number}")).filter(|id| !given.contains(&Some(id)));
+    given.iter().map(|id| id.map_or_else(|| free.next().unwrap_or_default(), String::from)).collect()
+}
+
+/// A place for a new disk that nothing is in.
+fn new_file(name: &str, id: &str, format: Option<api::DiskFormat>, volumes: &Volumes) -> Result<FileRef, Cause> {
+    let names = volumes.names();
+    let volume = names.iter().find(|name| *name == "local").or(names.first());
+    let volume = volume.ok_or_else(|| Cause::new("no-volume", "there is no volume", "start marud with one"))?;
+    let end = match format {
+        Some(api::DiskFormat::Raw) => "raw",
+        Some(api::DiskFormat::Vhd) => "vhd",
+        Some(api::DiskFormat::Vhdx) | None => "vhdx",
+    };
+    let mut suffixes = std::iter::once(String::new()).chain((2..).map(|number| format!("-{number}")));
+    loop {
+        let suffix = suffixes.next().unwrap_or_default();
+        let file = FileRef { volume: volume.clone(), path: format!("{name}/{id}{suffix}.{end}") };
+        if std::fs::symlink_metadata(volumes.place(&file)?).is_err() {
+            return Ok(file);
+        }
+    }
 }
 
 /// Checks a VM's name.
@@ -91,10 +194,10 @@ pub fn check_name(name: &str) -> Result<(), Cause> {
     Ok(())
 }
 
-fn disk(disk: &api::Disk, index: usize, volumes: &Volumes) -> Result<DiskRecord, Cause> {
-    Ok(DiskRecord {
-        id: disk.id.clone().unwrap_or_else(|| format!("disk{index}")),
-        file: volumes.parse(&disk.file)?,
+fn disk(disk: &api::Disk, id: String, file: FileRef) -> DiskRecord {
+    DiskRecord {
+        id,
+        file,
         format: disk.format.map(|format| match format {
             api::DiskFormat::Raw => FormatRecord::Raw,
             api::DiskFormat::Vhdx => FormatRecord::Vhdx,
@@ -102,7 +205,7 @@ fn disk(disk: &api::Disk, index: usize, volumes: &Volumes) -> Result<DiskRecord,
         }),
         read_only: disk.read_only,
         direct: disk.direct,
-    })
+    }
 }
 
 /// The address of a VM's network card with this number.
@@ -111,20 +214,28 @@ pub fn own_mac(vm: Uuid, index: usize) -> String {
     MacAddress([0x52, 0x54, 0x00, a, b, c.wrapping_add(index as u8)]).to_string()
 }
 
-fn net(net: &api::Net, index: usize, vm: Uuid) -> Result<NetRecord, Cause> {
-    let tap = &net.tap;
-    if tap.is_empty() || tap.len() > INTERFACE_NAME || !tap.chars().all(|c| c.is_ascii_graphic() && c != '/') {
-        return Err(bad(format!("'{tap}' is no name of a TAP"), "name a TAP of this host"));
-    }
-    Ok(NetRecord {
-        id: net.id.clone().unwrap_or_else(|| format!("net{index}")),
-        mac: net.mac.clone().unwrap_or_else(|| own_mac(vm, index)),
-        tap: tap.clone(),
-    })
+fn nets(spec: &api::VmSpec, vm: Uuid) -> Result<Vec<NetRecord>, Cause> {
+    let given: Vec<&str> = spec.nets.iter().filter_map(|net| net.mac.as_deref()).collect();
+    let mut free = (0..).map(|index| own_mac(vm, index)).filter(|mac| !given.contains(&mac.as_str()));
+    let ids = ids("net", spec.nets.iter().map(|net| net.id.as_deref()));
+    let nets = spec.nets.iter().zip(ids).map(|(net, id)| {
+        let tap = &net.tap;
+        if tap.is_empty() || tap.len() > INTERFACE_NAME || !tap.chars().all(|c| c.is_ascii_graphic() && c != '/') {
+            return Err(bad(format!("'{tap}' is no name of a TAP"), "name a TAP of this host"));
+        }
+        let mac = net.mac.clone().or_else(|| free.next()).unwrap_or_default();
+        Ok(NetRecord { id, mac, tap: tap.clone(), disconnected: net.disconnected })
+    });
+    nets.collect()
 }
 
 /// What the monitor of a VM is told.
 pub fn monitor(vm: &VmRecord, volumes: &Volumes) -> Result<VmConfig, Cause> {
+    monitor_with(vm, volumes, &|file| volumes.find(file))
+}
+
+/// The same, with other places for the files of disks.
+fn monitor_with(vm: &VmRecord, volumes: &Volumes, find: &dyn Fn(&FileRef) -> Result<PathBuf, Cause>) -> Result<VmConfig, Cause> {
     let console = match vm.console {
         ConsoleRecord::Serial => ConsoleConfig::Serial,
         ConsoleRecord::Virtio => ConsoleConfig::Virtio,
@@ -132,13 +243,21 @@ pub fn monitor(vm: &VmRecord, volumes: &Volumes) -> Result<VmConfig, Cause> {
     let config = VmConfig {
         name: vm.name.clone(),
         cpus: CpuConfig { count: vm.cpus, max: vm.max_cpus, threads_per_core: 1, sockets: 1 },
-        memory: MemoryConfig { size: vm.memory_bytes, hotplug_size: 0, huge_pages: false },
+        memory: MemoryConfig {
+            size: vm.memory_bytes,
+            hotplug_size: vm.max_memory_bytes.map_or(0, |max| max.saturating_sub(vm.memory_bytes)),
+            huge_pages: false,
+        },
         boot: BootConfig {
             kernel: volumes.find(&vm.boot.kernel)?,
             initrd: vm.boot.initrd.as_ref().map(|initrd| volumes.find(initrd)).transpose()?,
             command_line: command_line(&vm.boot.command_line, console),
         },
-        disks: vm.disks.iter().map(|disk| monitor_disk(disk, &vm.resources, volumes)).collect::<Result<_, _>>()?,
+        disks: vm
+            .disks
+            .iter()
+            .map(|disk| Ok(monitor_disk(disk, &vm.resources, find(&disk.file)?)))
+            .collect::<Result<_, Cause>>()?,
         nets: vm.nets.iter().map(|net| monitor_net(net, &vm.resources)).collect::<Result<_, _>>()?,
         console,
         rng: true,
@@ -150,10 +269,11 @@ pub fn monitor(vm: &VmRecord, volumes: &Volumes) -> Result<VmConfig, Cause> {
     Ok(config)
 }
 
-fn monitor_disk(disk: &DiskRecord, resources: &ResourcesRecord, volumes: &Volumes) -> Result<DiskConfig, Cause> {
-    Ok(DiskConfig {
+/// What a monitor is told of a disk whose file is there.
+pub fn monitor_disk(disk: &DiskRecord, resources: &ResourcesRecord, path: PathBuf) -> DiskConfig {
+    DiskConfig {
         id: disk.id.clone(),
-        path: volumes.find(&disk.file)?,
+        path,
         format: disk.format.map(|format| match format {
             FormatRecord::Raw => DiskFormat::Raw,
             FormatRecord::Vhdx => DiskFormat::Vhdx,
@@ -166,10 +286,11 @@ fn monitor_disk(disk: &DiskRecord, resources: &ResourcesRecord, volumes: &Volume
         slot: None,
         copy_on_read: false,
         limits: resources::disk(resources, &disk.id),
-    })
+    }
 }
 
-fn monitor_net(net: &NetRecord, resources: &ResourcesRecord) -> Result<NetConfig, Cause> {
+/// What a monitor is told of a network card.
+pub fn monitor_net(net: &NetRecord, resources: &ResourcesRecord) -> Result<NetConfig, Cause> {
     let mac: MacAddress = net.mac.parse().map_err(|reason: String| bad(reason, "give it another address, or none"))?;
     let (backend, limits) = (NetBackend::Tap(net.tap.clone()), resources::net(resources, &net.id));
     Ok(NetConfig { id: net.id.clone(), mac, queue_pairs: 1, mtu: None, backend, slot: None, limits })
@@ -202,12 +323,12 @@ mod tests {
         let mut wanted = spec(|_| {});
         wanted.disks = serde_json::from_str(r#"[{"file":"local:root.raw"}]"#).unwrap();
         wanted.nets = serde_json::from_str(r#"[{"tap":"tap0"},{"tap":"tap1"}]"#).unwrap();
-        let vm = record(&wanted, &volumes).unwrap();
+        let vm = record(&wanted, &volumes).unwrap().vm;
         let config = monitor(&vm, &volumes).unwrap();
         assert_eq!((config.cpus.count, config.memory.size, config.boot.command_line.as_str()), (1, 64 << 20, "console=ttyS0"));
         assert_eq!((config.disks[0].id.as_str(), config.nets[1].id.as_str()), ("disk0", "net1"));
         assert_ne!(config.nets[0].mac, config.nets[1].mac);
-        assert_eq!(record(&vm.spec(), &volumes).unwrap().spec(), vm.spec(), "what is shown can be created again");
+        assert_eq!(record(&vm.spec(), &volumes).unwrap().vm.spec(), vm.spec(), "what is shown can be created again");
     }
 
     #[test]
@@ -222,18 +343,26 @@ mod tests {
         assert_eq!(code(&|vm| vm.max_cpus = Some(0)), "bad-vm");
         assert_eq!(code(&|vm| vm.memory_bytes = 1 << 20), "bad-vm");
         assert_eq!(code(&|vm| vm.memory_bytes = (64 << 20) + 1), "bad-vm");
+        assert_eq!(code(&|vm| vm.max_memory_bytes = Some(62 << 20)), "bad-vm");
+        assert_eq!(code(&|vm| vm.balloon_bytes = 1), "bad-vm");
         assert_eq!(code(&|vm| vm.boot.kernel = "/etc/passwd".into()), "bad-file");
         assert_eq!(code(&|vm| vm.boot.kernel = "local:nothing".into()), "no-file");
         let disk = |id: &str| api::Disk {
             id: Some(id.into()),
             file: "local:root.raw".into(),
+            size_bytes: None,
             format: None,
             read_only: true,
             direct: false,
         };
         assert_eq!(code(&|vm| vm.disks = vec![disk("a"), disk("a")]), "bad-vm");
         assert_eq!(code(&|vm| vm.disks = vec![disk("a/b")]), "bad-vm");
-        let net = |mac: Option<&str>, tap: &str| api::Net { id: None, mac: mac.map(String::from), tap: tap.into() };
+        let net = |mac: Option<&str>, tap: &str| api::Net {
+            id: None,
+            mac: mac.map(String::from),
+            tap: tap.into(),
+            disconnected: false,
+        };
         let weight = |cpu_weight| api::Resources { cpu_weight, ..api::Resources::default() };
         assert_eq!(code(&|vm| vm.resources = weight(0)), "bad-resources");
         assert_eq!(code(&|vm| vm.resources.cpu_reserve_percent = 101), "bad-resources", "more than its one vCPU");

@@ -6,7 +6,9 @@ use store::{Outcome, Transaction};
 use uuid::Uuid;
 
 use super::Surroundings;
-use crate::records::{Cause, DeleteDisks, EventKind, EventRecord, NameRecord, TaskRecord, TaskStateRecord, VmRecord};
+use crate::records::{
+    Cause, DeleteDisks, EventKind, EventRecord, NameRecord, TaskRecord, TaskStateRecord, UsageRecord, VmRecord,
+};
 use crate::state::{Records, State, StateError};
 
 /// Why a VM is not deleted.
@@ -31,6 +33,7 @@ pub fn delete(
     task: Uuid,
     disks: DeleteDisks,
 ) -> Result<(), DeleteError> {
+    let _held = surroundings.hold_files();
     if disks == DeleteDisks::Delete {
         delete_disks(state, surroundings, vm)?;
     }
@@ -45,6 +48,7 @@ pub fn delete(
             .write(&task_name, &record)
             .forget::<VmRecord>(&vm.id.to_string())
             .forget::<NameRecord>(&vm.name)
+            .forget::<UsageRecord>(&vm.id.to_string())
             .tell(&event);
         if let Outcome::Committed(_) = state.commit(&transaction)? {
             return Ok(());

@@ -15,8 +15,12 @@ mod cgroup;
 pub mod clone;
 pub mod config;
 mod delete;
+pub mod disks;
+pub mod edit;
 mod ending;
 mod ledger;
+mod live;
+pub mod meter;
 mod monitor;
 mod process;
 pub mod resources;
@@ -30,6 +34,7 @@ pub use ledger::{Capacity, Ledger};
 pub use process::{find, list};
 
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
@@ -47,10 +52,21 @@ pub struct Surroundings {
     pub cgroups: Cgroups,
     /// What running VMs have of the host.
     pub ledger: Ledger,
+    /// What each has used.
+    pub meters: meter::Meters,
     /// Where their files are.
     pub volumes: Volumes,
+    /// Held while it is decided whose a file is, and stored.
+    pub files: Mutex<()>,
     /// Whether monitors are left unconfined. For finding errors only.
     pub unconfined: bool,
+}
+
+impl Surroundings {
+    /// Whose a file is does not change while this is held.
+    pub fn hold_files(&self) -> MutexGuard<'_, ()> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Removes what an earlier VM with this id left, which does not run.

@@ -25,6 +25,8 @@ pub struct Monitor {
     /// Until it is closed.
     connection: Option<AsyncFd<Connection>>,
     events: VecDeque<EventKind>,
+    /// Answers that were not waited for long enough: those that come next are to requests before.
+    owed: u32,
 }
 
 /// What a monitor did.
@@ -59,7 +61,7 @@ impl Monitor {
         let pidfd = process.pidfd.try_clone()?;
         // SAFETY: the descriptor is owned, and stays open until the `AsyncFd` is dropped.
         let exited = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
-        Ok(Monitor { process, exited, connection: None, events: VecDeque::new() })
+        Ok(Monitor { process, exited, connection: None, events: VecDeque::new(), owed: 0 })
     }
 
     /// Its process id.
@@ -117,11 +119,15 @@ impl Monitor {
             Ok(()) => {}
         }
         let mut deadline = Instant::now() + limit;
-        let late = |_| CallError::Silent(limit);
         loop {
-            match timeout_at(deadline, self.receive()).await.map_err(late)? {
+            let Ok(message) = timeout_at(deadline, self.receive()).await else {
+                self.owed += 1;
+                return Err(CallError::Silent(limit));
+            };
+            match message {
                 Some(Message::Event(event)) => self.events.push_back(event.kind),
                 Some(Message::Reply(Reply::Progress { .. })) => deadline = Instant::now() + limit,
+                Some(Message::Reply(_)) if self.owed > 0 => self.owed -= 1,
                 Some(Message::Reply(Reply::Error(failure))) => return Err(CallError::Refused(failure.message)),
                 Some(Message::Reply(Reply::Ok(value))) => {
                     return serde_json::from_value(value).map_err(|error| CallError::Unexpected(error.to_string()));
@@ -145,8 +151,9 @@ impl Monitor {
             }
             match self.receive().await {
                 Some(Message::Event(event)) => return Happened::Event(event.kind),
+                Some(Message::Reply(Reply::Progress { .. })) => {}
                 // An answer that came too late.
-                Some(Message::Reply(_)) => {}
+                Some(Message::Reply(_)) => self.owed = self.owed.saturating_sub(1),
                 None => self.connection = None,
             }
         }

@@ -62,7 +62,7 @@ pub fn changed(vm: &VmRecord, change: &Value, replace: bool) -> Result<Resources
 
 /// Merges a patch into a document (RFC 7396): an object's members one by one, of which `null` takes the member away. No deeper than JSON is
 /// read.
-fn merge(target: &mut Value, patch: &Value) {
+pub fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(changes) = patch else {
         *target = patch.clone();
         return;

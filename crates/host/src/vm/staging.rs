@@ -42,6 +42,29 @@ impl<'a> Staging<'a> {
         Ok(Staging { volumes, id, places: Vec::new(), kept: false })
     }
 
+    /// Goes on with files that have their places: what uses them by now must not lose them. Otherwise removes what an earlier try left, and
+    /// gives nothing.
+    pub fn resume(volumes: &'a Volumes, id: Uuid) -> Result<Option<Staging<'a>>, Cause> {
+        let mut found = false;
+        for volume in volumes.names() {
+            let directory = volumes.root(&volume)?.join(directory_name(id));
+            if !directory.exists() {
+                continue;
+            }
+            found = true;
+            let names = read_names(&directory);
+            let is_there = |(number, path): (usize, &Option<String>)| {
+                let Some(path) = path.clone() else { return true };
+                volumes.place(&FileRef { volume: volume.clone(), path }).is_ok_and(|place| is_same(&directory, number, &place))
+            };
+            if names.is_empty() || !names.iter().enumerate().all(is_there) {
+                undo(volumes, id).map_err(|error| failed("what an earlier try left", &error))?;
+                return Ok(None);
+            }
+        }
+        Ok(found.then(|| Staging { volumes, id, places: Vec::new(), kept: false }))
+    }
+
     /// Where to make a file whose place is this. There must be nothing in its place.
     pub fn place(&mut self, file: &FileRef) -> Result<PathBuf, Cause> {
         let path = self.volumes.place(file)?;
@@ -130,18 +153,27 @@ fn write_names(directory: &Path, places: &[FileRef], volume: &str) -> io::Result
     File::open(directory)?.sync_all()
 }
 
+/// The places that are written down; none of files that are not whole.
+fn read_names(directory: &Path) -> Vec<Option<String>> {
+    fs::read(directory.join(NAMES)).ok().and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default()
+}
+
+/// Whether a place has the file with this number.
+fn is_same(directory: &Path, number: usize, place: &Path) -> bool {
+    let own = staged(directory, number).and_then(fs::metadata);
+    let there = fs::symlink_metadata(place);
+    matches!((own, there), (Ok(own), Ok(there)) if (own.dev(), own.ino()) == (there.dev(), there.ino()))
+}
+
 /// Removes what was made under this id, also from its places.
 pub fn undo(volumes: &Volumes, id: Uuid) -> io::Result<()> {
     for volume in volumes.names() {
         let Ok(root) = volumes.root(&volume) else { continue };
         let directory = root.join(directory_name(id));
-        // What is not whole names nothing yet.
-        let names: Vec<Option<String>> =
-            fs::read(directory.join(NAMES)).ok().and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();
+        let names = read_names(&directory);
         for (number, path) in names.into_iter().enumerate().filter_map(|(number, path)| Some((number, path?))) {
             let Ok(place) = volumes.place(&FileRef { volume: volume.clone(), path }) else { continue };
-            let Ok(own) = staged(&directory, number).and_then(fs::metadata) else { continue };
-            if fs::symlink_metadata(&place).is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino())) {
+            if is_same(&directory, number, &place) {
                 fs::remove_file(&place)?;
                 volumes.remove_if_empty(&place);
             }
@@ -218,7 +250,11 @@ mod tests {
         let staging = make(&["web/a.raw", "new/b.raw"]);
         staging.publish().unwrap();
         std::mem::forget(staging);
+        std::mem::forget(Staging::resume(&volumes, id).unwrap().expect("they have their places"));
+        assert!(directory.path().join("web/a.raw").exists());
         undo(&volumes, id).unwrap();
+        std::mem::forget(make(&["web/a.raw"]));
+        assert!(Staging::resume(&volumes, id).unwrap().is_none(), "they have not");
         assert_eq!(tree(directory.path()), before);
         // Someone else was faster at one place: the other file goes, theirs stays.
         let staging = make(&["new/b.raw", "web/a.raw"]);

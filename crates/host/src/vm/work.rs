@@ -88,6 +88,11 @@ impl Progress {
         }
     }
 
+    /// Whether someone wants it to end.
+    pub fn is_cancelled(&self) -> bool {
+        self.lock().cancelled
+    }
+
     /// How far it is; nothing before that is known.
     pub fn told(&self) -> Option<ProgressRecord> {
         let inner = self.lock();

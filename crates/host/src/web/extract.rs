@@ -71,18 +71,23 @@ impl<S: Send + Sync> FromRequest<S> for Body {
 
     async fn from_request(request: Request, state: &S) -> Result<Body, Refusal> {
         let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-        if kind.split(';').next().is_none_or(|kind| !kind.trim().eq_ignore_ascii_case("application/json")) {
+        let own = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        if !matches!(own.as_str(), "application/json" | "application/merge-patch+json") {
             let message = format!("the body is '{kind}'");
             let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return Err(Refusal::new(status, "not-json", message, "send JSON, with the header Content-Type: application/json"));
         }
+        let too_long = || {
+            let message = format!("the body has more than {MAX_BODY} bytes");
+            Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too-long", message, "send less")
+        };
         let bytes = Bytes::from_request(request, state).await.map_err(|rejection| match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => {
-                let message = format!("the body has more than {MAX_BODY} bytes");
-                Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too-long", message, "send less")
-            }
+            StatusCode::PAYLOAD_TOO_LARGE => too_long(),
             _ => Refusal::new(StatusCode::BAD_REQUEST, "bad-body", rejection.body_text(), "send the whole body"),
         })?;
+        if bytes.len() > MAX_BODY {
+            return Err(too_long());
+        }
         Ok(Body(bytes))
     }
 }

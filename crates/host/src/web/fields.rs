@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
 use super::{Refusal, document};
+use crate::records::Cause;
 
 /// The type of an answer that has not all of its fields.
 pub const PARTIAL: &str = "application/vnd.maru.partial+json";
@@ -81,7 +82,7 @@ fn check(wanted: &str, schema: &Value) -> Result<Vec<Vec<String>>, Refusal> {
                 schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
             let message = format!("there is no field '{}'", field[0]);
             let way_out = format!("name some of these, with commas between them: {}", known.join(", "));
-            return Err(Refusal::new(StatusCode::BAD_REQUEST, "bad-parameter", message, way_out));
+            return Err(Refusal::senseless(Cause::new("bad-parameter", message, way_out)));
         }
     }
     Ok(wanted)

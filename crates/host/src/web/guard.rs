@@ -77,11 +77,12 @@ fn is_reading(method: &Method) -> bool {
 
 /// The least role that may do something.
 fn needed(method: &Method, path: &str) -> api::Role {
-    let tokens = path.trim_start_matches(api::BASE).trim_start_matches('/').split('/').next() == Some("tokens");
-    match (tokens, is_reading(method)) {
-        (true, _) => api::Role::Admin,
-        (false, true) => api::Role::Viewer,
-        (false, false) => api::Role::Operator,
+    let kind = path.trim_start_matches(api::BASE).trim_start_matches('/').split('/').next();
+    match (kind, is_reading(method)) {
+        // A volume opens a directory of the host to whoever may create VMs.
+        (Some("tokens"), _) | (Some("volumes"), false) => api::Role::Admin,
+        (_, true) => api::Role::Viewer,
+        (_, false) => api::Role::Operator,
     }
 }
 
@@ -104,6 +105,9 @@ mod tests {
         assert_eq!(needed(&Method::GET, "/api/v1/vms/tokens"), api::Role::Viewer);
         assert_eq!(needed(&Method::POST, "/api/v1/vms/web/start"), api::Role::Operator);
         assert_eq!(needed(&Method::DELETE, "/vms/web"), api::Role::Operator);
+        assert_eq!(needed(&Method::GET, "/volumes"), api::Role::Viewer);
+        assert_eq!(needed(&Method::POST, "/api/v1/volumes"), api::Role::Admin);
+        assert_eq!(needed(&Method::DELETE, "/volumes/local"), api::Role::Admin);
         for path in ["/tokens", "/api/v1/tokens", "/api/v1/tokens/x", "/tokens/x"] {
             assert_eq!(needed(&Method::GET, path), api::Role::Admin, "{path}");
         }

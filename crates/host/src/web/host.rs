@@ -3,7 +3,6 @@
 use axum::Json;
 use axum::extract::State;
 
-use super::extract::{PageParams, Params};
 use super::{App, Refusal};
 use crate::records::VmRecord;
 
@@ -28,24 +27,6 @@ pub async fn show(State(app): State<App>) -> Result<Json<api::HostInfo>, Refusal
         vms: vms.len() as u32,
         vms_running: running as u32,
     }))
-}
-
-/// Volumes
-#[utoipa::path(get, path = "/volumes", tag = "host", operation_id = "list_volumes", params(PageParams), responses(
-    (status = 200, description = "All volumes", body = api::Page<api::Volume>),
-    (status = "default", description = "Not done", body = api::Error),
-))]
-pub async fn volumes(
-    State(app): State<App>,
-    Params(params): Params<PageParams>,
-) -> Result<Json<api::Page<api::Volume>>, Refusal> {
-    let surroundings = app.host.surroundings.clone();
-    let listed = tokio::task::spawn_blocking(move || surroundings.volumes.list()).await;
-    let items = listed.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| {
-        let message = format!("a volume cannot be read: {error}");
-        Refusal::new(axum::http::StatusCode::SERVICE_UNAVAILABLE, "volume", message, "see what is wrong with it on the host")
-    })?;
-    Ok(Json(params.part(items, |volume: &api::Volume| volume.name.clone())?))
 }
 
 /// The host's name.

@@ -21,19 +21,24 @@
 
 mod clone;
 mod document;
+mod edit;
 mod error;
 mod events;
 mod extract;
 mod fields;
 mod guard;
 mod host;
+mod metrics;
 mod once;
+mod requests;
 mod resources;
 mod server;
 mod suggest;
 mod tasks;
 mod tokens;
+mod usage;
 mod vms;
+mod volumes;
 
 use document::Common;
 pub use error::Refusal;
@@ -44,7 +49,7 @@ use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
-use axum::{Router, middleware};
+use axum::{Extension, Router, middleware};
 use utoipa::OpenApi;
 
 use crate::audit::Audit;
@@ -52,6 +57,8 @@ use crate::host::Host;
 
 /// The longest body of a request in bytes.
 const MAX_BODY: usize = 256 * 1024;
+/// The longest that is read to its end before it is refused: who is in the middle of sending does not hear an answer.
+const MAX_READ: usize = 1024 * 1024;
 /// The longest part of a list.
 const MAX_ITEMS: usize = 1000;
 
@@ -66,11 +73,22 @@ pub struct App {
 
 /// All routes.
 pub fn router(app: App) -> Router {
+    let requests = Arc::new(requests::Requests::default());
+    let guarded = |router: Router<App>| {
+        router
+            .layer(middleware::from_fn(fields::pick))
+            .layer(DefaultBodyLimit::max(MAX_READ))
+            .layer(middleware::from_fn_with_state(app.clone(), guard::guard))
+            .layer(middleware::from_fn_with_state(requests.clone(), requests::count))
+            .layer(Extension(requests.clone()))
+            .with_state(app.clone())
+    };
     let v1 = Router::new()
         .route("/host", get(host::show))
-        .route("/volumes", get(host::volumes))
+        .route("/volumes", get(volumes::list).post(volumes::create))
+        .route("/volumes/{volume}", get(volumes::show).patch(volumes::change).delete(volumes::delete))
         .route("/vms", get(vms::list).post(vms::create))
-        .route("/vms/{vm}", get(vms::show).delete(vms::delete))
+        .route("/vms/{vm}", get(vms::show).patch(edit::edit).delete(vms::delete))
         .route("/vms/{vm}/start", post(vms::start))
         .route("/vms/{vm}/stop", post(vms::stop))
         .route("/vms/{vm}/reset", post(vms::reset))
@@ -80,6 +98,10 @@ pub fn router(app: App) -> Router {
         .route("/vms/{vm}/discard-saved", post(vms::discard_saved))
         .route("/vms/{vm}/resources", get(resources::show).put(resources::replace).patch(resources::change))
         .route("/vms/{vm}/clone", post(clone::clone))
+        .route("/vms/{vm}/usage", get(usage::show))
+        .route("/vms/{vm}/usage/reset", post(usage::reset))
+        .route("/usage", get(usage::list))
+        .route("/metrics", get(metrics::show))
         .route("/tasks", get(tasks::list))
         .route("/tasks/{task}", get(tasks::show))
         .route("/tasks/{task}/cancel", post(tasks::cancel))
@@ -88,12 +110,11 @@ pub fn router(app: App) -> Router {
         .route("/tokens", get(tokens::list).post(tokens::create))
         .route("/tokens/{token}", delete(tokens::delete))
         .fallback(error::no_such_address)
-        .method_not_allowed_fallback(error::no_such_method)
-        .layer(middleware::from_fn(fields::pick))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn_with_state(app.clone(), guard::guard));
+        .method_not_allowed_fallback(error::no_such_method);
     Router::new()
-        .nest(api::BASE, v1.with_state(app))
+        .nest(api::BASE, guarded(v1))
+        // Where Prometheus looks if nothing else is said.
+        .merge(guarded(Router::new().route("/metrics", get(metrics::show))))
         .route(&format!("{}/openapi.json", api::BASE), get(async || axum::Json(document())))
         .fallback(error::no_such_address)
 }
@@ -109,11 +130,13 @@ pub fn router(app: App) -> Router {
     ),
     servers((url = "/api/v1")),
     paths(
-        host::show, host::volumes,
+        host::show,
+        volumes::list, volumes::create, volumes::show, volumes::change, volumes::delete,
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
+        resources::show, resources::replace, resources::change, usage::show, usage::list, usage::reset,
         vms::save, vms::discard_saved,
-        resources::show, resources::replace, resources::change,
-        clone::clone,
+        clone::clone, edit::edit,
+        metrics::show,
         tasks::list, tasks::show, tasks::cancel,
         events::list, events::stream,
         tokens::list, tokens::create, tokens::delete,

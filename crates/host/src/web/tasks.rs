@@ -22,6 +22,7 @@ use super::{App, Refusal};
 use crate::host::Host;
 use crate::records::{EventKind, EventRecord, OperationRecord, TaskRecord, TaskStateRecord, VmRecord};
 use crate::state::{Records, State};
+use crate::vm::{config, edit};
 
 /// Tasks that may wait for one VM.
 const MAX_WAITING: usize = 16;
@@ -107,7 +108,8 @@ fn refuse_now(host: &Host, vm: &VmRecord, operation: &OperationRecord) -> Result
             | OperationRecord::ShutDown { .. }
             | OperationRecord::ForceOff
             | OperationRecord::Delete { .. }
-            | OperationRecord::Clone(_),
+            | OperationRecord::Clone(_)
+            | OperationRecord::Edit { .. },
             Saved,
         ) => {
             let way_out = "start it, or drop its saved state (discard-saved)";
@@ -125,6 +127,11 @@ fn refuse_now(host: &Host, vm: &VmRecord, operation: &OperationRecord) -> Result
         (OperationRecord::ShutDown { .. }, Paused) => {
             let message = format!("the VM '{name}' is paused: its guest cannot shut down");
             Err(Refusal::conflict("vm-paused", message, "resume it first, or stop it by force"))
+        }
+        (OperationRecord::Edit { patch }, Running | Paused) => {
+            let wanted = edit::patched(vm, patch).and_then(|spec| config::edited(vm, &spec, &host.surroundings.volumes));
+            let planned = wanted.and_then(|wanted| edit::plan(vm, &wanted));
+            planned.map(drop).map_err(|cause| Refusal { status: StatusCode::CONFLICT, cause })
         }
         _ => Ok(()),
     }

@@ -22,7 +22,10 @@ use super::{App, Refusal};
 use crate::host::Host;
 use crate::records::{Cause, DeleteDisks, EventKind, EventRecord, NameRecord, OnceRecord, OperationRecord, VmRecord};
 use crate::state::{Records, State, StateError};
-use crate::vm::{Surroundings, clone, config};
+use crate::vm::config::{self, Wanted};
+use crate::vm::staging::Staging;
+use crate::vm::work::WorkError;
+use crate::vm::{Surroundings, clone, disks};
 
 /// How long a guest has to shut down if nothing else is said, in seconds.
 const GRACE: u32 = 120;
@@ -180,7 +183,7 @@ pub async fn create(
     let once = Once::of(&caller, &headers, &method, &uri, &body.0)?;
     let spec: api::VmSpec = body.parse()?;
     let surroundings = app.host.surroundings.clone();
-    let made = app.host.state.run(move |state| Ok(insert(state, once.as_ref(), || config::record(&spec, &surroundings.volumes))));
+    let made = app.host.state.run(move |state| Ok(insert(state, once.as_ref(), &spec, &surroundings)));
     let vm = made.await??;
     let mut response = with_vm(StatusCode::CREATED, &app.host, &vm);
     if let Ok(value) = HeaderValue::from_str(&format!("{}/vms/{}", api::BASE, vm.record.id)) {
@@ -190,18 +193,25 @@ pub async fn create(
 }
 
 /// Stores a new VM; gives the one that is there if this was done before.
-fn insert(state: &State, once: Option<&Once>, make: impl Fn() -> Result<VmRecord, Cause>) -> Result<Stored<VmRecord>, Refusal> {
+fn insert(
+    state: &State,
+    once: Option<&Once>,
+    spec: &api::VmSpec,
+    surroundings: &Surroundings,
+) -> Result<Stored<VmRecord>, Refusal> {
     loop {
         if let Some(made) = Once::made(once, state)? {
             return find(state, &made.to_string());
         }
-        let vm = make().map_err(Refusal::senseless)?;
-        let (total, _) = super::host::memory();
-        if vm.memory_bytes > total {
-            let message = format!("memory of {} bytes, of which this host has {total}", vm.memory_bytes);
-            return Err(Refusal::senseless(Cause::new("no-memory", message, "give it less")));
+        let Wanted { vm, make, .. } = config::record(spec, &surroundings.volumes).map_err(Refusal::senseless)?;
+        check_room(&vm)?;
+        if state.read::<NameRecord>(&vm.name)?.is_some() && once.is_none() {
+            return Err(Refusal { status: StatusCode::CONFLICT, cause: clone::name_taken(&vm.name) });
         }
-        check_disks(state, &vm)?;
+        let _held = surroundings.hold_files();
+        disks::check(state, &vm)?.map_err(disks_refused)?;
+        let mut staging = Staging::begin(&surroundings.volumes, vm.id).map_err(Refusal::senseless)?;
+        disks::make(&mut staging, &make).map_err(not_made)?;
         let event = EventRecord::now(EventKind::VmCreated, "it was created").of_vm(vm.id, &vm.name);
         let id = vm.id.to_string();
         let transaction = Transaction::new()
@@ -211,7 +221,10 @@ fn insert(state: &State, once: Option<&Once>, make: impl Fn() -> Result<VmRecord
             .write(&id, &vm)
             .tell(&event);
         match state.commit(&Once::note(once, transaction, vm.id))? {
-            Outcome::Committed(revision) => return Ok(Stored { record: vm, revision }),
+            Outcome::Committed(revision) => {
+                staging.keep();
+                return Ok(Stored { record: vm, revision });
+            }
             // The same request, at the same time.
             Outcome::Conflict { key, .. } if key.starts_with(OnceRecord::PREFIX) => {}
             Outcome::Conflict { .. } if once.is_some() && Once::made(once, state)?.is_some() => {}
@@ -222,23 +235,29 @@ fn insert(state: &State, once: Option<&Once>, make: impl Fn() -> Result<VmRecord
     }
 }
 
-/// Refuses a disk that another VM writes, or that is to be written and another VM has.
-fn check_disks(state: &State, vm: &VmRecord) -> Result<(), Refusal> {
-    for (index, disk) in vm.disks.iter().enumerate() {
-        if vm.disks[..index].iter().any(|other| other.file == disk.file && !(other.read_only && disk.read_only)) {
-            let cause = Cause::new("disk-in-use", format!("the disk {} is there twice", disk.file), "name each disk once");
-            return Err(Refusal::senseless(cause));
-        }
-    }
-    for other in state.all::<VmRecord>()?.into_iter().map(|stored| stored.record) {
-        for disk in &other.disks {
-            if vm.disks.iter().any(|own| own.file == disk.file && !(own.read_only && disk.read_only)) {
-                let message = format!("the disk {} belongs to the VM '{}'", disk.file, other.name);
-                return Err(Refusal::conflict("disk-in-use", message, "use a copy of it, or attach it read-only to both"));
-            }
-        }
+/// Refuses a VM that this host cannot hold.
+pub fn check_room(vm: &VmRecord) -> Result<(), Refusal> {
+    let (total, _) = super::host::memory();
+    if vm.memory_bytes > total {
+        let message = format!("memory of {} bytes, of which this host has {total}", vm.memory_bytes);
+        return Err(Refusal::senseless(Cause::new("no-memory", message, "give it less")));
     }
     Ok(())
+}
+
+/// Disks that others have may be free later; one that is there twice never makes sense.
+pub fn disks_refused(cause: Cause) -> Refusal {
+    let status = if cause.code == "disk-in-use" { StatusCode::CONFLICT } else { StatusCode::UNPROCESSABLE_ENTITY };
+    Refusal { status, cause }
+}
+
+/// Why files were not made.
+fn not_made(error: WorkError) -> Refusal {
+    match error {
+        WorkError::Failed(cause) if cause.code == "file-exists" => Refusal { status: StatusCode::CONFLICT, cause },
+        WorkError::Failed(cause) => Refusal::senseless(cause),
+        WorkError::Cancelled => StateError::Ending.into(),
+    }
 }
 
 /// What the operations on a VM take out of a request.
@@ -275,7 +294,7 @@ impl Asked {
     }
 
     /// Makes a task of it, and answers with that.
-    async fn submit(
+    pub async fn submit(
         self,
         wait: Option<u32>,
         operation: impl FnOnce(&VmRecord) -> Result<OperationRecord, Refusal> + Clone + Send + 'static,

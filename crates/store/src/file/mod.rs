@@ -79,6 +79,14 @@ fn scan(
 }
 
 impl FileStore {
+    /// The size of its file in bytes.
+    ///
+    /// # Errors
+    /// When the file system does not tell.
+    pub fn file_bytes(&self) -> std::io::Result<u64> {
+        Ok(std::fs::metadata(self.directory.join("store.redb"))?.len())
+    }
+
     /// The newest revision.
     pub fn revision(&self) -> Result<Revision, StoreError> {
         self.number(REVISION).map(Revision)

@@ -152,6 +152,11 @@ pub enum EventKind {
     Paused,
     /// The machine was reset.
     Reset,
+    /// The VM is about to end, and its devices do nothing more: their counters will not change any more.
+    FinalCounters {
+        /// The devices.
+        devices: Vec<DeviceStatus>,
+    },
     /// The VM has ended.
     Ended {
         /// Why.
@@ -219,6 +224,9 @@ pub struct Status {
     pub balloon: u64,
     /// Whether system calls and files are confined.
     pub confined: bool,
+    /// The disk for whose want of space the VM was paused: it is to go on when there is some. Nothing if somebody paused it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub short_of_space: Option<String>,
     /// Devices in their slots.
     pub devices: Vec<DeviceStatus>,
 }

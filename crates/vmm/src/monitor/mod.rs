@@ -94,6 +94,8 @@ pub struct Monitor {
     consoles: Vec<(Attachment, Option<InputPump>)>,
     confined: bool,
     ending: Option<Ending>,
+    /// The disk for whose space the VM was paused, until someone resumes or pauses it.
+    short_of_space: Option<String>,
     held: bool,
 }
 
@@ -117,6 +119,7 @@ impl Monitor {
             consoles: Vec::new(),
             confined,
             ending: None,
+            short_of_space: None,
             held: false,
         })
     }
@@ -170,6 +173,8 @@ impl Monitor {
             }
         };
         self.machine.stop();
+        let devices = self.status().devices;
+        self.publish(EventKind::FinalCounters { devices });
         self.publish(EventKind::Ended { reason: ending.to_string() });
         for (attachment, _) in self.consoles.drain(..) {
             attachment.finish(LAST_WORDS);
@@ -213,6 +218,7 @@ impl Monitor {
                 MachineEvent::DiskFailed { id, reason, pause } => {
                     if pause && self.machine.run_state() == RunState::Running {
                         self.machine.pause();
+                        self.short_of_space = Some(id.clone());
                         self.publish(EventKind::Paused);
                     }
                     self.publish(EventKind::DiskFailed { id, reason });
@@ -231,6 +237,7 @@ impl Monitor {
             Ok(()) => {
                 // A guest writes the reset register until it is gone: it is one reset, not one more for each write.
                 self.events.forget(|event| *event == MachineEvent::Reset);
+                self.short_of_space = None;
                 self.machine.resume();
                 self.publish(EventKind::Reset);
             }

@@ -36,10 +36,12 @@ impl Monitor {
                 done
             }
             Request::Pause => {
+                self.short_of_space = None;
                 self.pause();
                 done
             }
             Request::Resume => {
+                self.short_of_space = None;
                 if machine.run_state() == RunState::Paused {
                     machine.resume();
                     self.publish(EventKind::Running);
@@ -110,7 +112,7 @@ impl Monitor {
         }
     }
 
-    fn status(&self) -> Status {
+    pub(super) fn status(&self) -> Status {
         let machine = &self.machine;
         let devices: Vec<DeviceStatus> = machine
             .devices()
@@ -138,6 +140,7 @@ impl Monitor {
             hotplug_memory: counter("memory", "plugged-bytes"),
             balloon: counter("balloon", "actual-bytes"),
             confined: self.confined,
+            short_of_space: self.short_of_space.clone(),
             devices,
         }
     }

@@ -8,9 +8,9 @@ use disk::Disk;
 use serde_json::Value;
 use vmm::config::{NetBackend, VmConfig};
 use vmm::control::{Client, MAX_FDS, Request};
+use vmm::tap::open_tap;
 
 use super::ControlError;
-use super::tap::open_tap;
 use crate::options::{DiskOption, NetOption, default_mac};
 
 /// Plugs a disk in.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use vmm::control::{ClientError, MAX_FDS};
 
-use super::tap::TapError;
+use vmm::tap::TapError;
 
 /// Why a running VM was not told, or did not do, what was asked for.
 #[derive(Debug, thiserror::Error)]

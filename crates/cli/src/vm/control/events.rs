@@ -3,8 +3,8 @@
 use serde_json::Value;
 use vmm::control::{Client, ClientError, Event, EventKind, Request};
 
-use super::{ControlError, print_line};
-use crate::output::Output;
+use super::ControlError;
+use crate::output::{Output, print};
 
 /// Prints events until the VM ends.
 pub fn follow(client: &mut Client, output: Output) -> Result<(), ControlError> {
@@ -30,6 +30,7 @@ fn text(event: &Event) -> String {
         EventKind::Paused => "the guest is paused".into(),
         EventKind::Reset => "the machine was reset".into(),
         EventKind::Ended { reason } => format!("the VM has ended: {reason}"),
+        EventKind::FinalCounters { devices } => format!("the {} devices are stopped", devices.len()),
         EventKind::GuestPanicked => "the guest's system panicked".into(),
         EventKind::DeviceFailed { id, reason } => format!("device '{id}' failed: {reason}"),
         EventKind::DiskFailed { id, reason } => format!("disk '{id}' failed a request: {reason}"),

@@ -7,12 +7,10 @@ mod error;
 mod events;
 mod save;
 mod status;
-mod tap;
 
 pub use args::ControlArgs;
 pub use error::ControlError;
 
-use std::io::Write;
 use std::time::Duration;
 
 use args::{Action, Link};
@@ -75,7 +73,7 @@ fn show_dirty_rate(client: &mut Client, time: Duration) -> Result<(), ControlErr
     std::thread::sleep(time);
     let changed = client.call::<Value>(&Request::TakeDirtyLog, &[]);
     client.call::<Value>(&Request::StopDirtyLog, &[])?;
-    print_line(&format!("{} pages in {} ms", changed?["pages"], time.as_millis())).map_err(ControlError::Output)
+    print(&format!("{} pages in {} ms\n", changed?["pages"], time.as_millis())).map_err(ControlError::Output)
 }
 
 /// A monitor that ends may be gone before its answer is read: that, too, is what was asked for.
@@ -89,13 +87,6 @@ fn stop(client: &mut Client) -> Result<(), ControlError> {
 fn json(value: &impl serde::Serialize) -> Result<String, ControlError> {
     let text = serde_json::to_string_pretty(value).map_err(ClientError::from)?;
     Ok(text + "\n")
-}
-
-/// Writes a line to standard output at once, for whoever reads along.
-fn print_line(line: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}")?;
-    out.flush()
 }
 
 #[cfg(test)]

@@ -78,6 +78,7 @@ mod tests {
             hotplug_memory: 0,
             balloon: 0,
             confined: true,
+            short_of_space: None,
             devices: Vec::new(),
         }
     }

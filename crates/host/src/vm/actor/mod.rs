@@ -15,8 +15,11 @@
 //!   it stores how far the work is about once a second, and passes on the wish that it end. What the VM must obey at any time
 //!   ([`OperationRecord::overtakes`]: stop, reset, pause, resume) is done meanwhile; everything else waits for the work's end.
 
+mod edit;
 mod limits;
+mod metering;
 mod operations;
+mod room;
 mod saved;
 mod work;
 
@@ -26,11 +29,13 @@ use std::time::Duration;
 
 use store::record::Stored;
 use time::OffsetDateTime;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 use vmm::control::{EventKind as Told, Request, RunStatus, Status};
 
+use self::metering::Metering;
+use self::room::Room;
 use super::ending::Ending;
 use super::monitor::{Happened, Monitor};
 use super::process::{self, RunFiles};
@@ -54,6 +59,8 @@ pub enum Input {
     Task(Uuid),
     /// A task is to end.
     Cancel(Uuid),
+    /// Someone wants to know what was used, and is told when it is known.
+    Measure(oneshot::Sender<()>),
 }
 
 /// A VM's owner.
@@ -71,6 +78,9 @@ pub struct Actor {
     work: Option<work::Work>,
     /// How it ended under this actor.
     last_end: Option<EndingRecord>,
+    metering: Metering,
+    /// What it waits for, paused.
+    room: Option<Room>,
     deleted: bool,
 }
 
@@ -121,12 +131,15 @@ impl Actor {
             stopping: None,
             work: None,
             last_end: None,
+            metering: Metering::new(),
+            room: None,
             deleted: false,
         }
     }
 
     /// Owns the VM until it is deleted, or `marud` ends.
     pub async fn run(mut self) {
+        self.load_usage().await;
         self.adopt().await;
         loop {
             self.advance().await;
@@ -134,10 +147,16 @@ impl Actor {
                 return self.refuse_rest().await;
             }
             let deadline = self.stopping.as_ref().map(|stopping| stopping.deadline);
+            let (look_at, room_at) = (self.look_at(), self.room_at());
             tokio::select! {
                 input = self.inputs.recv() => match input {
                     Some(Input::Task(task)) => self.enqueue(task),
                     Some(Input::Cancel(task)) => self.cancel(task).await,
+                    Some(Input::Measure(known)) => {
+                        self.measure().await;
+                        // Who does not wait any more need not know.
+                        let _ = known.send(());
+                    }
                     None => return,
                 },
                 happened = next(&mut self.machine) => match happened {
@@ -145,6 +164,8 @@ impl Actor {
                     Happened::Exited(status) => self.ended(status).await,
                 },
                 () = wait_until(deadline) => self.press_harder().await,
+                () = wait_until(look_at) => self.look().await,
+                () = wait_until(room_at) => self.look_for_room().await,
                 stage = work::next(&mut self.work) => self.worked(stage).await,
             }
         }
@@ -254,6 +275,8 @@ impl Actor {
             Some(event.clone())
         })
         .await;
+        self.meter_run().await;
+        self.wait_for_room(false).await;
     }
 
     /// Begins tasks as long as there are some that can be done now.
@@ -313,15 +336,24 @@ impl Actor {
                 return;
             }
             // By the guest, or by a task that says so itself.
-            Told::Reset | Told::DeviceRemoved { .. } => return,
+            Told::Reset => return,
+            Told::DeviceRemoved { .. } if self.work.is_some() => return,
+            Told::DeviceRemoved { id } => format!(
+                "the guest has given {id} back, which nobody waits for: it is not plugged in any more, until the VM is started again"
+            ),
             Told::Ended { reason } => {
                 machine.told_end = Some(reason);
                 return;
             }
+            Told::FinalCounters { devices } => return self.keep_last_counters(devices),
             Told::GuestPanicked => "the guest's kernel says that it has crashed".into(),
             Told::DeviceFailed { id, reason } => format!("the device {id} cannot go on until its driver resets it: {reason}"),
             Told::DiskFailed { id, reason } if machine.paused => {
-                format!("the disk {id} failed a request, and the VM is paused: {reason}; when that is mended, resume it")
+                let way_out = match self.wait_for_room(true).await {
+                    true => "it goes on when there is more",
+                    false => "when that is mended, resume it",
+                };
+                format!("the disk {id} failed a request, and the VM is paused: {reason}; {way_out}")
             }
             Told::DiskFailed { id, reason } => format!("the disk {id} failed a request: {reason}"),
         };
@@ -349,6 +381,8 @@ impl Actor {
 
     /// Stores that the VM is off, and why; a task that waited for this is done.
     async fn note_end_of(&mut self, task: Option<Uuid>, ending: Ending) {
+        self.room = None;
+        self.meter_end().await;
         self.clean_up();
         if self.vm.record.is_saved() {
             return self.note_saved(task).await;

@@ -67,10 +67,12 @@ impl Actor {
             OperationRecord::Pause => self.simple(&Request::Pause, EventKind::VmPaused, "it is paused").await,
             OperationRecord::Resume => self.simple(&Request::Resume, EventKind::VmResumed, "it goes on").await,
             OperationRecord::Delete { disks } => return self.delete(&task, *disks).await,
+            OperationRecord::ResetUsage => return self.reset_usage(id).await,
             OperationRecord::Save { ran } => self.save(id, *ran).await,
             OperationRecord::DiscardSaved => self.discard_saved().await,
             OperationRecord::SetResources { change, replace } => return self.set_resources(id, change, *replace).await,
             OperationRecord::Clone(wanted) => self.clone(&task, wanted.clone()),
+            OperationRecord::Edit { patch } => self.edit(&task, patch.clone()),
         };
         match went {
             Ok(Went::Waits) => {}
@@ -121,6 +123,7 @@ impl Actor {
                 Err(Cause::new("vm-paused", "the VM is paused", "resume it"))
             } else if self.vm.record.started_at.is_none_or(|at| self.vm.record.last_end.as_ref().is_some_and(|end| end.at > at)) {
                 // An earlier marud got as far as this.
+                self.settle().await;
                 Ok(Went::Done(Some(self.event(EventKind::VmStarted, "it runs"))))
             } else {
                 Ok(Went::Done(None))
@@ -151,11 +154,14 @@ impl Actor {
         match status {
             Ok(_) if self.vm.record.is_saved() => {
                 self.machine = Some(Machine { monitor, paused: true, told_end: None });
+                self.meter_run().await;
                 self.go_on().await
             }
             Ok(_) => {
                 let text = format!("it runs, as process {}", monitor.pid());
                 self.machine = Some(Machine { monitor, paused: false, told_end: None });
+                self.settle().await;
+                self.meter_run().await;
                 Ok(Went::Done(Some(self.event(EventKind::VmStarted, text))))
             }
             Err(error) => {
@@ -178,6 +184,7 @@ impl Actor {
         };
         machine.monitor.call::<Value>(request, ANSWER).await.map_err(|error| refused(&error))?;
         machine.paused = *request == Request::Pause;
+        self.room = None;
         Ok(Went::Done(Some(event)))
     }
 

@@ -9,6 +9,7 @@
 //! | `maru.test=idle` | print the facts, again whenever they change; power off on the power button |
 //! | `maru.test=shell` | a shell on the console |
 //! | `maru.test=load` | write, verify, talk and watch the clocks until told otherwise, see below |
+//! | `maru.test=busy` | use all that processors give, or `maru.disk`s |
 //! | `maru.test=disk-verify` | check what an earlier `load` left on the disks, then power off |
 //! | `maru.test=hostile` | write garbage into everything that the monitor shows, and prove that it survives: see [`hostile`] |
 //! | `maru.root=vda` | go on as `/init` of the ext4 file system on this disk; needs `maru.modules=ext4` |
@@ -30,6 +31,7 @@
 //! `load` prints every half second `maru-guest: ok disk=BLOCKS flushed=N[,N] net=BYTES mem=PAGES gap_ms=LONGEST mono=SECONDS
 //! t=UNIX_TIME`, and `maru-guest: FAIL WHAT` for ever once something was lost.
 
+mod busy;
 mod button;
 mod echo;
 mod facts;
@@ -121,6 +123,7 @@ fn init() {
         "idle" => idle(),
         "shell" => shell(),
         "load" => load::run(&line),
+        "busy" => busy::run(&line),
         "disk-verify" => load::verify_disks(&line),
         "hostile" => hostile::run(&line),
         other => println!("maru-guest: FAIL there is no maru.test={other}"),
