@@ -61,15 +61,16 @@ impl Volumes {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a volume of a directory, which is made if it is not there. It is not one of these yet.
+    /// Makes a volume of a directory. It is not one of these yet. The directory must be there: where a file system should be mounted and is not, disks
+    /// would fill another one.
     pub fn make(&self, path: &str) -> Result<Arc<dyn Volume>, Cause> {
-        let way_out = "name a directory of the host, from / on";
+        let way_out = "name a directory of the host that is there, from / on; mount its file system first";
         let directory = Path::new(path);
         if !directory.is_absolute() || path.contains('\0') {
             return Err(Cause::new("bad-volume", format!("'{path}' is no whole path"), way_out));
         }
-        let opened = std::fs::create_dir_all(directory).and_then(|()| Directory::open(directory));
-        let opened = opened.map_err(|error| Cause::new("bad-volume", format!("{path} cannot be used: {error}"), way_out))?;
+        let opened = Directory::open(directory)
+            .map_err(|error| Cause::new("bad-volume", format!("{path} cannot be used: {error}"), way_out))?;
         let overlaps = |root: &Path| root.starts_with(opened.root()) || opened.root().starts_with(root);
         if let Some((name, _)) = self.all().iter().find(|(_, volume)| overlaps(volume.root())) {
             let message = format!("{path} and the volume '{name}' have files in common");

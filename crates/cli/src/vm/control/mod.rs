@@ -5,6 +5,7 @@ mod console;
 mod devices;
 mod error;
 mod events;
+mod layers;
 mod save;
 mod status;
 
@@ -41,6 +42,9 @@ pub fn run(args: ControlArgs) -> Result<(), ControlError> {
             eprintln!("the guest was asked to give '{id}' back; `events` and `status` show when it did");
         }
         Action::ResizeDisk { id, size } => simple(client, Request::ResizeDisk { id, bytes: size.0 })?,
+        Action::AddLayer { layers } => layers::add(client, layers)?,
+        Action::ReplaceParents { id, parent } => layers::replace_parents(client, id, &parent)?,
+        Action::MergeLeaf { id, most } => layers::merge_leaf(client, id, most.map(|it| it.0))?,
         Action::LimitDisk { id, limits } => simple(client, Request::SetDiskLimits { id, limits: limits.0 })?,
         Action::LimitNet { id, limits } => simple(client, Request::SetNetLimits { id, limits: limits.0 })?,
         Action::SetCpus { count } => simple(client, Request::SetCpus { count })?,
