@@ -26,7 +26,7 @@ demo: deps build ## start a virtual host with a VM in it, and show what it does
 
 ## Build
 
-.PHONY: deps deps-test deps-lint
+.PHONY: deps deps-test deps-lint deps-api
 deps: ## install what building and the lab need (Debian 12 and 13, Ubuntu 24.04)
 	@scripts/install-deps
 
@@ -36,9 +36,16 @@ deps-test: ## the same, and what the tests need
 deps-lint: ## the same, and what `make lint` needs
 	@scripts/install-deps lint
 
+deps-api: ## the same, and what `make test-api` needs
+	@scripts/install-deps api
+
 .PHONY: build
 build: ## build everything
 	cargo build $(CARGO_FLAGS)
+
+.PHONY: deb
+deb: deps build ## make the Debian package, in build/deb
+	@scripts/deb
 
 .PHONY: clean
 clean: ## remove what was built; fetched packages stay in build/
@@ -51,6 +58,11 @@ clean: ## remove what was built; fetched packages stay in build/
 test: deps-test build ## run every test, the lab's too
 	cargo test $(CARGO_FLAGS) --doc
 	cargo nextest run $(CARGO_FLAGS)
+
+.PHONY: test-api
+test-api: deps-api ## ask the API whatever its document allows, and what it does not (schemathesis; a few minutes)
+	cargo build --release $(if $(CI),--locked) --package maru-host --bins --examples
+	@scripts/test-api
 
 .PHONY: fuzz
 fuzz: ## look for inputs that do harm, a minute for each target, or FUZZ_SECONDS (needs a nightly toolchain and cargo-fuzz)

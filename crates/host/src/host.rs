@@ -72,7 +72,7 @@ impl Host {
         host.state.commit(&Transaction::new().tell(&EventRecord::now(EventKind::HostStarted, text)))?;
         let revision = host.state.revision()?;
         let vms = host.state.all::<VmRecord>()?;
-        let mut unfinished: HashMap<Uuid, Vec<TaskRecord>> = HashMap::new();
+        let mut unfinished: HashMap<Option<Uuid>, Vec<TaskRecord>> = HashMap::new();
         for task in host.state.all::<TaskRecord>()?.into_iter().map(|stored| stored.record).filter(TaskRecord::is_unfinished) {
             unfinished.entry(task.vm).or_default().push(task);
         }
@@ -86,7 +86,7 @@ impl Host {
         host.look_for_strangers(&vms)?;
         host.look_for_half_made_files(&vms, &unfinished);
         for vm in vms {
-            let mut tasks = unfinished.remove(&vm.record.id).unwrap_or_default();
+            let mut tasks = unfinished.remove(&Some(vm.record.id)).unwrap_or_default();
             // Their ids are in the order of time; what was begun goes first.
             tasks.sort_by_key(|task| (task.state != TaskStateRecord::Running, task.id));
             host.take(
@@ -167,7 +167,7 @@ impl Host {
     }
 
     /// Files that were being made when an earlier `marud` ended: those of unfinished tasks are theirs to remove.
-    fn look_for_half_made_files(&self, vms: &[Stored<VmRecord>], unfinished: &HashMap<Uuid, Vec<TaskRecord>>) {
+    fn look_for_half_made_files(&self, vms: &[Stored<VmRecord>], unfinished: &HashMap<Option<Uuid>, Vec<TaskRecord>>) {
         let volumes = &self.surroundings.volumes;
         for id in staging::list(volumes) {
             if unfinished.values().flatten().any(|task| task.id == id || task.operation.makes() == Some(id)) {
@@ -229,13 +229,14 @@ impl Host {
             TaskStateRecord::Running if task.cancel_requested => Input::Cancel(id),
             _ => return,
         };
-        if !self.handles().contains_key(&task.vm)
-            && let Ok(Some(vm)) = self.state.read::<VmRecord>(&task.vm.to_string())
+        if let Some(vm) = task.vm
+            && !self.handles().contains_key(&vm)
+            && let Ok(Some(vm)) = self.state.read::<VmRecord>(&vm.to_string())
         {
             // One transaction made both.
             self.take(vm, Vec::new(), OFF);
         }
-        let sent = self.handles().get(&task.vm).map(|handle| handle.inputs.send(input));
+        let sent = task.vm.and_then(|vm| Some(self.handles().get(&vm)?.inputs.send(input)));
         if !matches!(sent, Some(Ok(())))
             && let Err(error) = vm::refuse_task(&self.state, id)
         {

@@ -10,11 +10,7 @@ use crate::output::{Output, print};
 
 /// Prints something as JSON, or as the text that is made of it.
 pub fn show_one(output: Output, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), RemoteError> {
-    let text = match output {
-        Output::Json => serde_json::to_string_pretty(value)? + "\n",
-        Output::Text => text(),
-    };
-    Ok(print(&text)?)
+    Ok(print(&output.render(value, text)?)?)
 }
 
 /// Rows below their heads, each column as wide as it must be.

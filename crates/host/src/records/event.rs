@@ -6,6 +6,8 @@ use store::record::Record;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::TaskRecord;
+
 /// `events/ID`. A transaction has one at most, so that the revision is the event's number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventRecord {
@@ -120,6 +122,14 @@ impl EventRecord {
     pub fn by_task(mut self, task: Option<Uuid>) -> EventRecord {
         self.task = task;
         self
+    }
+
+    /// The same, done by a task, to what that is done to.
+    #[must_use]
+    pub fn of(mut self, task: &TaskRecord) -> EventRecord {
+        self.vm = task.vm;
+        self.vm_name = task.vm_name.clone();
+        self.by_task(Some(task.id))
     }
 
     /// As the API tells it.

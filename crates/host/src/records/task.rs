@@ -12,10 +12,13 @@ use super::FileRef;
 pub struct TaskRecord {
     /// Its id.
     pub id: Uuid,
-    /// The VM.
-    pub vm: Uuid,
+    /// The VM, if it is one's.
+    pub vm: Option<Uuid>,
     /// The VM's name when the task was made.
-    pub vm_name: String,
+    pub vm_name: Option<String>,
+    /// The name of the image, if it is one's.
+    #[serde(default)]
+    pub image: Option<String>,
     /// What to do.
     pub operation: OperationRecord,
     /// How far it is.
@@ -288,13 +291,19 @@ impl From<&Cause> for api::Error {
 }
 
 impl TaskRecord {
-    /// A task that waits to be done.
+    /// A task of a VM that waits to be done.
     pub fn new(vm: Uuid, vm_name: String, operation: OperationRecord, created_by: String) -> TaskRecord {
+        TaskRecord { vm: Some(vm), vm_name: Some(vm_name), ..TaskRecord::of_host(operation, created_by) }
+    }
+
+    /// A task of no VM that waits to be done.
+    pub fn of_host(operation: OperationRecord, created_by: String) -> TaskRecord {
         TaskRecord {
             // In the order of time, and each later than those that this process made before.
             id: Uuid::now_v7(),
-            vm,
-            vm_name,
+            vm: None,
+            vm_name: None,
+            image: None,
             operation,
             state: TaskStateRecord::Queued,
             progress: None,
@@ -358,6 +367,7 @@ impl From<&TaskRecord> for api::Task {
             operation: (&task.operation).into(),
             vm: task.vm,
             vm_name: task.vm_name.clone(),
+            image: task.image.clone(),
             state: match task.state {
                 TaskStateRecord::Queued => api::TaskState::Queued,
                 TaskStateRecord::Running => api::TaskState::Running,

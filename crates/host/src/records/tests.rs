@@ -57,8 +57,9 @@ fn records_of_version_1_are_read_and_written_as_ever() {
     stays(&vm, include_str!("golden/vm-1.json"));
     let task = TaskRecord {
         id: TASK,
-        vm: VM,
-        vm_name: "web".into(),
+        vm: Some(VM),
+        vm_name: Some("web".into()),
+        image: None,
         operation: OperationRecord::ShutDown { grace_seconds: 60 },
         state: TaskStateRecord::Failed,
         progress: Some(ProgressRecord { done: 1, total: 2 }),

@@ -137,8 +137,7 @@ pub fn refuse_task(state: &State, task: Uuid) -> Result<(), StateError> {
     while let Some(stored) = state.read::<TaskRecord>(&name)?.filter(|stored| stored.record.is_unfinished()) {
         let mut record = stored.record.clone();
         record.end(TaskStateRecord::Failed, Some(Cause::new("no-vm", "the VM was deleted", "there is nothing left to do")));
-        let event =
-            EventRecord::now(EventKind::TaskFailed, "the VM was deleted").of_vm(record.vm, &record.vm_name).by_task(Some(task));
+        let event = EventRecord::now(EventKind::TaskFailed, "the VM was deleted").of(&record);
         let transaction = Transaction::new().if_still(&name, &stored).write(&name, &record).tell(&event);
         if let Outcome::Committed(_) = state.commit(&transaction)? {
             break;

@@ -21,10 +21,12 @@
 
 mod checkpoints;
 mod clone;
+mod document;
 mod edit;
 mod error;
 mod events;
 mod extract;
+mod fields;
 mod guard;
 mod host;
 mod metrics;
@@ -32,6 +34,7 @@ mod once;
 mod requests;
 mod resources;
 mod server;
+mod suggest;
 mod tasks;
 mod tokens;
 mod transfer;
@@ -39,6 +42,7 @@ mod usage;
 mod vms;
 mod volumes;
 
+use document::Common;
 pub use error::Refusal;
 pub use host::{host_name, memory};
 pub use server::serve;
@@ -48,8 +52,7 @@ use std::sync::Arc;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
 use axum::{Extension, Router, middleware};
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::{Modify, OpenApi};
+use utoipa::OpenApi;
 
 use crate::audit::Audit;
 use crate::host::Host;
@@ -75,6 +78,7 @@ pub fn router(app: App) -> Router {
     let requests = Arc::new(requests::Requests::default());
     let guarded = |router: Router<App>| {
         router
+            .layer(middleware::from_fn(fields::pick))
             .layer(DefaultBodyLimit::max(MAX_READ))
             .layer(middleware::from_fn_with_state(app.clone(), guard::guard))
             .layer(middleware::from_fn_with_state(requests.clone(), requests::count))
@@ -153,18 +157,9 @@ pub fn router(app: App) -> Router {
     ),
     components(schemas(api::Error)),
     security(("token" = [])),
-    modifiers(&Token),
+    modifiers(&Common),
 )]
 struct Document;
-
-struct Token;
-
-impl Modify for Token {
-    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
-        document.components.get_or_insert_default().add_security_scheme("token", scheme);
-    }
-}
 
 /// The OpenAPI document.
 pub fn document() -> utoipa::openapi::OpenApi {

@@ -74,7 +74,7 @@ pub fn submit(
         check_if_match(headers, &stored)?;
         let operation = operation.clone()(&stored.record)?;
         let waiting = state.all::<TaskRecord>()?.into_iter().map(|stored| stored.record);
-        let waiting = waiting.filter(|task| task.vm == stored.record.id && task.is_unfinished()).count();
+        let waiting = waiting.filter(|task| task.vm == Some(stored.record.id) && task.is_unfinished()).count();
         if waiting >= MAX_WAITING {
             let message = format!("{waiting} tasks wait for the VM '{}' already", stored.record.name);
             return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too-many", message, "wait for them, or cancel some"));
@@ -205,7 +205,7 @@ pub async fn list(Shared(app): Shared<App>, Params(params): Params<ListParams>) 
     let limit = limit(params.limit)?;
     let stored = app.host.state.run(|state| state.all::<TaskRecord>()).await?;
     let mut tasks: Vec<api::Task> = stored.iter().map(|task| api::Task::from(&task.record)).collect();
-    tasks.retain(|task| params.vm.is_none_or(|vm| vm == task.vm));
+    tasks.retain(|task| params.vm.is_none_or(|vm| task.vm == Some(vm)));
     tasks.retain(|task| params.state.is_none_or(|state| state == task.state));
     Ok(Json(page(tasks, params.after.as_deref(), limit, |task| task.id.to_string())))
 }
@@ -259,7 +259,7 @@ fn request_cancel(state: &State, id: Uuid) -> Result<TaskRecord, Refusal> {
             (TaskStateRecord::Queued, _) => {
                 task.end(TaskStateRecord::Cancelled, None);
                 let event = EventRecord::now(EventKind::TaskCancelled, format!("{operation}: it had not begun"));
-                transaction = transaction.tell(&event.of_vm(task.vm, &task.vm_name).by_task(Some(id)));
+                transaction = transaction.tell(&event.of(&task));
             }
             (TaskStateRecord::Running, OperationRecord::ShutDown { .. }) => task.cancel_requested = true,
             (TaskStateRecord::Running, operation) if operation.is_long() => task.cancel_requested = true,

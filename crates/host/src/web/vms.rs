@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::extract::{Body, Name, Params, limit, page};
 use super::guard::Caller;
 use super::once::Once;
+use super::suggest::did_you_mean;
 use super::tasks::{WaitParams, answer, submit};
 use super::{App, Refusal};
 use crate::host::Host;
@@ -112,7 +113,11 @@ fn answer_with(status: StatusCode, told: api::Vm, vm: &Stored<VmRecord>) -> Resp
 
 /// The VM with this name or id.
 pub fn find(state: &State, name: &str) -> Result<Stored<VmRecord>, Refusal> {
-    let missing = || Refusal::not_found(format_args!("VM '{name}'"), "list those that there are");
+    let missing = || {
+        let known: Vec<String> = state.all::<VmRecord>().into_iter().flatten().map(|vm| vm.record.name).collect();
+        let way_out = did_you_mean(name, known.iter().map(String::as_str), "list those that there are");
+        Refusal::not_found(format_args!("VM '{name}'"), &way_out)
+    };
     let id = match Uuid::parse_str(name) {
         Ok(id) => id,
         // No name has characters that a key may not have.
