@@ -94,8 +94,8 @@ fmt: ## format the code
 
 ## Measure
 
-.PHONY: bench bench-boot bench-block bench-disk
-bench: bench-boot bench-block bench-disk ## all measurements; the numbers go into SPECIFICATION.md
+.PHONY: bench bench-boot bench-block bench-disk bench-host
+bench: bench-boot bench-block bench-disk bench-host ## all measurements; the numbers go into SPECIFICATION.md
 
 bench-boot: deps build ## time to a guest's init and own memory, beside QEMU's
 	@scripts/bench boot
@@ -105,6 +105,9 @@ bench-block: deps build ## block throughput and requests per second in a guest, 
 
 bench-disk: deps build ## what a VHDX image costs beside a raw file and beside QEMU's VHDX
 	@scripts/bench disk --dir target
+
+bench-host: deps-test build ## a hundred VMs on one host, and how exact shares, caps and limits are
+	cargo nextest run $(CARGO_FLAGS) --run-ignored only --no-capture -E 'binary(scenario_hundred) | binary(scenario_limits)'
 
 ## Document
 

@@ -88,6 +88,7 @@ fn rate(host: &Host, vm: &str, counter: &str) -> f64 {
 }
 
 #[test]
+#[ignore = "measures, for minutes: make bench-host"]
 fn processor_time_disk_limits_and_space_are_what_was_promised_and_what_is_used_is_counted() {
     let lab = vm_lab().binary(program("marud").expect("marud"), "/bin/marud").start().unwrap();
     let host = lab.host(0);
