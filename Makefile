@@ -26,7 +26,7 @@ demo: deps build ## start a virtual host with a VM in it, and show what it does
 
 ## Build
 
-.PHONY: deps deps-test deps-lint
+.PHONY: deps deps-test deps-lint deps-api
 deps: ## install what building and the lab need (Debian 12 and 13, Ubuntu 24.04)
 	@scripts/install-deps
 
@@ -36,9 +36,16 @@ deps-test: ## the same, and what the tests need
 deps-lint: ## the same, and what `make lint` needs
 	@scripts/install-deps lint
 
+deps-api: ## the same, and what `make test-api` needs
+	@scripts/install-deps api
+
 .PHONY: build
 build: ## build everything
 	cargo build $(CARGO_FLAGS)
+
+.PHONY: deb
+deb: deps build ## make the Debian package, in build/deb
+	@scripts/deb
 
 .PHONY: clean
 clean: ## remove what was built; fetched packages stay in build/
@@ -51,6 +58,11 @@ clean: ## remove what was built; fetched packages stay in build/
 test: deps-test build ## run every test, the lab's too
 	cargo test $(CARGO_FLAGS) --doc
 	cargo nextest run $(CARGO_FLAGS)
+
+.PHONY: test-api
+test-api: deps-api ## ask the API whatever its document allows, and what it does not (schemathesis; a few minutes)
+	cargo build --release $(if $(CI),--locked) --package maru-host --bins --examples
+	@scripts/test-api
 
 .PHONY: fuzz
 fuzz: ## look for inputs that do harm, a minute for each target, or FUZZ_SECONDS (needs a nightly toolchain and cargo-fuzz)
@@ -82,8 +94,8 @@ fmt: ## format the code
 
 ## Measure
 
-.PHONY: bench bench-boot bench-block bench-disk
-bench: bench-boot bench-block bench-disk ## all measurements; the numbers go into SPECIFICATION.md
+.PHONY: bench bench-boot bench-block bench-disk bench-host
+bench: bench-boot bench-block bench-disk bench-host ## all measurements; the numbers go into SPECIFICATION.md
 
 bench-boot: deps build ## time to a guest's init and own memory, beside QEMU's
 	@scripts/bench boot
@@ -93,6 +105,9 @@ bench-block: deps build ## block throughput and requests per second in a guest, 
 
 bench-disk: deps build ## what a VHDX image costs beside a raw file and beside QEMU's VHDX
 	@scripts/bench disk --dir target
+
+bench-host: deps-test build ## a hundred VMs on one host, and how exact shares, caps and limits are
+	cargo nextest run $(CARGO_FLAGS) --run-ignored only --no-capture -E 'binary(scenario_hundred) | binary(scenario_limits)'
 
 ## Document
 

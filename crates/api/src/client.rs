@@ -231,6 +231,16 @@ impl Client {
     }
 }
 
+/// SHA-256 of the first certificate in PEM, in hexadecimal: what people compare.
+pub fn fingerprint(authority: &[u8]) -> Option<String> {
+    let certificate = parse_pem(authority).find_map(|item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        _ => None,
+    })?;
+    let hash = ring::digest::digest(&ring::digest::SHA256, certificate.der());
+    Some(hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 fn understand<T: DeserializeOwned>(response: Response<Body>) -> Result<T, ClientError> {
     let status = response.status();
     let strange = |reason: String| ClientError::Strange { status: status.as_u16(), reason };

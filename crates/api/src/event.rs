@@ -50,6 +50,8 @@ pub enum EventKind {
     VmAlarm,
     /// It was found running when `marud` started.
     VmAdopted,
+    /// It is started with its host.
+    VmAutoStart,
     /// What it is to be was changed.
     VmChanged,
     /// It was deleted.
@@ -62,6 +64,12 @@ pub enum EventKind {
     VmSaved,
     /// What it was saved to was dropped.
     VmSavedDiscarded,
+    /// A checkpoint of it was made.
+    VmCheckpointCreated,
+    /// It was made what it was at a checkpoint.
+    VmCheckpointApplied,
+    /// Checkpoints were deleted, or what they had left was merged.
+    VmCheckpointDeleted,
     /// A task failed.
     TaskFailed,
     /// A task was cancelled.

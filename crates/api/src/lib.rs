@@ -6,6 +6,7 @@
 //! Times are RFC 3339, sizes are bytes, ids are UUIDs. A request with a field that is not known is refused: a spelling mistake must not pass
 //! as a default. An answer may have more fields tomorrow, and a client must not mind.
 
+mod checkpoint;
 #[cfg(feature = "client")]
 pub mod client;
 mod cloud_init;
@@ -23,6 +24,9 @@ mod volume;
 #[cfg(feature = "client")]
 mod websocket;
 
+pub use checkpoint::{
+    Checkpoint, CheckpointDisk, CheckpointKind, DiskChain, DiskFile, NewCheckpoint, Otherwise, RenameCheckpoint, WantedCheckpoint,
+};
 pub use cloud_init::{CloudInit, CloudNet};
 pub use console::ConsoleEvent;
 pub use error::Error;
@@ -33,7 +37,10 @@ pub use resources::{Burst, DiskLimits, NetLimits, Rate, Resources};
 pub use task::{LogLine, Operation, Progress, ProgressUnit, Task, TaskState};
 pub use token::{CreatedToken, NewToken, Role, Token};
 pub use usage::Usage;
-pub use vm::{Boot, CloneVm, Console, Disk, DiskAction, DiskFormat, Ending, Net, SavedVm, Vm, VmSpec, VmState};
+pub use vm::{
+    AutoStart, AutoStartPolicy, Boot, CloneVm, Console, Disk, DiskAction, DiskFormat, Ending, ExportVm, ImportMode, ImportVm,
+    Net, SavedVm, Vm, VmSpec, VmState,
+};
 pub use volume::{NewVolume, Volume, VolumeChange, VolumeKind, VolumeLevel};
 
 use serde::{Deserialize, Serialize};

@@ -14,10 +14,15 @@ pub struct Task {
     pub id: Uuid,
     /// What is to be done.
     pub operation: Operation,
-    /// To which VM.
-    pub vm: Uuid,
+    /// To which VM; absent if it is no VM's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<Uuid>,
     /// The VM's name when the task was made.
-    pub vm_name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm_name: Option<String>,
+    /// The image's name, if it is one's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// How far it is.
     pub state: TaskState,
     /// How much of it is done, if it takes long.
@@ -42,6 +47,13 @@ pub struct Task {
     pub ended_at: Option<OffsetDateTime>,
     /// What it did and what it waits for, the newest last.
     pub log: Vec<LogLine>,
+}
+
+impl Task {
+    /// The name of what it is done to, for people.
+    pub fn subject(&self) -> &str {
+        self.vm_name.as_deref().or(self.image.as_deref()).unwrap_or("host")
+    }
 }
 
 /// How much of a task is done. It is told about once a second.
@@ -93,6 +105,14 @@ pub enum Operation {
     Save,
     /// Drops what it was saved to.
     DiscardSaved,
+    /// Makes a checkpoint of it.
+    CreateCheckpoint,
+    /// Makes it what it was.
+    ApplyCheckpoint,
+    /// Deletes checkpoints.
+    DeleteCheckpoint,
+    /// Merges what deleted checkpoints left.
+    MergeCheckpoints,
     /// Changes how much of the host it may have.
     SetResources,
     /// Has its meter begin anew.
@@ -101,6 +121,10 @@ pub enum Operation {
     Clone,
     /// Changes what it is to be.
     Edit,
+    /// Writes it to a directory.
+    Export,
+    /// Makes it from one.
+    Import,
 }
 
 impl std::fmt::Display for Operation {
@@ -115,9 +139,15 @@ impl std::fmt::Display for Operation {
             Operation::ResetUsage => "reset-usage",
             Operation::Save => "save",
             Operation::DiscardSaved => "discard-saved",
+            Operation::CreateCheckpoint => "create-checkpoint",
+            Operation::ApplyCheckpoint => "apply-checkpoint",
+            Operation::DeleteCheckpoint => "delete-checkpoint",
+            Operation::MergeCheckpoints => "merge-checkpoints",
             Operation::SetResources => "set-resources",
             Operation::Clone => "clone",
             Operation::Edit => "edit",
+            Operation::Export => "export",
+            Operation::Import => "import",
         })
     }
 }

@@ -49,6 +49,9 @@ pub struct VmSpec {
     /// Memory that the balloon takes from the guest.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub balloon_bytes: u64,
+    /// Whether it is started with its host.
+    #[serde(default, skip_serializing_if = "AutoStart::is_default")]
+    pub auto_start: AutoStart,
     /// How much of the host it may have.
     #[serde(default, skip_serializing_if = "crate::Resources::is_default")]
     pub resources: crate::Resources,
@@ -64,6 +67,41 @@ fn is_zero(number: &u64) -> bool {
 
 fn one() -> u32 {
     1
+}
+
+/// Whether a VM is started with its host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AutoStart {
+    /// Whether.
+    #[serde(default)]
+    pub policy: AutoStartPolicy,
+    /// How long after the VM before it, in seconds; after the host, for the first.
+    #[serde(default)]
+    #[schema(maximum = 86400)]
+    pub delay_seconds: u32,
+    /// Smaller numbers come first; those with the same go by their names.
+    #[serde(default)]
+    pub order: u32,
+}
+
+impl AutoStart {
+    fn is_default(&self) -> bool {
+        *self == AutoStart::default()
+    }
+}
+
+/// When a VM is started with its host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum AutoStartPolicy {
+    /// Never.
+    #[default]
+    Never,
+    /// Always.
+    Always,
+    /// If it ran when the host went down.
+    IfItRan,
 }
 
 /// What a VM boots. Files are in volumes: `VOLUME:PATH`.
@@ -162,6 +200,9 @@ pub struct Vm {
     /// How it ended the last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_end: Option<Ending>,
+    /// The files of its disks: told when one VM is asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chains: Vec<crate::DiskChain>,
     /// What a saved VM goes on from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saved: Option<SavedVm>,
@@ -207,6 +248,8 @@ pub struct SavedVm {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum VmState {
+    /// It is being made.
+    Creating,
     /// It does not run.
     Off,
     /// It is being started.
@@ -226,6 +269,7 @@ pub enum VmState {
 impl std::fmt::Display for VmState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            VmState::Creating => "creating",
             VmState::Off => "off",
             VmState::Starting => "starting",
             VmState::Running => "running",
@@ -244,9 +288,50 @@ pub struct CloneVm {
     /// The new VM's name.
     #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._-]+$", example = "web2")]
     pub name: String,
+    /// Whether to copy no disk: both VMs go on in new files on top of what each disk is now, which nobody may change any more.
+    #[serde(default)]
+    pub linked: bool,
     /// The volume for its disks; where each disk is now if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<String>,
+}
+
+/// Where to export a VM to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExportVm {
+    /// The directory to make: `VOLUME:PATH`. There must be nothing.
+    #[schema(example = "local:exports/web")]
+    pub to: String,
+}
+
+/// Which exported VM to import, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImportVm {
+    /// The directory that it was exported to: `VOLUME:PATH`.
+    #[schema(example = "local:exports/web")]
+    pub from: String,
+    /// Its name here; as it was if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Whether its files are copied or used where they are.
+    #[serde(default)]
+    pub mode: ImportMode,
+    /// The volume for copied files; that of the directory if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
+}
+
+/// What becomes of the files of a VM that is imported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImportMode {
+    /// They are copied; the directory stays as it is.
+    #[default]
+    Copy,
+    /// The VM uses them where they are.
+    Register,
 }
 
 /// What happens to a VM's disks when it is deleted.

@@ -72,7 +72,7 @@ pub struct NewVolume {
     /// Its name: letters, digits, `-` and `_`, at most 64.
     #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9_-]+$")]
     pub name: String,
-    /// A directory of the host, from `/` on. It is made if it is not there.
+    /// A directory of the host that is there, from `/` on.
     #[schema(example = "/srv/vms")]
     pub path: String,
     /// From how much of it on there is a warning, in per cent used; 80 if left out.

@@ -49,12 +49,10 @@ pub fn run(command: &EventCommand) -> Result<(), RemoteError> {
 
 fn show(output: Output, event: &api::Event) -> Result<(), RemoteError> {
     let mut out = io::stdout().lock();
-    match output {
-        Output::Json => writeln!(out, "{}", serde_json::to_string(event)?)?,
-        Output::Text => {
-            let vm = event.vm_name.as_ref().map(|name| format!("{name}: ")).unwrap_or_default();
-            writeln!(out, "{} {} {vm}{}", event.id, shown_time(event.at), event.text)?;
-        }
-    }
+    let text = || {
+        let vm = event.vm_name.as_ref().map(|name| format!("{name}: ")).unwrap_or_default();
+        format!("{} {} {vm}{}", event.id, shown_time(event.at), event.text)
+    };
+    out.write_all(output.render_next(event, text)?.as_bytes())?;
     Ok(out.flush()?)
 }

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal};
 use check::{Color, Options};
 use clap::{Args, Subcommand};
 
+use crate::init::InitArgs;
 use crate::output::{Output, print, terminal_width};
 use crate::remote::{Connect, RemoteError, fields, show_one, shown_size, shown_time};
 
@@ -16,6 +17,8 @@ const DEFAULT_WIDTH: usize = 100;
 pub enum HostCommand {
     /// Check what this machine can do as a host
     Check(CheckArgs),
+    /// Make this machine a host: start marud, and print what clients need
+    Init(InitArgs),
     /// Show what marud knows of its host
     Show(ShowArgs),
 }
@@ -68,11 +71,8 @@ pub struct CheckArgs {
 /// Checks the machine; returns the exit status.
 pub fn check(args: &CheckArgs) -> io::Result<u8> {
     let report = check::run(&Options::default());
-    let text = match args.output {
-        Output::Text => report.render_text(color(), terminal_width().unwrap_or(DEFAULT_WIDTH)),
-        Output::Json => serde_json::to_string_pretty(&report)? + "\n",
-    };
-    print(&text)?;
+    let text = || report.render_text(color(), terminal_width().unwrap_or(DEFAULT_WIDTH));
+    print(&args.output.render(&report, text)?)?;
     Ok(u8::try_from(report.exit_code()).unwrap_or(1))
 }
 

@@ -14,9 +14,11 @@
 //! exit status 2, other failures are 1, unless the command says otherwise under EXIT STATUS in its help.
 
 mod cli;
+mod complete;
 mod disk;
 mod event;
 mod host;
+mod init;
 mod options;
 mod output;
 mod remote;
@@ -27,6 +29,7 @@ mod terminal;
 mod token;
 mod vm;
 mod volume;
+mod yaml;
 
 use std::io;
 use std::process::ExitCode;
@@ -40,6 +43,7 @@ use vm::control::ControlError;
 use vm::run::RunError;
 
 fn main() -> ExitCode {
+    complete::answer();
     match run(Cli::parse().command) {
         Ok(status) => status,
         // Whoever read our output has seen enough (`| head`).
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Host(HostCommand::Check(args)) => return Ok(host::check(&args)?.into()),
+        Command::Host(HostCommand::Init(args)) => init::run(&args)?,
         Command::Host(HostCommand::Show(args)) => host::show(&args)?,
         Command::Volume(command) => volume::run(&command)?,
         Command::Task(command) => task::run(command)?,
@@ -67,7 +72,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Switch(command) => switch::run(command)?,
         Command::Port(command) => switch::run_port(command)?,
         Command::Lab(command) => return Ok(lab::cli::run(command)?),
-        Command::Completions { shell } => output::print(&cli::completions(shell))?,
+        Command::Completions { shell } => output::print(&complete::script(&shell.to_string())?)?,
         Command::Man { directory } => cli::man(&directory)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -4,6 +4,9 @@ use std::io::{self, Write};
 
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::yaml::to_yaml;
 
 /// `-o`: for people or for programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -13,6 +16,28 @@ pub enum Output {
     Text,
     /// For programs.
     Json,
+    /// For programs and people.
+    Yaml,
+}
+
+impl Output {
+    /// Something in this form; `text` is it for people.
+    pub fn render(self, value: &impl Serialize, text: impl FnOnce() -> String) -> serde_json::Result<String> {
+        Ok(match self {
+            Output::Text => text(),
+            Output::Json => serde_json::to_string_pretty(value)? + "\n",
+            Output::Yaml => to_yaml(&serde_json::to_value(value)?),
+        })
+    }
+
+    /// One of many, whose end is not known: a line, or a YAML document.
+    pub fn render_next(self, value: &impl Serialize, text: impl FnOnce() -> String) -> serde_json::Result<String> {
+        Ok(match self {
+            Output::Text => text() + "\n",
+            Output::Json => serde_json::to_string(value)? + "\n",
+            Output::Yaml => format!("---\n{}", to_yaml(&serde_json::to_value(value)?)),
+        })
+    }
 }
 
 /// Writes to standard output. (`print!` would panic when the reader has gone.)

@@ -55,9 +55,16 @@ pub fn run(command: TaskCommand) -> Result<(), RemoteError> {
                 let row = |task: &api::Task| {
                     let made = shown_time(task.created_at);
                     let id = task.id.to_string();
-                    [id, task.operation.to_string(), task.vm_name.clone(), task.state.to_string(), task.created_by.clone(), made]
+                    [
+                        id,
+                        task.operation.to_string(),
+                        task.subject().to_owned(),
+                        task.state.to_string(),
+                        task.created_by.clone(),
+                        made,
+                    ]
                 };
-                table(["ID", "OPERATION", "VM", "STATE", "BY", "CREATED"], tasks.iter().map(row))
+                table(["ID", "OPERATION", "OF", "STATE", "BY", "CREATED"], tasks.iter().map(row))
             })
         }
         TaskCommand::Show { task, show } => {
@@ -71,7 +78,7 @@ pub fn run(command: TaskCommand) -> Result<(), RemoteError> {
         }
         TaskCommand::Cancel { task, show } => {
             let task: api::Task = show.connect.client()?.post(&format!("/tasks/{task}/cancel?wait=10"))?;
-            show_one(show.output, &task, || format!("{}: {} {}\n", task.vm_name, task.operation, task.state))
+            show_one(show.output, &task, || format!("{}: {} {}\n", task.subject(), task.operation, task.state))
         }
     }
 }
@@ -79,7 +86,7 @@ pub fn run(command: TaskCommand) -> Result<(), RemoteError> {
 fn described(task: &api::Task) -> String {
     let mut shown = vec![
         ("operation", task.operation.to_string()),
-        ("VM", task.vm_name.clone()),
+        ("of", task.subject().to_owned()),
         ("state", task.state.to_string()),
         ("created", format!("{}, by {}", shown_time(task.created_at), task.created_by)),
     ];

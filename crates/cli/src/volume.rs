@@ -32,7 +32,7 @@ pub enum VolumeCommand {
     Create {
         /// Its name: letters, digits, '-' and '_'
         name: String,
-        /// The directory, from / on; it is made if it is not there
+        /// The directory, from / on; it must be there
         path: String,
         #[command(flatten)]
         alarms: AlarmArgs,

@@ -1,16 +1,18 @@
 //! The parents of a differencing image.
 //!
 //! Each image names its parent; the names are followed until an image has none. All are only read, under locks that they share
-//! with other readers: a parent that changed would change every child.
+//! with other readers: a parent that changed would change every child. Only the child through which it is read may be merged into it
+//! meanwhile (see [`lock`](crate::lock)).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::disk::{Access, Locking, OpenOptions};
 use crate::error::{Chain, OpenError};
-use crate::format::ImageFile;
+use crate::format::{Format, ImageFile};
 use crate::image::open_tables;
 use crate::layer::Layer;
+use crate::lock;
 
 /// More images than anybody's backups make; each level costs a read a little more.
 pub(crate) const MAX_IMAGES: usize = 256;
@@ -19,12 +21,21 @@ pub(crate) const MAX_IMAGES: usize = 256;
 pub(crate) struct Parent {
     // Before the file that they are in.
     pub tables: Arc<dyn ImageFile>,
-    pub layer: Layer,
+    pub layer: Arc<Layer>,
+}
+
+/// Whether a child must name a parent that is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fit {
+    /// It must.
+    Checked,
+    /// The first one need not: it is going to be named.
+    Trusted,
 }
 
 /// Makes durable what the parents hold. A flush of the child reaches the child's file alone, and whoever flushes it counts on all that
 /// could be read before; a parent was perhaps written by a VM or copied a moment ago, and is in the page cache only.
-pub(crate) fn settle(parents: &[Parent]) -> Result<(), OpenError> {
+pub(crate) fn settle(parents: &[Arc<Parent>]) -> Result<(), OpenError> {
     parents.iter().try_for_each(|parent| {
         let io = |source| OpenError::Io { path: parent.layer.path.clone(), action: "making it durable, as a parent", source };
         parent.layer.file.sync_data().map_err(io)
@@ -36,13 +47,14 @@ pub(crate) fn open_parents(
     own: &Layer,
     tables: &dyn ImageFile,
     given: Vec<Layer>,
+    fit: Fit,
     options: OpenOptions,
-) -> Result<Vec<Parent>, OpenError> {
+) -> Result<Vec<Arc<Parent>>, OpenError> {
     let options = OpenOptions { access: Access::ReadOnly, locking: Locking::Later, ..options };
     let mut given = given.into_iter();
-    let mut parents: Vec<Parent> = Vec::new();
+    let mut parents: Vec<Arc<Parent>> = Vec::new();
     loop {
-        let (child, child_tables) = parents.last().map_or((own, tables), |it| (&it.layer, &*it.tables));
+        let (child, child_tables) = parents.last().map_or((own, tables), |it| (&*it.layer, &*it.tables));
         if !child_tables.has_parent() {
             return match given.next() {
                 None => Ok(parents),
@@ -52,12 +64,12 @@ pub(crate) fn open_parents(
         if parents.len() + 1 == MAX_IMAGES {
             return Err(OpenError::ChainTooLong { path: own.path.clone(), limit: MAX_IMAGES });
         }
-        let above: Vec<&Layer> = std::iter::once(own).chain(parents.iter().map(|it| &it.layer)).collect();
+        let above: Vec<&Layer> = std::iter::once(own).chain(parents.iter().map(|it| &*it.layer)).collect();
         let parent = match given.next() {
-            Some(layer) => adopt(&above, child_tables, layer, options)?,
+            Some(layer) => adopt(&above, child_tables, layer, if parents.is_empty() { fit } else { Fit::Checked }, options)?,
             None => open_parent(&above, child, child_tables, options)?,
         };
-        parents.push(parent);
+        parents.push(Arc::new(parent));
     }
 }
 
@@ -71,7 +83,7 @@ fn open_parent(above: &[&Layer], child: &Layer, tables: &dyn ImageFile, options:
             Err(OpenError::NotFound(_)) => continue,
             other => other.map_err(|source| OpenError::Parent { chain: chain(above, path), source: Box::new(source) })?,
         };
-        match adopt(above, tables, layer, options) {
+        match adopt(above, tables, layer, Fit::Checked, options) {
             // Another place may have the right one.
             Err(error @ (OpenError::ParentChanged { .. } | OpenError::ParentSectors { .. })) => wrong = wrong.or(Some(error)),
             other => return other,
@@ -82,18 +94,22 @@ fn open_parent(above: &[&Layer], child: &Layer, tables: &dyn ImageFile, options:
 }
 
 /// Locks an open file and takes it as the parent of the last of those `above` it, whose tables these are.
-fn adopt(above: &[&Layer], tables: &dyn ImageFile, layer: Layer, options: OpenOptions) -> Result<Parent, OpenError> {
+fn adopt(above: &[&Layer], tables: &dyn ImageFile, layer: Layer, fit: Fit, options: OpenOptions) -> Result<Parent, OpenError> {
     let chain = || chain(above, &layer.path);
     let wrap = |source| OpenError::Parent { chain: chain(), source: Box::new(source) };
     // Before it is locked and read: our own file is locked already.
     if above.iter().any(|it| it.identity == layer.identity) {
         return Err(OpenError::ParentCycle { chain: chain() });
     }
-    crate::lock::take(&layer.file, Access::ReadOnly, &layer.path).map_err(|error| wrap(error.into()))?;
+    lock::take(&layer.file, Access::ReadOnly, &layer.path).map_err(|error| wrap(error.into()))?;
     let parent = open_tables(&layer, options.format, Access::ReadOnly).map_err(wrap)?;
     let with_parent: Vec<&Layer> = above.iter().copied().chain([&layer]).collect();
-    check(&with_parent, tables, &*parent)?;
-    Ok(Parent { layer, tables: parent })
+    check(&with_parent, tables, &*parent, fit)?;
+    if options.format == Format::Vhdx {
+        // The disk's own identity changes; what is merged into its parent, it merges itself.
+        lock::admit_merges(&layer.file, (above.len() > 1).then(|| tables.identity()));
+    }
+    Ok(Parent { layer: Arc::new(layer), tables: parent })
 }
 
 fn chain(above: &[&Layer], last: &Path) -> Chain {
@@ -101,9 +117,9 @@ fn chain(above: &[&Layer], last: &Path) -> Chain {
 }
 
 /// Whether the last file's image is the one that its child, the one before, was made from.
-pub(crate) fn check(chain: &[&Layer], child: &dyn ImageFile, parent: &dyn ImageFile) -> Result<(), OpenError> {
+pub(crate) fn check(chain: &[&Layer], child: &dyn ImageFile, parent: &dyn ImageFile, fit: Fit) -> Result<(), OpenError> {
     let chain = || Chain(chain.iter().map(|layer| layer.path.clone()).collect());
-    if !child.accepts(parent.identity()) {
+    if fit == Fit::Checked && !child.accepts(parent.identity()) {
         return Err(OpenError::ParentChanged { chain: chain() });
     }
     let (parent, child) = (parent.logical_sector_size(), child.logical_sector_size());

@@ -104,10 +104,9 @@ pub struct Disk {
 
 struct Inner {
     image: Option<Image>,
-    own: Layer,
+    own: Arc<Layer>,
     gate: Arc<Gate>,
-    format: Format,
-    access: Access,
+    options: OpenOptions,
     sector: SectorSize,
     physical_sector: u32,
     capacity: AtomicU64,
@@ -116,6 +115,10 @@ struct Inner {
 impl Inner {
     /// Writes what only this process knows, as far as that goes.
     fn close(&self) {
+        // Another disk with the same gate may have taken this one's place.
+        if self.image.as_ref().is_some_and(|image| image.tables().is_none()) {
+            return;
+        }
         let left_as = self.image.as_ref().and_then(Image::close);
         tracking::finish(&self.gate, &self.own, left_as);
     }
@@ -177,9 +180,24 @@ impl Disk {
                 (Some(image), facts)
             }
         };
+        Ok(Disk::of(image, Arc::new(own), facts, Arc::default(), options))
+    }
+
+    fn of(image: Option<Image>, own: Arc<Layer>, facts: Facts, gate: Arc<Gate>, options: OpenOptions) -> Disk {
         let Facts { sector, physical_sector, length } = facts;
-        let (gate, format, access, capacity) = (Arc::default(), options.format, options.access, AtomicU64::new(length));
-        Ok(Disk { inner: Arc::new(Inner { image, own, gate, format, access, sector, physical_sector, capacity }) })
+        let capacity = AtomicU64::new(length);
+        Disk { inner: Arc::new(Inner { image, own, gate, options, sector, physical_sector, capacity }) }
+    }
+
+    /// The disk that takes this one's place, with its limits: of other files, which are open, locked and fit.
+    pub(crate) fn successor(&self, own: Arc<Layer>, image: Image) -> Result<Disk, OpenError> {
+        let (options, gate) = (self.inner.options, self.inner.gate.clone());
+        let facts = image.facts(&own, options)?;
+        Ok(Disk::of(Some(image), own, facts, gate, options))
+    }
+
+    pub(crate) fn options(&self) -> OpenOptions {
+        self.inner.options
     }
 
     /// The disk's size in bytes, a multiple of the sector size.
@@ -199,12 +217,12 @@ impl Disk {
 
     /// Whether it may be written.
     pub fn access(&self) -> Access {
-        self.inner.access
+        self.inner.options.access
     }
 
     /// What its file means.
     pub fn format(&self) -> Format {
-        self.inner.format
+        self.inner.options.format
     }
 
     /// Where the disk was opened, or what it was called.
@@ -222,7 +240,7 @@ impl Disk {
     pub fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
         let inner = &*self.inner;
         let (path, now) = (inner.own.path.clone(), self.capacity());
-        if inner.access == Access::ReadOnly {
+        if inner.options.access == Access::ReadOnly {
             return Err(ResizeError::ReadOnly(path));
         }
         if bytes < now {
@@ -260,7 +278,7 @@ impl Disk {
     /// An image's tables are read again: another machine may have written them.
     pub fn take_lock(&self) -> Result<(), OpenError> {
         let inner = &*self.inner;
-        lock::take(&inner.own.file, inner.access, &inner.own.path)?;
+        lock::take(&inner.own.file, inner.options.access, &inner.own.path)?;
         if let Some(image) = &inner.image {
             let size = image.reopen(&inner.own).inspect_err(|_| lock::release(&inner.own.file))?;
             inner.capacity.store(size, Ordering::Release);
@@ -339,7 +357,7 @@ impl Disk {
         &self.inner.gate
     }
 
-    pub(crate) fn own(&self) -> &Layer {
+    pub(crate) fn own(&self) -> &Arc<Layer> {
         &self.inner.own
     }
 
@@ -350,7 +368,7 @@ impl Disk {
     /// The disk's own file, then those of its parents.
     pub(crate) fn layers(&self) -> impl Iterator<Item = &Layer> {
         let parents = self.inner.image.iter().flat_map(Image::parents);
-        std::iter::once(&self.inner.own).chain(parents.map(|parent| &parent.layer))
+        std::iter::once(&*self.inner.own).chain(parents.map(|parent| &*parent.layer))
     }
 }
 

@@ -108,6 +108,11 @@ impl Gate {
         self.ended.notify_all();
     }
 
+    /// Whether there is no engine.
+    pub fn is_idle(&self) -> bool {
+        self.lock().seats.is_empty()
+    }
+
     pub fn word(&self) -> u64 {
         self.word.load(Ordering::SeqCst)
     }

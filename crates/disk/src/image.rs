@@ -2,9 +2,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use vhdx::MapError;
 use vhdx::vhdx::BeyondEnd;
 
-use crate::chain::{self, Parent};
+use crate::chain::{self, Fit, Parent};
 use crate::commits::Commits;
 use crate::disk::{Access, Facts, Locking, OpenOptions, SectorSize};
 use crate::error::{IoError, OpenError};
@@ -18,7 +19,7 @@ pub(crate) struct Image {
     access: Access,
     /// The tables; none while the disk's lock is given up, because another machine may change them.
     tables: Mutex<Option<Arc<dyn ImageFile>>>,
-    parents: Vec<Parent>,
+    parents: Vec<Arc<Parent>>,
     pub commits: Arc<Commits>,
     /// With copy-on-read.
     pub ranges: Option<Arc<Ranges>>,
@@ -36,19 +37,24 @@ impl Image {
             Locking::Later => Access::ReadOnly,
         };
         let tables = open_tables(own, options.format, access)?;
-        let parents = chain::open_parents(own, &*tables, given, options)?;
+        let parents = chain::open_parents(own, &*tables, given, Fit::Checked, options)?;
         if options.access == Access::ReadWrite {
             chain::settle(&parents)?;
         }
+        Ok(Image::of(tables, parents, options))
+    }
+
+    /// Puts together what is open, locked and fits.
+    pub fn of(tables: Arc<dyn ImageFile>, parents: Vec<Arc<Parent>>, options: OpenOptions) -> Image {
         let copies = options.copy_on_read && options.access == Access::ReadWrite && !parents.is_empty();
-        Ok(Image {
+        Image {
             format: options.format,
             access: options.access,
             tables: Mutex::new(Some(tables)),
             parents,
             commits: Arc::default(),
             ranges: copies.then(Arc::default),
-        })
+        }
     }
 
     /// For tests: any tables over a file.
@@ -80,7 +86,7 @@ impl Image {
     }
 
     /// The parents, the nearest first.
-    pub fn parents(&self) -> &[Parent] {
+    pub fn parents(&self) -> &[Arc<Parent>] {
         &self.parents
     }
 
@@ -90,7 +96,7 @@ impl Image {
         *tables = None;
         let opened = open_tables(own, self.format, self.access)?;
         if let Some(parent) = self.parents.first() {
-            chain::check(&[own, &parent.layer], &*opened, &*parent.tables)?;
+            chain::check(&[own, &parent.layer], &*opened, &*parent.tables, Fit::Checked)?;
         }
         Ok(tables.insert(opened).size())
     }
@@ -107,6 +113,20 @@ impl Image {
         let Some(tables) = self.tables().filter(|_| self.access == Access::ReadWrite) else { return Ok(()) };
         let _quiet = self.commits.quiet();
         if tables.is_clean() { Ok(()) } else { tables.settle().map_err(|error| IoError::from(&error)) }
+    }
+
+    /// Takes the tables away, for another disk; this one can be used no more.
+    pub fn give_tables(&self) -> Option<Arc<dyn ImageFile>> {
+        self.lock().take()
+    }
+
+    /// Writes the tables and takes them away, for the file to be read only. If that fails, they stay.
+    pub fn finish(&self) -> Result<Option<Arc<dyn ImageFile>>, MapError> {
+        if let Some(tables) = self.tables() {
+            let _quiet = self.commits.quiet();
+            tables.close()?;
+        }
+        Ok(self.give_tables())
     }
 
     /// Writes the tables and forgets them. What cannot be written is as after a crash: nothing that was flushed is lost. The mark of

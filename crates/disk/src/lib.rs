@@ -54,11 +54,13 @@ mod image;
 #[cfg(feature = "tool")]
 pub mod import;
 mod layer;
+pub mod layers;
 pub mod limits;
 mod lock;
 pub mod mirror;
 #[cfg(feature = "tool")]
 pub mod nbd;
+mod put;
 mod ranges;
 #[cfg(feature = "tool")]
 pub mod tool;

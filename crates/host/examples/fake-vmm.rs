@@ -12,11 +12,14 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::exit;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use disk::Format;
+use disk::tool::{self, AnyFormat, Child, Job, RebaseContent};
 use serde_json::Value;
 use vmm::config::{DiskConfig, VmConfig};
 use vmm::control::{
@@ -128,6 +131,26 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
                 machine.paused = true;
                 reply(serde_json::to_value(machine.save(fds)).expect("plain"));
             }
+            Request::AddLayers { layers } => {
+                assert!(machine.paused && layers.len() == fds.len());
+                for layer in layers {
+                    machine.disk(&layer.id).path = layer.path;
+                }
+                reply(Value::Null);
+            }
+            Request::ReplaceParents { id, parents } => {
+                assert_eq!(parents.len(), fds.len());
+                let path = machine.disk(&id).path.clone();
+                tool::rebase(&path, Format::Vhdx, &parents[0], RebaseContent::Trust, &Job::default()).expect("a parent");
+                reply(Value::Null);
+            }
+            Request::MergeLeaf { id, .. } => {
+                let disk = machine.disk(&id);
+                let parent = chain(&disk.path).remove(1);
+                tool::merge(&disk.path, Format::Vhdx, Some(&parent), Child::Keep, &Job::default()).expect("a merge");
+                disk.path = parent;
+                reply(Value::Null);
+            }
             Request::Stop if stubborn => {}
             Request::Stop => {
                 reply(Value::Null);
@@ -209,7 +232,17 @@ fn console(mut socket: UnixStream) {
     }
 }
 
+/// The files of a disk, if it is an image.
+fn chain(path: &Path) -> Vec<PathBuf> {
+    let format = AnyFormat::Own(Format::from_path(path));
+    tool::info(path, format).expect("a disk").into_iter().map(|step| step.path).collect()
+}
+
 impl Machine {
+    fn disk(&mut self, id: &str) -> &mut DiskConfig {
+        self.config.disks.iter_mut().find(|disk| disk.id == id).expect("the disk")
+    }
+
     fn status(&self) -> Status {
         Status {
             name: self.config.name.clone(),
@@ -231,7 +264,7 @@ impl Machine {
             id: disk.id.clone(),
             kind: "disk".into(),
             slot: 1,
-            files: vec![disk.path.clone()],
+            files: chain(&disk.path),
             counters: counters.clone().into(),
         };
         self.config.disks.iter().map(device).collect()

@@ -20,6 +20,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use uuid::Uuid;
 
+use crate::autostart;
 use crate::records::{EventKind, EventRecord, PlaceRecord, Power, TaskRecord, TaskStateRecord, VmRecord, VolumeRecord};
 use crate::state::{Records, State, StateError};
 use crate::vm::console::Console;
@@ -56,7 +57,7 @@ struct VmHandle {
 
 impl Host {
     /// Takes care of all VMs from now on: finds those that run, and goes on with what was not finished.
-    pub fn start(state: State, surroundings: Surroundings) -> Result<Arc<Host>, StateError> {
+    pub fn start(state: State, surroundings: Surroundings, boot_id: Option<&str>) -> Result<Arc<Host>, StateError> {
         let host = Arc::new(Host {
             state,
             surroundings: Arc::new(surroundings),
@@ -73,7 +74,7 @@ impl Host {
         host.state.commit(&Transaction::new().tell(&EventRecord::now(EventKind::HostStarted, text)))?;
         let revision = host.state.revision()?;
         let vms = host.state.all::<VmRecord>()?;
-        let mut unfinished: HashMap<Uuid, Vec<TaskRecord>> = HashMap::new();
+        let mut unfinished: HashMap<Option<Uuid>, Vec<TaskRecord>> = HashMap::new();
         for task in host.state.all::<TaskRecord>()?.into_iter().map(|stored| stored.record).filter(TaskRecord::is_unfinished) {
             unfinished.entry(task.vm).or_default().push(task);
         }
@@ -81,10 +82,13 @@ impl Host {
         for vm in vms.iter().filter(|vm| vm.record.power == Power::On) {
             host.surroundings.ledger.note(&vm.record);
         }
+        if let Some(boot_id) = boot_id {
+            autostart::note(&host.state, &vms, boot_id)?;
+        }
         host.look_for_strangers(&vms)?;
         host.look_for_half_made_files(&vms, &unfinished);
         for vm in vms {
-            let mut tasks = unfinished.remove(&vm.record.id).unwrap_or_default();
+            let mut tasks = unfinished.remove(&Some(vm.record.id)).unwrap_or_default();
             // Their ids are in the order of time; what was begun goes first.
             tasks.sort_by_key(|task| (task.state != TaskStateRecord::Running, task.id));
             host.take(
@@ -98,6 +102,7 @@ impl Host {
         }
         let (watch, watching) = (host.state.watch(revision)?, host.clone());
         std::thread::spawn(move || watching.follow(watch));
+        host.runtime.spawn(autostart::run(host.clone()));
         host.runtime.spawn(alarm::watch(host.state.clone(), host.surroundings.clone()));
         Ok(host)
     }
@@ -174,7 +179,7 @@ impl Host {
     }
 
     /// Files that were being made when an earlier `marud` ended: those of unfinished tasks are theirs to remove.
-    fn look_for_half_made_files(&self, vms: &[Stored<VmRecord>], unfinished: &HashMap<Uuid, Vec<TaskRecord>>) {
+    fn look_for_half_made_files(&self, vms: &[Stored<VmRecord>], unfinished: &HashMap<Option<Uuid>, Vec<TaskRecord>>) {
         let volumes = &self.surroundings.volumes;
         for id in staging::list(volumes) {
             if unfinished.values().flatten().any(|task| task.id == id || task.operation.makes() == Some(id)) {
@@ -239,7 +244,14 @@ impl Host {
             TaskStateRecord::Running if task.cancel_requested => Input::Cancel(id),
             _ => return,
         };
-        let sent = self.handles().get(&task.vm).map(|handle| handle.inputs.send(input));
+        if let Some(vm) = task.vm
+            && !self.handles().contains_key(&vm)
+            && let Ok(Some(vm)) = self.state.read::<VmRecord>(&vm.to_string())
+        {
+            // One transaction made both.
+            self.take(vm, Vec::new(), OFF);
+        }
+        let sent = task.vm.and_then(|vm| Some(self.handles().get(&vm)?.inputs.send(input)));
         if !matches!(sent, Some(Ok(())))
             && let Err(error) = vm::refuse_task(&self.state, id)
         {

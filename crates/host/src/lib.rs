@@ -21,6 +21,7 @@
 
 pub mod audit;
 pub mod auth;
+pub mod autostart;
 pub mod host;
 pub mod options;
 pub mod records;

@@ -15,10 +15,11 @@ use host::vm::meter::Meters;
 use host::vm::{Capacity, Cgroups, Ledger, Surroundings};
 use host::volumes::Volumes;
 use host::web::{self, App};
-use host::{auth, tls};
+use host::{auth, autostart, tls};
 use store::FileStore;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 
 /// How often the store is backed up, if it has changed, and old records are forgotten.
 const HOUSEKEEPING: Duration = Duration::from_secs(3600);
@@ -72,7 +73,10 @@ async fn run(options: &Options) -> anyhow::Result<()> {
     let audit = options.state.join("audit.log");
     let audit = Audit::open(&audit).with_context(|| format!("the audit log {} cannot be written", audit.display()))?;
 
-    let host = Host::start(state.clone(), surroundings(options)?)?;
+    let boot_id = autostart::boot_id(&options.boot_id).inspect_err(|error| {
+        tracing::warn!("no VM is started with the host: {}: {error}", options.boot_id.display());
+    });
+    let host = Host::start(state.clone(), surroundings(options)?, boot_id.ok().as_deref())?;
     tracing::info!("listening at {address}, for clients that know this host as {}", names.join(", "));
     let router = web::router(App { host, audit: Arc::new(audit) });
     let [terminated, interrupted] = &mut ends;
@@ -102,11 +106,9 @@ fn surroundings(options: &Options) -> anyhow::Result<Surroundings> {
         tracing::warn!("{reason}");
     }
     let run_directory = std::path::absolute(&options.run)?;
-    let ledger = Ledger::new(Capacity {
-        memory_bytes: web::memory().0,
-        overcommit_percent: options.memory_overcommit,
-        cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
-    });
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let ledger =
+        Ledger::new(Capacity { memory_bytes: web::memory().0, overcommit_percent: options.memory_overcommit, cpus: cpus as u32 });
     Ok(Surroundings {
         monitor,
         run_directory,
@@ -114,6 +116,8 @@ fn surroundings(options: &Options) -> anyhow::Result<Surroundings> {
         ledger,
         meters: Meters::default(),
         volumes,
+        // A VM that is being started reads its files, too: one more than there are processors.
+        starts: Arc::new(Semaphore::new(cpus + 1)),
         files: Mutex::default(),
         unconfined: options.unconfined,
     })

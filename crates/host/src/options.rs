@@ -19,6 +19,7 @@ usage: marud [options]
   --cgroup DIR       the control group that those of the VMs are made in (/sys/fs/cgroup/maru)
   --memory-overcommit PERCENT
                      how much of the host's memory running VMs may have together; more than 100 gives out more than there is (100)
+  --boot-id FILE     what changes with each start of the host, after which VMs are started (/proc/sys/kernel/random/boot_id)
   --monitor FILE     the program that is a VM, instead of the maru-vmm beside marud or on PATH
   --unconfined       do not confine monitors: for finding errors only
   --version          print the version
@@ -46,6 +47,8 @@ pub struct Options {
     pub cgroup: PathBuf,
     /// `--memory-overcommit`, in per cent.
     pub memory_overcommit: u32,
+    /// `--boot-id`.
+    pub boot_id: PathBuf,
     /// `--monitor`.
     pub monitor: Option<PathBuf>,
     /// `--unconfined`.
@@ -74,6 +77,7 @@ pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
         volumes: Vec::new(),
         cgroup: "/sys/fs/cgroup/maru".into(),
         memory_overcommit: 100,
+        boot_id: "/proc/sys/kernel/random/boot_id".into(),
         monitor: None,
         unconfined: false,
     };
@@ -87,6 +91,7 @@ pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
             Long("volume") => options.volumes.push(parser.value()?.string()?),
             Long("cgroup") => options.cgroup = parser.value()?.into(),
             Long("memory-overcommit") => options.memory_overcommit = parser.value()?.parse()?,
+            Long("boot-id") => options.boot_id = parser.value()?.into(),
             Long("monitor") => options.monitor = Some(parser.value()?.into()),
             Long("unconfined") => options.unconfined = true,
             Long("version") => return Ok(Wanted::Print(format!("marud {}\n", env!("CARGO_PKG_VERSION")))),

@@ -61,15 +61,16 @@ impl Volumes {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a volume of a directory, which is made if it is not there. It is not one of these yet.
+    /// Makes a volume of a directory. It is not one of these yet. The directory must be there: where a file system should be mounted and is not, disks
+    /// would fill another one.
     pub fn make(&self, path: &str) -> Result<Arc<dyn Volume>, Cause> {
-        let way_out = "name a directory of the host, from / on";
+        let way_out = "name a directory of the host that is there, from / on; mount its file system first";
         let directory = Path::new(path);
         if !directory.is_absolute() || path.contains('\0') {
             return Err(Cause::new("bad-volume", format!("'{path}' is no whole path"), way_out));
         }
-        let opened = std::fs::create_dir_all(directory).and_then(|()| Directory::open(directory));
-        let opened = opened.map_err(|error| Cause::new("bad-volume", format!("{path} cannot be used: {error}"), way_out))?;
+        let opened = Directory::open(directory)
+            .map_err(|error| Cause::new("bad-volume", format!("{path} cannot be used: {error}"), way_out))?;
         let overlaps = |root: &Path| root.starts_with(opened.root()) || opened.root().starts_with(root);
         if let Some((name, _)) = self.all().iter().find(|(_, volume)| overlaps(volume.root())) {
             let message = format!("{path} and the volume '{name}' have files in common");
@@ -144,6 +145,14 @@ impl Volumes {
         Err(Cause::new("bad-file", message, "name a place whose directories are no links and no files"))
     }
 
+    /// The file in a volume that is at this place on the host, if it is in one.
+    pub fn reference(&self, path: &Path) -> Option<FileRef> {
+        let real = path.canonicalize().ok()?;
+        let all = self.all();
+        let (volume, rest) = all.iter().find_map(|(name, volume)| Some((name, real.strip_prefix(volume.root()).ok()?)))?;
+        Some(FileRef { volume: volume.clone(), path: rest.to_str()?.into() })
+    }
+
     /// Removes the directory that a file was in, if it is empty and not a volume.
     pub fn remove_if_empty(&self, file: &Path) {
         if let Some(directory) = file.parent().filter(|directory| !self.all().values().any(|volume| volume.root() == *directory))
@@ -186,6 +195,15 @@ impl Volumes {
             return Err(Cause::new("bad-file", message, "put a directory there"));
         }
         Ok(path)
+    }
+
+    /// What a file of the host is called: in its volume, if it is in one.
+    pub fn name(&self, path: &Path) -> String {
+        let inside = self.names().into_iter().find_map(|name| {
+            let rest = path.strip_prefix(self.root(&name).ok()?).ok()?.to_owned();
+            Some((name, rest))
+        });
+        inside.map_or_else(|| path.display().to_string(), |(name, rest)| format!("{name}:{}", rest.display()))
     }
 
     /// Removes a file of `marud`'s own making, and its directory if that is empty then. That it is gone is no error.

@@ -312,3 +312,222 @@ fn a_change_that_marud_was_killed_in_is_done_afterwards_once() {
         assert_eq!(hidden.count(), 0, "round {round}");
     }
 }
+
+/// What a disk of a VM holds at its beginning, through its whole chain.
+fn first_sector(host: &TestHost, file: &str) -> Vec<u8> {
+    use disk::tool::{self, AnyFormat, Existing, Job, NewDisk};
+    let path = host.volume(file.strip_prefix("local:").unwrap());
+    let raw = tempfile::tempdir().unwrap();
+    let to = raw.path().join("disk.raw");
+    let new = NewDisk { format: disk::Format::Raw, ..NewDisk::default() };
+    tool::convert((&path, AnyFormat::Own(disk::Format::Vhdx)), &to, &new, Existing::Keep, &Job::default()).unwrap();
+    fs::read(to).unwrap()[..512].to_vec()
+}
+
+/// A VM `web` with one VHDX disk that begins with these bytes.
+fn with_image(host: &TestHost, client: &Client, byte: u8) -> api::Vm {
+    use disk::tool::{self, AnyFormat, Existing, Job, NewDisk};
+    let raw = tempfile::NamedTempFile::new().unwrap();
+    fs::write(raw.path(), vec![byte; 1 << 20]).unwrap();
+    let new = NewDisk { format: disk::Format::Vhdx, ..NewDisk::default() };
+    let from = (raw.path(), AnyFormat::Own(disk::Format::Raw));
+    tool::convert(from, &host.volume("root.vhdx"), &new, Existing::Keep, &Job::default()).unwrap();
+    let mut wanted = spec("web", "");
+    wanted["disks"] = json!([{"file": "local:root.vhdx"}]);
+    wanted["nets"] = json!([{"tap": "tap0"}]);
+    client.create(&wanted)
+}
+
+#[test]
+fn linked_clones_share_what_their_source_was_and_nobody_may_change_that() {
+    let host = TestHost::new();
+    let client = host.client();
+    with_image(&host, &client, 7);
+    posted(&client, "/vms/web/clone", &json!({"name": "a", "linked": true}));
+    posted(&client, "/vms/web/clone", &json!({"name": "b", "linked": true}));
+    posted(&client, "/vms/a/clone", &json!({"name": "c", "linked": true}));
+    let file = |name: &str| client.vm(name).spec.disks[0].file.clone();
+    assert_ne!(file("web"), "local:root.vhdx", "it goes on in a child, too");
+    for name in ["web", "a", "b", "c"] {
+        assert_eq!(first_sector(&host, &file(name)), [7; 512], "{name}");
+        client.does(&format!("POST /vms/{name}/start"));
+        client.does(&format!("POST /vms/{name}/stop"));
+    }
+    let mut thief = spec("thief", "");
+    thief["disks"] = json!([{"file": "local:root.vhdx"}]);
+    assert_eq!(refusal(&client, "/vms", &thief), (409, "disk-in-use".into()));
+    thief["disks"] = json!([{"file": "local:root.vhdx", "read_only": true}]);
+    client.create(&thief);
+    client.does("DELETE /vms/thief?disks=keep");
+    // What is shared goes with the last one.
+    for name in ["web", "a", "b"] {
+        client.does(&format!("DELETE /vms/{name}?disks=delete"));
+        assert!(host.volume("root.vhdx").exists());
+        assert_eq!(first_sector(&host, &file("c")), [7; 512], "without {name}");
+    }
+    client.does("DELETE /vms/c?disks=delete");
+    assert_eq!(files(&host), ["vmlinuz"]);
+    with_disk(&host, &client, &[0; 4096]);
+    let wanted = json!({"name": "x", "linked": true});
+    let task: api::Task = client.call("POST".parse().unwrap(), "/vms/web/clone?wait=20", Some(&wanted)).unwrap();
+    assert!(task.error.unwrap().message.contains("is raw"));
+}
+
+#[test]
+fn a_vm_goes_out_to_a_directory_and_comes_back() {
+    let host = TestHost::new();
+    let client = host.client();
+    fs::write(host.volume("vmlinuz"), "a kernel").unwrap();
+    let source = with_image(&host, &client, 9);
+    // A chain becomes one file.
+    posted(&client, "/vms/web/clone", &json!({"name": "linked", "linked": true}));
+    posted(&client, "/vms/linked/export", &json!({"to": "local:out/web"}));
+    assert_eq!(refusal(&client, "/vms/web/export", &json!({"to": "local:out/web"})), (409, "file-exists".into()));
+    for name in ["web", "linked"] {
+        client.does(&format!("DELETE /vms/{name}?disks=delete"));
+    }
+    let exported = ["out/web/disk-disk0.vhdx", "out/web/kernel", "out/web/manifest.json", "vmlinuz"];
+    assert_eq!(files(&host), exported);
+    let task = posted(&client, "/vms/import", &json!({"from": "local:out/web", "name": "back"}));
+    let back = client.vm("back");
+    assert_eq!((task.makes, back.state), (Some(back.id), VmState::Off));
+    assert_ne!(back.id, source.id);
+    assert_eq!(first_sector(&host, &back.spec.disks[0].file), [9; 512]);
+    assert_eq!(fs::read(host.volume("back/kernel")).unwrap(), b"a kernel");
+    client.does("POST /vms/back/start");
+    client.does("POST /vms/back/stop");
+    // A second one gets addresses of its own.
+    posted(&client, "/vms/import", &json!({"from": "local:out/web", "name": "again"}));
+    assert_ne!(client.vm("again").spec.nets[0].mac, back.spec.nets[0].mac);
+    assert_eq!(refusal(&client, "/vms/import", &json!({"from": "local:out/web", "name": "again"})), (409, "name-taken".into()));
+    for name in ["back", "again"] {
+        client.does(&format!("DELETE /vms/{name}?disks=delete"));
+    }
+    assert_eq!(files(&host), exported);
+    // In place; and then its disk is someone's.
+    posted(&client, "/vms/import", &json!({"from": "local:out/web", "name": "there", "mode": "register"}));
+    assert_eq!(client.vm("there").spec.disks[0].file, "local:out/web/disk-disk0.vhdx");
+    let again = json!({"from": "local:out/web", "name": "more", "mode": "register"});
+    assert_eq!(refusal(&client, "/vms/import", &again), (409, "disk-in-use".into()));
+    client.does("DELETE /vms/there?disks=keep");
+
+    // What is not what was exported is refused, and nothing is left.
+    let import = json!({"from": "local:out/web", "name": "bad"});
+    let kernel = host.volume("out/web/kernel");
+    fs::write(&kernel, "A kernel").unwrap();
+    let task: api::Task = client.call("POST".parse().unwrap(), "/vms/import?wait=20", Some(&import)).unwrap();
+    assert_eq!((task.state, task.error.unwrap().code), (TaskState::Failed, "bad-import".into()));
+    fs::write(&kernel, "a longer kernel").unwrap();
+    assert_eq!(refusal(&client, "/vms/import", &import), (422, "bad-import".into()));
+    fs::remove_file(&kernel).unwrap();
+    assert_eq!(refusal(&client, "/vms/import", &import), (422, "no-file".into()));
+    fs::write(&kernel, "a kernel").unwrap();
+    let manifest = host.volume("out/web/manifest.json");
+    let good = fs::read_to_string(&manifest).unwrap();
+    for bad in [
+        good.replace("\"version\": 1", "\"version\": 2"),
+        good.replace("maru-vm", "other"),
+        good.replace("\"name\": \"kernel\"", "\"name\": \"../../vmlinuz\""),
+        good[..good.len() / 2].into(),
+        " ".repeat(2 << 20),
+    ] {
+        fs::write(&manifest, bad).unwrap();
+        assert_eq!(refusal(&client, "/vms/import", &import), (422, "bad-import".into()));
+    }
+    fs::write(&manifest, good).unwrap();
+    assert_eq!(files(&host), exported);
+    assert!(client.list::<api::Vm>("/vms").unwrap().is_empty());
+}
+
+#[test]
+fn exports_and_imports_that_are_cancelled_or_killed_are_whole_or_not_there() {
+    let mut host = TestHost::new();
+    let client = host.client();
+    let source = fs::File::create(host.volume("root.raw")).unwrap();
+    source.set_len(200 << 20).unwrap();
+    drop(source);
+    let mut wanted = spec("web", "");
+    wanted["disks"] = json!([{"file": "local:root.raw"}]);
+    client.create(&wanted);
+    posted(&client, "/vms/web/export", &json!({"to": "local:whole"}));
+    let before = files(&host);
+    for round in 0..16_u64 {
+        let client = host.client();
+        let (path, body) = match round % 2 {
+            0 => ("/vms/web/export", json!({"to": "local:out"})),
+            _ => ("/vms/import", json!({"from": "local:whole", "name": "copy"})),
+        };
+        let task: api::Task = client.call("POST".parse().unwrap(), path, Some(&body)).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(round * 17 % 150));
+        if round % 4 < 2 {
+            let _ = client.send("POST".parse().unwrap(), &format!("/tasks/{}/cancel", task.id), &[], b"").unwrap();
+        }
+        host.kill();
+        host.start();
+        let client = host.client();
+        let task = until("its end", || {
+            let task: api::Task = client.get(&format!("/tasks/{}?wait=20", task.id)).unwrap();
+            task.state.is_final().then_some(task)
+        });
+        let done = task.state == TaskState::Done;
+        match round % 2 {
+            0 => {
+                assert_eq!(host.volume("out").exists(), done, "round {round}: {task:?}");
+                if done {
+                    assert!(host.volume("out/manifest.json").exists());
+                    fs::remove_dir_all(host.volume("out")).unwrap();
+                }
+            }
+            _ => {
+                assert_eq!(client.list::<api::Vm>("/vms").unwrap().len() == 2, done, "round {round}: {task:?}");
+                if done {
+                    client.does("DELETE /vms/copy?disks=delete");
+                }
+            }
+        }
+        assert_eq!(files(&host), before, "round {round}: {task:?}");
+    }
+}
+
+#[test]
+fn vms_start_with_their_host_in_their_order_once() {
+    let mut host = TestHost::new();
+    let client = host.client();
+    let create = |name: &str, auto_start: Value| {
+        let mut wanted = spec(name, "");
+        wanted["auto_start"] = auto_start;
+        client.create(&wanted);
+    };
+    create("always2", json!({"policy": "always", "order": 2}));
+    create("always1", json!({"policy": "always", "order": 1}));
+    create("ran", json!({"policy": "if-it-ran", "order": 3, "delay_seconds": 1}));
+    create("ran-not", json!({"policy": "if-it-ran"}));
+    create("never", json!({}));
+    client.does("POST /vms/ran/start");
+    client.does("POST /vms/never/start");
+    let mut wanted = spec("late", "");
+    wanted["auto_start"] = json!({"delay_seconds": 100_000});
+    assert_eq!(refusal(&client, "/vms", &wanted), (422, "bad-vm".into()));
+    host.reboot();
+    // A marud that is killed meanwhile starts nobody twice, and nobody less.
+    host.kill();
+    host.start();
+    let client = host.client();
+    let states = ["always1", "always2", "ran", "ran-not", "never"];
+    let expected = [VmState::Running, VmState::Running, VmState::Running, VmState::Off, VmState::Off];
+    until("those that start with their host", || (states.map(|name| client.vm(name).state) == expected).then_some(()));
+    let events = client.list::<api::Event>("/events").unwrap();
+    let started: Vec<_> = events.iter().filter(|event| event.kind == api::EventKind::VmAutoStart).collect();
+    let names: Vec<_> = started.iter().filter_map(|event| event.vm_name.as_deref()).collect();
+    assert_eq!(names, ["always1", "always2", "ran"]);
+    let booted = events.iter().filter(|event| event.kind == api::EventKind::HostStarted).nth(1).unwrap();
+    assert!(started[2].at - booted.at >= time::Duration::SECOND, "its delay");
+    client.does("POST /vms/always1/stop");
+    host.kill();
+    host.start();
+    let client = host.client();
+    until("all VMs were looked at", || {
+        client.list::<api::Vm>("/vms").unwrap().iter().all(|vm| vm.state != VmState::Unknown).then_some(())
+    });
+    assert_eq!(client.vm("always1").state, VmState::Off, "that was marud, not the host");
+}

@@ -180,6 +180,15 @@ pub enum DiskFormat {
 }
 
 impl DiskConfig {
+    /// Names another file, of the same format.
+    pub fn move_to(&mut self, path: PathBuf) {
+        let format = self.open_options().format;
+        self.path = path;
+        if self.open_options().format != format {
+            self.format = Some(format.into());
+        }
+    }
+
     /// How its files are opened.
     pub fn open_options(&self) -> disk::OpenOptions {
         disk::OpenOptions {
@@ -198,6 +207,16 @@ impl From<DiskFormat> for disk::Format {
             DiskFormat::Raw => disk::Format::Raw,
             DiskFormat::Vhdx => disk::Format::Vhdx,
             DiskFormat::Vhd => disk::Format::Vhd,
+        }
+    }
+}
+
+impl From<disk::Format> for DiskFormat {
+    fn from(format: disk::Format) -> DiskFormat {
+        match format {
+            disk::Format::Raw => DiskFormat::Raw,
+            disk::Format::Vhdx => DiskFormat::Vhdx,
+            disk::Format::Vhd => DiskFormat::Vhd,
         }
     }
 }

@@ -54,11 +54,7 @@ pub fn run(args: &CheckArgs) -> io::Result<ExitCode> {
             return Ok(2.into());
         }
     };
-    let text = match args.output {
-        Output::Text => render(&report, args.repair),
-        Output::Json => serde_json::to_string_pretty(&View::from(&report))? + "\n",
-    };
-    print(&text)?;
+    print(&args.output.render(&View::from(&report), || render(&report, args.repair))?)?;
     Ok(u8::from(!report.is_sound()).into())
 }
 

@@ -36,11 +36,9 @@ pub struct InfoArgs {
 /// Prints what the disk is.
 pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
     let chain = tool::info(&args.path, FormatName::or_extension(args.format, &args.path))?;
-    let text = match args.output {
-        Output::Text => chain.iter().map(render).collect::<Vec<_>>().join("\n"),
-        Output::Json => serde_json::to_string_pretty(&chain.iter().map(View::from).collect::<Vec<_>>())? + "\n",
-    };
-    Ok(print(&text)?)
+    let views: Vec<_> = chain.iter().map(View::from).collect();
+    let text = || chain.iter().map(render).collect::<Vec<_>>().join("\n");
+    Ok(print(&args.output.render(&views, text)?)?)
 }
 
 fn render(disk: &DiskInfo) -> String {

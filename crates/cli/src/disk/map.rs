@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::format::FormatName;
 use crate::output::Output;
+use crate::yaml::to_yaml;
 
 const AFTER_HELP: &str = "\
 EXAMPLES
@@ -61,11 +62,12 @@ pub fn run(args: &MapArgs) -> anyhow::Result<()> {
             (Output::Text, true) => writeln!(out, "{:>16} {:>16} {:>5} {:>16}  file", "start", "length", "depth", "offset")?,
             (Output::Json, true) => write!(out, "[")?,
             (Output::Json, false) => write!(out, ",")?,
-            (Output::Text, false) => {}
+            (Output::Text, false) | (Output::Yaml, _) => {}
         }
         is_first = false;
         match args.output {
             Output::Json => write!(out, "\n  {}", serde_json::to_string(&view).map_err(io::Error::from)?)?,
+            Output::Yaml => write!(out, "{}", to_yaml(&serde_json::to_value([view]).map_err(io::Error::from)?))?,
             Output::Text => {
                 let offset = view.offset.map_or(if view.data { "-" } else { "zeros" }.to_owned(), |it| it.to_string());
                 let file = view.file.unwrap_or_default();

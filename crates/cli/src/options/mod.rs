@@ -1,5 +1,6 @@
 //! Options with parts, like `--disk root.raw,ro,queues=2`: what they are made of, and what is wrong with one.
 
+mod autostart;
 mod cpus;
 mod disk;
 mod limits;
@@ -11,6 +12,7 @@ mod vsock;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+pub use autostart::{AUTO_START_FORM, AutoStartOption};
 pub use cpus::{CPUS_FORM, CpuOption};
 pub use disk::{DISK_FORM, DiskOption, DiskOverride};
 pub use limits::{LIMITS_FORM, LimitsOption, NET_LIMITS_FORM, NetLimitsOption};

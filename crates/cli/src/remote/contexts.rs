@@ -98,6 +98,11 @@ struct Shown<'a> {
 }
 
 impl Connect {
+    /// What holds without options.
+    pub fn from_env() -> Connect {
+        Connect { context: std::env::var("MARU_CONTEXT").ok() }
+    }
+
     /// A client of it.
     pub fn client(&self) -> Result<Client, RemoteError> {
         let contexts = match path() {
@@ -108,19 +113,42 @@ impl Connect {
         let name = self.context.as_deref().or(contexts.current.as_deref()).unwrap_or(LOCAL);
         match contexts.contexts.get(name) {
             Some(context) => Ok(Client::new(&context.server, context.authority.as_bytes(), &context.secret)?),
-            None if name == LOCAL => local(),
+            None if name == LOCAL => Local::find()?.client(),
             None => Err(contexts.missing(name)),
         }
     }
 }
 
-/// A client of this machine's `marud`.
-fn local() -> Result<Client, RemoteError> {
-    let (token, authority) = (Path::new(LOCAL_STATE).join("admin.token"), Path::new(LOCAL_STATE).join("tls/ca.pem"));
-    let Ok(secret) = fs::read_to_string(&token) else { return Err(RemoteError::NoServer(token)) };
-    // By its number: names need not be known yet when a host starts.
-    let server = format!("https://127.0.0.1:{}", api::DEFAULT_PORT);
-    Ok(Client::new(&server, &read(&authority)?, secret.trim())?)
+/// This machine's `marud`.
+pub struct Local {
+    /// The file with the first token.
+    pub token: PathBuf,
+    /// Its secret.
+    pub secret: String,
+    /// The file with the certificate authority.
+    pub authority: PathBuf,
+}
+
+impl Local {
+    /// Looks where it keeps its state.
+    pub fn find() -> Result<Local, RemoteError> {
+        let (token, authority) = (Path::new(LOCAL_STATE).join("admin.token"), Path::new(LOCAL_STATE).join("tls/ca.pem"));
+        let Ok(secret) = fs::read_to_string(&token) else { return Err(RemoteError::NoServer(token)) };
+        Ok(Local { token, secret: secret.trim().to_owned(), authority })
+    }
+
+    /// A client of it.
+    pub fn client(&self) -> Result<Client, RemoteError> {
+        // By its number: names need not be known yet when a host starts.
+        let server = format!("https://127.0.0.1:{}", api::DEFAULT_PORT);
+        Ok(Client::new(&server, &read(&self.authority)?, &self.secret)?)
+    }
+}
+
+/// All contexts that can be named.
+pub fn context_names() -> Vec<String> {
+    let contexts = path().and_then(|path| Contexts::read(&path)).unwrap_or_default();
+    std::iter::once(LOCAL.to_owned()).chain(contexts.contexts.into_keys().filter(|name| name != LOCAL)).collect()
 }
 
 /// Does one thing to the contexts.

@@ -50,6 +50,14 @@ pub enum RemoteError {
     /// The terminal, or the connection to the console.
     #[error("the console cannot be used")]
     Console(#[source] io::Error),
+    /// Some of several things that were asked for.
+    #[error("{failed} of {of} failed, for the reasons above")]
+    NotAll {
+        /// How many.
+        failed: usize,
+        /// Of how many.
+        of: usize,
+    },
     /// No change was named.
     #[error("nothing is to be changed: name what is, see --help")]
     NothingToDo,

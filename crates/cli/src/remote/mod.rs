@@ -4,7 +4,7 @@ mod contexts;
 mod error;
 mod show;
 
-pub use contexts::{Connect, ContextCommand, run};
+pub use contexts::{Connect, ContextCommand, Local, context_names, run};
 pub use error::RemoteError;
 pub use show::{fields, guest_fields, show_one, shown_size, shown_time, spec_fields, table};
 
@@ -30,11 +30,11 @@ pub struct TaskArgs {
 
 /// Waits for a task that was just made, if that is wanted, and shows what became of it.
 pub fn finish(client: &Client, task: Task, args: &TaskArgs) -> Result<(), RemoteError> {
-    let text = |task: &Task| match args.output {
-        Output::Json => Ok::<_, RemoteError>(serde_json::to_string_pretty(task)? + "\n"),
-        Output::Text if args.no_wait => Ok(format!("{}\n", task.id)),
-        Output::Text => Ok(format!("{}: {} {}\n", task.vm_name, task.operation, task.state)),
+    let said = |task: &Task| match args.no_wait {
+        true => format!("{}\n", task.id),
+        false => format!("{}: {} {}\n", task.subject(), task.operation, task.state),
     };
+    let text = |task: &Task| args.output.render(task, || said(task));
     if args.no_wait {
         return Ok(print(&text(&task)?)?);
     }

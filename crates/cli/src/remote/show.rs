@@ -10,11 +10,7 @@ use crate::output::{Output, print};
 
 /// Prints something as JSON, or as the text that is made of it.
 pub fn show_one(output: Output, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), RemoteError> {
-    let text = match output {
-        Output::Json => serde_json::to_string_pretty(value)? + "\n",
-        Output::Text => text(),
-    };
-    Ok(print(&text)?)
+    Ok(print(&output.render(value, text)?)?)
 }
 
 /// Rows below their heads, each column as wide as it must be.
@@ -97,6 +93,15 @@ pub fn spec_fields(spec: &VmSpec) -> Vec<(&'static str, String)> {
         let cable = if net.disconnected { ", disconnected" } else { "" };
         fields.push(("network card", format!("{}: {}, {mac}{cable}", net.id.as_deref().unwrap_or("?"), net.tap)));
     }
+    let policy = match spec.auto_start.policy {
+        api::AutoStartPolicy::Never => None,
+        api::AutoStartPolicy::Always => Some("always"),
+        api::AutoStartPolicy::IfItRan => Some("if it ran"),
+    };
+    let api::AutoStart { delay_seconds, order, .. } = spec.auto_start;
+    fields.extend(
+        policy.map(|policy| ("auto-start", format!("{policy}, order {order}, {delay_seconds} s after the one before it"))),
+    );
     fields.extend(resource_fields(&spec.resources));
     if let Some(told) = &spec.cloud_init {
         let names = told.host_name.iter().chain(&told.user).cloned();

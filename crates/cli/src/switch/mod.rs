@@ -68,11 +68,7 @@ pub fn run_port(command: PortCommand) -> anyhow::Result<()> {
 }
 
 fn show(output: Output, value: &impl serde::Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
-    let text = match output {
-        Output::Json => serde_json::to_string_pretty(value).context("writing JSON")? + "\n",
-        Output::Text => text(),
-    };
-    Ok(print(&text)?)
+    Ok(print(&output.render(value, text).context("writing the result")?)?)
 }
 
 fn status_text(status: &Status) -> String {

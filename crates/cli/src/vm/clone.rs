@@ -12,6 +12,9 @@ EXAMPLES
     maru vm clone web web2
     maru vm clone web web3 --volume fast
 
+  Ten desktops that share what they have in common:
+    for i in 1 2 3 4 5 6 7 8 9 10; do maru vm clone master desk$i --linked; done
+
 The new VM's disks are whole copies, in a directory of its name. On XFS and Btrfs they share their data until it is changed, and are there at
 once. Its network cards have addresses of their own, and the TAPs of the other one's: give it others before both run (maru vm edit).";
 
@@ -23,6 +26,9 @@ pub struct CloneArgs {
     vm: String,
     /// The new VM's name
     name: String,
+    /// Copy nothing: both go on in new files on top of what each disk is now
+    #[arg(long)]
+    linked: bool,
     /// The volume for its disks (where each disk is now when left out)
     #[arg(long)]
     volume: Option<String>,
@@ -33,7 +39,7 @@ pub struct CloneArgs {
 /// Clones it.
 pub fn run(args: CloneArgs) -> Result<(), RemoteError> {
     let client = args.task.connect.client()?;
-    let wanted = api::CloneVm { name: args.name, volume: args.volume };
+    let wanted = api::CloneVm { name: args.name, linked: args.linked, volume: args.volume };
     let task = client.call(Method::POST, &format!("/vms/{}/clone", segment(&args.vm)), Some(&wanted))?;
     finish(&client, task, &args.task)
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::manage::segment;
-use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
+use crate::options::{AUTO_START_FORM, AutoStartOption, MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 use crate::remote::{RemoteError, TaskArgs, finish};
 use crate::size::ByteSize;
 
@@ -51,6 +51,9 @@ pub struct EditArgs {
     /// Memory that the balloon takes from the guest
     #[arg(long, value_name = "SIZE")]
     balloon_size: Option<ByteSize>,
+    /// Whether to start it with its host, how long after the one before it, and in which order
+    #[arg(long, value_name = AUTO_START_FORM)]
+    auto_start: Option<AutoStartOption>,
     /// Kernel to boot
     #[arg(long, value_name = "VOLUME:PATH")]
     kernel: Option<String>,
@@ -136,6 +139,7 @@ fn patch(args: &EditArgs, mut spec: api::VmSpec) -> Result<Value, RemoteError> {
     set("memory_bytes", size(args.memory));
     set("max_memory_bytes", size(args.max_memory));
     set("balloon_bytes", size(args.balloon_size));
+    set("auto_start", args.auto_start.map(|option| serde_json::to_value(option.0)).transpose()?);
     let mut boot = Map::new();
     for (name, value) in [("kernel", &args.kernel), ("initrd", &args.initrd), ("command_line", &args.cmdline)] {
         if let Some(value) = value {

@@ -3,11 +3,12 @@
 use api::client::Method;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::checkpoint::CheckpointCommand;
 use super::cloud_init::CloudInitArgs;
 use super::console::{self, ConsoleArgs};
 use super::limit::{self, LimitArgs, Limits};
 use super::usage::{self, UsageArgs};
-use crate::options::{MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
+use crate::options::{AUTO_START_FORM, AutoStartOption, MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 use crate::output::Output;
 use crate::remote::{
     Connect, RemoteError, TaskArgs, fields, finish, guest_fields, show_one, shown_size, shown_time, spec_fields, table,
@@ -15,6 +16,7 @@ use crate::remote::{
 use crate::size::ByteSize;
 use crate::vm::clone::CloneArgs;
 use crate::vm::edit::EditArgs;
+use crate::vm::transfer::{ExportArgs, ImportArgs};
 
 /// Subcommands of `maru vm` that need `marud`.
 #[derive(Debug, Subcommand)]
@@ -30,23 +32,26 @@ pub enum ManageCommand {
     },
     /// Create a VM; it is off
     Create(Box<CreateArgs>),
-    /// Start a VM; one that is saved goes on where it was
+    /// Start VMs; those that are saved go on where they were
     Start(OperationArgs),
-    /// Stop a VM: ask its guest to shut down, and end it by force when its time is over
+    /// Stop VMs: ask their guests to shut down, and end them by force when their time is over
     Stop(StopArgs),
-    /// Reset a VM at once
+    /// Reset VMs at once
     Reset(OperationArgs),
-    /// Pause a VM
+    /// Pause VMs
     Pause(OperationArgs),
-    /// Let a paused VM go on
+    /// Let paused VMs go on
     Resume(OperationArgs),
     /// Look at a VM's console, and type
     Console(ConsoleArgs),
-    /// Save a VM: its memory goes into a file, and `start` lets it go on from there
+    /// Save VMs: their memory goes into files, and `start` lets them go on from there
     Save(OperationArgs),
-    /// Drop what a VM was saved to: it is off then, as if its power had been cut
+    /// Checkpoints: states that a VM can go back to
+    #[command(subcommand)]
+    Checkpoint(CheckpointCommand),
+    /// Drop what VMs were saved to: they are off then, as if their power had been cut
     Discard(OperationArgs),
-    /// Delete a VM that is off
+    /// Delete VMs that are off
     Delete(DeleteArgs),
     /// Change a VM, also while it runs
     Edit(Box<EditArgs>),
@@ -56,16 +61,20 @@ pub enum ManageCommand {
     Usage(UsageArgs),
     /// Make another VM like one that is off
     Clone(CloneArgs),
+    /// Write a VM that is off to a directory
+    Export(ExportArgs),
+    /// Make a VM from a directory that one was exported to
+    Import(ImportArgs),
 }
 
 /// How something is shown.
 #[derive(Debug, Args)]
 pub struct ShowArgs {
     #[command(flatten)]
-    connect: Connect,
+    pub connect: Connect,
     /// How to show the result
     #[arg(short, long, value_enum, default_value_t)]
-    output: Output,
+    pub output: Output,
 }
 
 /// `maru vm list`.
@@ -148,17 +157,21 @@ pub struct CreateArgs {
     no_guest_agent: bool,
     #[command(flatten)]
     cloud_init: CloudInitArgs,
+    /// Whether to start it with its host, how long after the one before it, and in which order
+    #[arg(long, value_name = AUTO_START_FORM)]
+    auto_start: Option<AutoStartOption>,
     #[command(flatten)]
     limits: Limits,
     #[command(flatten)]
     show: ShowArgs,
 }
 
-/// An operation on a VM.
+/// An operation on VMs.
 #[derive(Debug, Args)]
 pub struct OperationArgs {
-    /// Its name or id
-    vm: String,
+    /// Their names or ids
+    #[arg(required = true, value_name = "VM")]
+    vms: Vec<String>,
     #[command(flatten)]
     task: TaskArgs,
 }
@@ -166,8 +179,9 @@ pub struct OperationArgs {
 /// `maru vm stop`.
 #[derive(Debug, Args)]
 pub struct StopArgs {
-    /// Its name or id
-    vm: String,
+    /// Their names or ids
+    #[arg(required = true, value_name = "VM")]
+    vms: Vec<String>,
     /// End it at once, as if its power were cut
     #[arg(long, conflicts_with = "grace")]
     force: bool,
@@ -181,8 +195,9 @@ pub struct StopArgs {
 /// `maru vm delete`.
 #[derive(Debug, Args)]
 pub struct DeleteArgs {
-    /// Its name or id
-    vm: String,
+    /// Their names or ids
+    #[arg(required = true, value_name = "VM")]
+    vms: Vec<String>,
     /// What happens to the files of its disks; needed if it has disks
     #[arg(long, value_enum)]
     disks: Option<DisksOption>,
@@ -208,36 +223,56 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
             show_one(show.output, &vm, || described(&vm))
         }
         ManageCommand::Create(args) => create(*args),
-        ManageCommand::Start(args) => operate(Method::POST, &args.vm, "/start", &args.task),
-        ManageCommand::Reset(args) => operate(Method::POST, &args.vm, "/reset", &args.task),
-        ManageCommand::Pause(args) => operate(Method::POST, &args.vm, "/pause", &args.task),
-        ManageCommand::Resume(args) => operate(Method::POST, &args.vm, "/resume", &args.task),
+        ManageCommand::Start(args) => operate(Method::POST, &args.vms, "/start", &args.task),
+        ManageCommand::Reset(args) => operate(Method::POST, &args.vms, "/reset", &args.task),
+        ManageCommand::Pause(args) => operate(Method::POST, &args.vms, "/pause", &args.task),
+        ManageCommand::Resume(args) => operate(Method::POST, &args.vms, "/resume", &args.task),
         ManageCommand::Console(args) => console::run(&args),
-        ManageCommand::Save(args) => operate(Method::POST, &args.vm, "/save", &args.task),
-        ManageCommand::Discard(args) => operate(Method::POST, &args.vm, "/discard-saved", &args.task),
-        ManageCommand::Stop(StopArgs { vm, force: true, task, .. }) => operate(Method::POST, &vm, "/stop?force=true", &task),
-        ManageCommand::Stop(StopArgs { vm, grace, task, .. }) => {
-            operate(Method::POST, &vm, &format!("/stop?grace={grace}"), &task)
+        ManageCommand::Save(args) => operate(Method::POST, &args.vms, "/save", &args.task),
+        ManageCommand::Checkpoint(command) => super::checkpoint::run(command),
+        ManageCommand::Discard(args) => operate(Method::POST, &args.vms, "/discard-saved", &args.task),
+        ManageCommand::Stop(StopArgs { vms, force: true, task, .. }) => operate(Method::POST, &vms, "/stop?force=true", &task),
+        ManageCommand::Stop(StopArgs { vms, grace, task, .. }) => {
+            operate(Method::POST, &vms, &format!("/stop?grace={grace}"), &task)
         }
         ManageCommand::Edit(args) => super::edit::run(*args),
         ManageCommand::Limit(args) => limit::run(&args),
         ManageCommand::Usage(args) => usage::run(&args),
         ManageCommand::Clone(args) => super::clone::run(args),
-        ManageCommand::Delete(DeleteArgs { vm, disks, task }) => {
+        ManageCommand::Export(args) => super::transfer::export(args),
+        ManageCommand::Import(args) => super::transfer::import(args),
+        ManageCommand::Delete(DeleteArgs { vms, disks, task }) => {
             let what = match disks {
                 None => "",
                 Some(DisksOption::Keep) => "?disks=keep",
                 Some(DisksOption::Delete) => "?disks=delete",
             };
-            operate(Method::DELETE, &vm, what, &task)
+            operate(Method::DELETE, &vms, what, &task)
         }
     }
 }
 
-fn operate(method: Method, vm: &str, what: &str, args: &TaskArgs) -> Result<(), RemoteError> {
+/// Asks for an operation on all of the VMs before it waits for any: they do not wait for each other. One that is refused or fails stops none
+/// of the others.
+fn operate(method: Method, vms: &[String], what: &str, args: &TaskArgs) -> Result<(), RemoteError> {
     let client = args.connect.client()?;
-    let task = client.call(method, &format!("/vms/{}{what}", segment(vm)), None::<&()>)?;
-    finish(&client, task, args)
+    let ask = |vm: &String| client.call(method.clone(), &format!("/vms/{}{what}", segment(vm)), None::<&()>);
+    if let [vm] = vms {
+        return finish(&client, ask(vm)?, args);
+    }
+    let asked: Vec<_> = vms.iter().map(ask).collect();
+    let ends = asked.into_iter().map(|task| finish(&client, task?, args));
+    let mut failed = 0;
+    for (vm, end) in vms.iter().zip(ends) {
+        match end {
+            Err(error) if !error.is_broken_pipe() => {
+                eprintln!("{vm}: {}", vmm::error_chain(&error));
+                failed += 1;
+            }
+            end => end?,
+        }
+    }
+    if failed > 0 { Err(RemoteError::NotAll { failed, of: vms.len() }) } else { Ok(()) }
 }
 
 /// A name as a part of an address.
@@ -280,6 +315,7 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
         guest_agent: !args.no_guest_agent,
         cloud_init: args.cloud_init.read()?,
         balloon_bytes: 0,
+        auto_start: args.auto_start.map(|option| option.0).unwrap_or_default(),
         resources: args.limits.resources(),
     };
     let vm: api::Vm = args.show.connect.client()?.call(Method::POST, "/vms", Some(&spec))?;
@@ -291,6 +327,10 @@ fn described(vm: &api::Vm) -> String {
     shown.extend(vm.pid.map(|pid| ("process", pid.to_string())));
     shown.extend(vm.guest.iter().flat_map(guest_fields));
     shown.extend(spec_fields(&vm.spec));
+    for chain in &vm.chains {
+        let files = chain.files.iter().map(|it| format!("{} ({})", it.file, shown_size(it.bytes)));
+        shown.push(("chain", format!("{}: {}", chain.disk, files.collect::<Vec<_>>().join(" on "))));
+    }
     shown.push(("created", shown_time(vm.created_at)));
     shown.extend(vm.started_at.map(|at| ("started", shown_time(at))));
     shown

@@ -1,6 +1,7 @@
 //! `maru vm`: virtual machines. Those of `marud` ([`manage`]), and those without it: such a VM runs as long as its command does, or
 //! until it is told to stop.
 
+pub mod checkpoint;
 pub mod clone;
 mod cloud_init;
 mod console;
@@ -9,6 +10,7 @@ pub mod edit;
 mod limit;
 pub mod manage;
 pub mod run;
+pub mod transfer;
 mod usage;
 
 use clap::Subcommand;

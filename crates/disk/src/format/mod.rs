@@ -98,6 +98,14 @@ pub(crate) enum Identity {
 }
 
 impl Identity {
+    /// As it is in a file.
+    pub fn bytes(&self) -> [u8; 16] {
+        match self {
+            Identity::Vhdx(guid) => guid.to_bytes(),
+            Identity::Vhd(id) => id.0,
+        }
+    }
+
     /// What tells the image's data from what it was before a change, if the format has a mark for that.
     pub fn data_mark(self) -> Option<[u8; 16]> {
         if let Identity::Vhdx(guid) = self { Some(guid.to_bytes()) } else { None }
@@ -176,6 +184,15 @@ pub(crate) trait ImageFile: Mapping {
 
     /// Where the parent may be, by the file's own words: relative paths are from the image's directory.
     fn parent_paths(&self) -> Vec<PathBuf>;
+
+    /// Whether all of it is the parent's.
+    fn is_empty(&self) -> Result<bool, MapError>;
+
+    /// Names another parent. Durable when it returns.
+    fn set_parent(&self, parent: &ParentNames) -> Result<(), ImageError>;
+
+    /// Has the parent accepted by its identity `now`, and by that which it has `next`. Durable when it returns.
+    fn relink(&self, now: Identity, next: Option<Identity>) -> Result<(), ImageError>;
 }
 
 /// What tools ask of an image that no request is using.
@@ -183,11 +200,8 @@ pub(crate) trait ToolImage: ImageFile {
     /// What it says about itself. May look at a whole table.
     fn facts(&self) -> Result<ImageFacts, MapError>;
 
-    /// Names another parent. Durable when it returns.
-    fn set_parent(&self, parent: &ParentNames) -> Result<(), ImageError>;
-
-    /// Has the parent accepted by its identity `now`, and by that which it has `next`. Durable when it returns.
-    fn relink(&self, now: Identity, next: Option<Identity>) -> Result<(), ImageError>;
+    /// Why a merge cannot write it, and make it as large as `size`, beside readers who see nothing of what is changed.
+    fn obstacle_to_readers(&self, size: u64) -> Result<Option<&'static str>, MapError>;
 
     /// Frees a block of which all bytes are zeros, if [`ImageFacts::can_free_zeros`].
     fn free_zeros(&self, block: u64) -> Result<(), MapError>;

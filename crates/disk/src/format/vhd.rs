@@ -80,6 +80,20 @@ impl ImageFile for Image {
         };
         paths.into_iter().flatten().filter_map(|path| host_path(&path)).collect()
     }
+
+    fn is_empty(&self) -> Result<bool, MapError> {
+        let info = self.info();
+        Ok(info.kind == Kind::Differencing && info.allocated_blocks == Some(0))
+    }
+
+    fn set_parent(&self, parent: &ParentNames) -> Result<(), ImageError> {
+        Ok(Image::set_parent(self, vhd_parent(parent).ok_or_else(foreign_parent)?)?)
+    }
+
+    fn relink(&self, now: Identity, next: Option<Identity>) -> Result<(), ImageError> {
+        // The identity stays, so what is in the file is right already.
+        if self.accepts(now) && next.is_none_or(|next| next == now) { Ok(()) } else { Err(foreign_parent()) }
+    }
 }
 
 impl ToolImage for Image {
@@ -106,13 +120,8 @@ impl ToolImage for Image {
         })
     }
 
-    fn set_parent(&self, parent: &ParentNames) -> Result<(), ImageError> {
-        Ok(Image::set_parent(self, vhd_parent(parent).ok_or_else(foreign_parent)?)?)
-    }
-
-    fn relink(&self, now: Identity, next: Option<Identity>) -> Result<(), ImageError> {
-        // The identity stays, so what is in the file is right already.
-        if self.accepts(now) && next.is_none_or(|next| next == now) { Ok(()) } else { Err(foreign_parent()) }
+    fn obstacle_to_readers(&self, _: u64) -> Result<Option<&'static str>, MapError> {
+        Ok(Some("nothing in a VHD tells its data from what it was before"))
     }
 
     fn free_zeros(&self, block: u64) -> Result<(), MapError> {

@@ -70,6 +70,21 @@ impl ImageFile for Image {
         // A volume path names a disk of a Windows machine.
         [parent.relative_path, parent.absolute_path].into_iter().flatten().filter_map(|path| host_path(&path)).collect()
     }
+
+    fn is_empty(&self) -> Result<bool, MapError> {
+        Image::is_empty(self)
+    }
+
+    fn set_parent(&self, parent: &ParentNames) -> Result<(), ImageError> {
+        Ok(Image::set_parent(self, &vhdx_parent(parent).ok_or_else(foreign_parent)?)?)
+    }
+
+    fn relink(&self, now: Identity, next: Option<Identity>) -> Result<(), ImageError> {
+        let mut parent = self.info().parent.ok_or("the image has no parent")?;
+        parent.linkage = guid(now).ok_or_else(foreign_parent)?;
+        parent.linkage2 = next.and_then(guid);
+        Ok(Image::set_parent(self, &parent)?)
+    }
 }
 
 impl ToolImage for Image {
@@ -95,15 +110,8 @@ impl ToolImage for Image {
         })
     }
 
-    fn set_parent(&self, parent: &ParentNames) -> Result<(), ImageError> {
-        Ok(Image::set_parent(self, &vhdx_parent(parent).ok_or_else(foreign_parent)?)?)
-    }
-
-    fn relink(&self, now: Identity, next: Option<Identity>) -> Result<(), ImageError> {
-        let mut parent = self.info().parent.ok_or("the image has no parent")?;
-        parent.linkage = guid(now).ok_or_else(foreign_parent)?;
-        parent.linkage2 = next.and_then(guid);
-        Ok(Image::set_parent(self, &parent)?)
+    fn obstacle_to_readers(&self, size: u64) -> Result<Option<&'static str>, MapError> {
+        Image::obstacle_to_readers(self, size)
     }
 
     fn free_zeros(&self, block: u64) -> Result<(), MapError> {

@@ -9,7 +9,7 @@ use vhdx::{Commit, Extent, MapError, Mapping, Step, Ticket};
 
 use super::images::*;
 use super::*;
-use crate::format::{Identity, ImageError, ImageFile};
+use crate::format::{Identity, ImageError, ImageFile, ParentNames};
 
 /// An image whose commits are counted, and can be made to fail.
 struct Watched {
@@ -103,6 +103,18 @@ impl ImageFile for Watched {
     }
     fn parent_paths(&self) -> Vec<PathBuf> {
         self.image.parent_paths()
+    }
+
+    fn is_empty(&self) -> Result<bool, MapError> {
+        self.image.is_empty()
+    }
+
+    fn set_parent(&self, parent: &ParentNames) -> Result<(), ImageError> {
+        self.image.set_parent(parent)
+    }
+
+    fn relink(&self, now: Identity, next: Option<Identity>) -> Result<(), ImageError> {
+        self.image.relink(now, next)
     }
 }
 

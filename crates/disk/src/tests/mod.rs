@@ -5,6 +5,7 @@ mod commits;
 mod copies;
 mod engine;
 mod images;
+mod layers;
 mod limited;
 mod live;
 mod locks;

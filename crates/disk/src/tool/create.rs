@@ -9,8 +9,9 @@ use vhdx::{Guid, vhd};
 use super::locator::name_parent;
 use super::newfile::{Existing, NewFile};
 use super::{AnyFormat, ToolError};
-use crate::disk::{Access, Disk, OpenOptions};
+use crate::disk::{Access, Disk, Locking, OpenOptions};
 use crate::format::{DiskType, Format, Identity, vhd_parent, vhdx_parent};
+use crate::layer::Layer;
 
 /// A disk to be made. What is `None` has a default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +38,25 @@ pub fn create(path: &Path, disk: &NewDisk) -> Result<(), ToolError> {
     let parent = disk.open_parent(path)?;
     let new = NewFile::create(path, Existing::Keep)?;
     disk.write(path, &new, parent.as_ref())?;
+    new.publish()
+}
+
+/// Makes a new, empty child at `path` of the VHDX image at `leaf`, which a VM is using and goes on to: see [`layers`](crate::layers). Durable
+/// when it returns; on failure nothing is left.
+///
+/// # Errors
+/// See [`ToolError`].
+pub fn create_layer(path: &Path, leaf: &Path) -> Result<(), ToolError> {
+    let options = OpenOptions { access: Access::ReadOnly, locking: Locking::Later, ..OpenOptions::default() };
+    let parent = Layer::open(leaf, options)?;
+    let facts = vhdx2::peek(&*parent.file).map_err(ToolError::image(leaf, "reading what it is"))?;
+    let names = name_parent(path, leaf, Identity::Vhdx(facts.data_write_guid))?;
+    let Some(names) = vhdx_parent(&names) else { return Err(ToolError::options(leaf, "it is no VHDX image")) };
+    let mut options = CreateOptions::new(facts.size);
+    (options.logical_sector_size, options.physical_sector_size) = (facts.logical_sector_size, facts.physical_sector_size);
+    (options.kind, options.disk_id) = (Kind::Differencing(names), Some(facts.disk_id));
+    let new = NewFile::create(path, Existing::Keep)?;
+    vhdx2::create(&**new.file(), &options).map_err(ToolError::image(path, "creating it"))?;
     new.publish()
 }
 

@@ -23,13 +23,17 @@ impl Job {
         self.cancelled.store(true, Relaxed);
     }
 
-    pub(super) fn begin(&self, total: u64) {
+    /// Says how much there is to do. For operations that are not in this crate, too.
+    pub fn begin(&self, total: u64) {
         self.done.store(0, Relaxed);
         self.total.store(total, Relaxed);
     }
 
     /// Everything before `position` is dealt with, or in the hands of a thread.
-    pub(super) fn reach(&self, position: u64) -> Result<(), ToolError> {
+    ///
+    /// # Errors
+    /// [`ToolError::Cancelled`], if that is wished.
+    pub fn reach(&self, position: u64) -> Result<(), ToolError> {
         self.done.fetch_max(position, Relaxed);
         if self.cancelled.load(Relaxed) { Err(ToolError::Cancelled) } else { Ok(()) }
     }

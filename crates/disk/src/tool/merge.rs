@@ -9,6 +9,18 @@
 //!   child: removed, or linked to the parent's new identity
 //! ```
 //! Killed at any point and run again, it finishes: everything is written once more, into a parent that accepts the child still.
+//!
+//! # While VMs read both
+//! A VM whose disk is Y on X on P reads P only through X, and X hides all that a merge of X into P changes: where X has nothing, P is not
+//! written, and reads the same whether the VM sees its tables as they were or as they are, or some of both (`vhdx::vhdx::readers`, and
+//! what it cannot have there is refused). X itself is not changed but for its words about its parent, which are only looked at when it is
+//! opened. So [`merge_in_use`] goes on beside such VMs. Three things keep others away, all by [locks](crate::lock):
+//! * who reads P through another child, for whom P would change, has the byte of X;
+//! * who writes P or X, or reads one of them as a disk of its own, has all bytes;
+//! * who opens the chain has the byte of merges until all tables that are read at once are read: a log in use is looked at whole.
+//!
+//! Afterwards Y is linked past X by its VM (`layers::NewParents`), or while nobody uses it by `rebase`. X stays a child of P that equals it,
+//! so Y on X on P is right until then, also for a VM that is started anew.
 
 use std::fs;
 use std::path::Path;
@@ -48,6 +60,30 @@ pub fn merge(path: &Path, format: Format, into: Option<&Path>, child: Child, job
     }
 }
 
+/// Merges the VHDX image at `path` into its parent, while VMs read both as parents of their disks, the parent only through the image. It
+/// stays, as a child of the parent that it equals; nobody can open the chain until the merge ends.
+///
+/// # Errors
+/// See [`ToolError`]; everybody reads as before then, and the merge can be run again.
+pub fn merge_in_use(path: &Path, job: &Job) -> Result<(), ToolError> {
+    let format = Format::Vhdx;
+    let options = OpenOptions { format, access: Access::ReadOnly, locking: Locking::Later, ..OpenOptions::default() };
+    let parent_path = Disk::open(path, options)?.chain().nth(1).map(Path::to_owned).ok_or_else(|| no_parent(path))?;
+    let upper = OpenImage::open_for_merge(path, format, None)?;
+    let lower = OpenImage::open_for_merge(&parent_path, format, Some(upper.image.identity()))?;
+    let obstacle = lower.image.obstacle_to_readers(upper.image.size()).map_err(ToolError::map(&parent_path))?;
+    if let Some(obstacle) = obstacle {
+        let problem =
+            format!("{obstacle}, so it cannot be written while it is in use; merge {} while nobody uses it", path.display());
+        return Err(ToolError::options(&parent_path, problem));
+    }
+    merge_into(&upper, &lower, Child::Keep, job)
+}
+
+fn no_parent(path: &Path) -> ToolError {
+    ToolError::options(path, "it has no parent to be merged into")
+}
+
 /// Merges one image into another. A child that is to be removed is closed when this returns, and still hangs on the parent as it was.
 pub(super) fn merge_into(upper: &OpenImage, lower: &OpenImage, child: Child, job: &Job) -> Result<(), ToolError> {
     let path = &upper.path;
@@ -83,9 +119,7 @@ pub(super) fn merge_into(upper: &OpenImage, lower: &OpenImage, child: Child, job
 fn parent_of(path: &Path, format: Format, into: Option<&Path>) -> Result<std::path::PathBuf, ToolError> {
     let options = OpenOptions { format, access: Access::ReadOnly, ..OpenOptions::default() };
     let disk = Disk::open(path, options)?;
-    let Some(parent) = disk.chain().nth(1) else {
-        return Err(ToolError::options(path, "it has no parent to be merged into"));
-    };
+    let parent = disk.chain().nth(1).ok_or_else(|| no_parent(path))?;
     if let Some(into) = into {
         let same = |one: &Path| one.canonicalize().map_err(ToolError::io(one, "looking for it"));
         if same(into)? != same(parent)? {

@@ -11,7 +11,7 @@
 //!
 //! # Locks
 //! Whatever is written is locked as a VM's disk is, and so are the files that it is made from; [`info()`] and [`check()`] also look at disks
-//! that are in use.
+//! that are in use. [`create_layer`] makes a child of one that is being written, and [`merge_in_use`] goes on below VMs.
 //!
 //! # Errors
 //! All are [`ToolError`]s, whose text names the file, the cause and the way out. After one, or after [`Job::cancel`], what was there before is
@@ -46,14 +46,14 @@ pub use compact::compact;
 pub use compare::compare;
 pub use convert::convert;
 pub use copy::{Method as CopyMethod, copy};
-pub use create::{NewDisk, create};
+pub use create::{NewDisk, create, create_layer};
 pub use error::ToolError;
 pub use export::export;
 pub use format::AnyFormat;
 pub use info::{DiskInfo, ImageInfo, ParentInfo, Usage, info};
 pub use job::Job;
 pub use map::map;
-pub use merge::{Child, merge};
+pub use merge::{Child, merge, merge_in_use};
 pub use newfile::Existing;
 pub use rebase::{Content as RebaseContent, rebase};
 pub use resize::{Smaller, resize};

@@ -10,8 +10,9 @@ use super::target::Target;
 use super::{AnyFormat, ToolError};
 use crate::disk::{Access, Locking, OpenOptions};
 use crate::error::OpenError;
-use crate::format::{Format, ToolImage, open_image};
+use crate::format::{Format, Identity, ToolImage, open_image};
 use crate::layer::{Kind, Layer};
+use crate::lock;
 
 /// An image, with its lock.
 pub(super) struct OpenImage {
@@ -24,11 +25,22 @@ pub(super) struct OpenImage {
 
 impl OpenImage {
     pub fn open(path: &Path, format: Format, access: Access, locking: Locking) -> Result<OpenImage, ToolError> {
-        let layer = Layer::open(path, OpenOptions { access, locking, format, ..OpenOptions::default() })?;
+        OpenImage::of(Layer::open(path, OpenOptions { access, locking, format, ..OpenOptions::default() })?, format, access)
+    }
+
+    /// To be written by a merge, beside readers: the child that is merged, or the parent of the child that its children know by this.
+    pub fn open_for_merge(path: &Path, format: Format, into_from: Option<Identity>) -> Result<OpenImage, ToolError> {
+        let access = Access::ReadWrite;
+        let layer = Layer::open(path, OpenOptions { access, locking: Locking::Later, format, ..OpenOptions::default() })?;
+        lock::take_for_merge(&layer.file, into_from, path)?;
+        OpenImage::of(layer, format, access)
+    }
+
+    fn of(layer: Layer, format: Format, access: Access) -> Result<OpenImage, ToolError> {
         if layer.kind == Kind::BlockDevice {
             return Err(OpenError::ImageOnDevice { path: layer.path.clone(), format }.into());
         }
-        let open = OpenImage::within(layer.file.clone(), path, format, access)?;
+        let open = OpenImage::within(layer.file.clone(), &layer.path, format, access)?;
         Ok(OpenImage { _lock: Some(layer), ..open })
     }
 

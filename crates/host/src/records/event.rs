@@ -6,6 +6,8 @@ use store::record::Record;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::TaskRecord;
+
 /// `events/ID`. A transaction has one at most, so that the revision is the event's number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventRecord {
@@ -57,12 +59,16 @@ pub enum EventKind {
     VmFailed,
     VmAlarm,
     VmAdopted,
+    VmAutoStart,
     VmChanged,
     VmDeleted,
     VolumeAlarm,
     VolumeRecovered,
     VmSaved,
     VmSavedDiscarded,
+    VmCheckpointCreated,
+    VmCheckpointApplied,
+    VmCheckpointDeleted,
     TaskFailed,
     TaskCancelled,
     HostStarted,
@@ -80,12 +86,16 @@ impl From<EventKind> for api::EventKind {
             EventKind::VmFailed => api::EventKind::VmFailed,
             EventKind::VmAlarm => api::EventKind::VmAlarm,
             EventKind::VmAdopted => api::EventKind::VmAdopted,
+            EventKind::VmAutoStart => api::EventKind::VmAutoStart,
             EventKind::VmChanged => api::EventKind::VmChanged,
             EventKind::VmDeleted => api::EventKind::VmDeleted,
             EventKind::VolumeAlarm => api::EventKind::VolumeAlarm,
             EventKind::VolumeRecovered => api::EventKind::VolumeRecovered,
             EventKind::VmSaved => api::EventKind::VmSaved,
             EventKind::VmSavedDiscarded => api::EventKind::VmSavedDiscarded,
+            EventKind::VmCheckpointCreated => api::EventKind::VmCheckpointCreated,
+            EventKind::VmCheckpointApplied => api::EventKind::VmCheckpointApplied,
+            EventKind::VmCheckpointDeleted => api::EventKind::VmCheckpointDeleted,
             EventKind::TaskFailed => api::EventKind::TaskFailed,
             EventKind::TaskCancelled => api::EventKind::TaskCancelled,
             EventKind::HostStarted => api::EventKind::HostStarted,
@@ -112,6 +122,14 @@ impl EventRecord {
     pub fn by_task(mut self, task: Option<Uuid>) -> EventRecord {
         self.task = task;
         self
+    }
+
+    /// The same, done by a task, to what that is done to.
+    #[must_use]
+    pub fn of(mut self, task: &TaskRecord) -> EventRecord {
+        self.vm = task.vm;
+        self.vm_name = task.vm_name.clone();
+        self.by_task(Some(task.id))
     }
 
     /// As the API tells it.

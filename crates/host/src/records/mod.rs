@@ -4,16 +4,20 @@
 //! |---|---|
 //! | `vms/ID` | a VM: what it is to be, and whether it is to run |
 //! | `names/NAME` | the id of the VM that has this name |
+//! | `trees/VM` | the checkpoints of a VM, and the files of its disks that belong to them |
 //! | `tasks/ID` | a task; unfinished ones are the queues of their VMs |
 //! | `volumes/NAME` | a volume: where it is, and its alarms |
 //! | `usage/ID` | what a VM has used |
 //! | `events/ID` | an event; its revision in the store is its number |
 //! | `tokens/NAME` | who may do what |
 //! | `once/TOKEN/KEY` | what a request with an `Idempotency-Key` made |
+//! | `boots/last` | the host's last start, and the VMs that are still to be started with it |
 //! | `pruned/events` | up to which number events were forgotten |
 //!
 //! These types are apart from those of the API, so that either can change; `From` goes between them here.
 
+mod boot;
+mod checkpoint;
 mod cloud_init;
 mod event;
 mod resources;
@@ -23,15 +27,20 @@ mod usage;
 mod vm;
 mod volume;
 
+pub use boot::{AutoStartPolicyRecord, AutoStartRecord, BootedRecord, PendingStart};
+pub use checkpoint::{CheckpointKind, CheckpointRecord, LayerRecord, MemoryRecord, MergeRecord, PendingRecord, TreeRecord};
 pub use cloud_init::{CloudInitRecord, CloudNetRecord};
 pub use event::{EventKind, EventRecord, Pruned};
 pub use resources::{CpuRecord, DiskLimitsRecord, NetLimitsRecord, RateRecord, ResourcesRecord};
-pub use task::{Cause, CloneRecord, DeleteDisks, LogRecord, OperationRecord, ProgressRecord, TaskRecord, TaskStateRecord};
+pub use task::{
+    Cause, CheckpointOperation, CloneRecord, DeleteDisks, ImportRecord, ImportedFile, LogRecord, OperationRecord, Otherwise,
+    ProgressRecord, TaskRecord, TaskStateRecord,
+};
 pub use token::{OnceRecord, RoleRecord, TokenRecord};
 pub use usage::{SeenRecord, UsageRecord, UsedRecord};
 pub use vm::{
-    BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, Power, SavedPhase, SavedRecord,
-    VmRecord,
+    BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, ParentRecord, Power, SavedPhase,
+    SavedRecord, VmRecord,
 };
 pub use volume::{LevelRecord, PlaceRecord, VolumeRecord};
 

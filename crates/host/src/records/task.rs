@@ -5,15 +5,20 @@ use store::record::Record;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::FileRef;
+
 /// `tasks/ID`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskRecord {
     /// Its id.
     pub id: Uuid,
-    /// The VM.
-    pub vm: Uuid,
+    /// The VM, if it is one's.
+    pub vm: Option<Uuid>,
     /// The VM's name when the task was made.
-    pub vm_name: String,
+    pub vm_name: Option<String>,
+    /// The name of the image, if it is one's.
+    #[serde(default)]
+    pub image: Option<String>,
     /// What to do.
     pub operation: OperationRecord,
     /// How far it is.
@@ -96,6 +101,8 @@ pub enum OperationRecord {
     },
     /// Drops what it was saved to.
     DiscardSaved,
+    /// Does something with its checkpoints.
+    Checkpoint(CheckpointOperation),
     /// Changes how much of the host it may have.
     SetResources {
         /// Resources as the API has them, or a part of them: a JSON merge patch (RFC 7396).
@@ -112,6 +119,54 @@ pub enum OperationRecord {
         /// A merge patch (RFC 7396) of its specification.
         patch: serde_json::Value,
     },
+    /// Writes it to a directory.
+    Export {
+        /// The directory.
+        to: FileRef,
+    },
+    /// Makes it from one. Its record is there already.
+    Import(ImportRecord),
+}
+
+/// What is done with checkpoints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "checkpoint", rename_all = "kebab-case")]
+pub enum CheckpointOperation {
+    /// Makes one.
+    Create {
+        /// Its id.
+        id: Uuid,
+        /// Its name.
+        name: String,
+        /// Whether the guest freezes its file systems for it, and what is done if it cannot.
+        production: Option<Otherwise>,
+        /// Whether the VM ran, and goes on; known when the task begins.
+        ran: bool,
+    },
+    /// Makes the VM what it was.
+    Apply {
+        /// With this checkpoint.
+        id: Uuid,
+        /// Makes a checkpoint of this id and name first.
+        before: Option<(Uuid, String)>,
+    },
+    /// Deletes some.
+    Delete {
+        /// Which.
+        ids: Vec<Uuid>,
+    },
+    /// Merges what deleted ones left.
+    Merge,
+}
+
+/// What is done if the guest cannot freeze its file systems.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Otherwise {
+    /// There is no checkpoint.
+    Refuse,
+    /// It is made all the same.
+    CrashConsistent,
 }
 
 /// A VM to make like another one.
@@ -121,20 +176,59 @@ pub struct CloneRecord {
     pub id: Uuid,
     /// Its name.
     pub name: String,
+    /// Whether both go on in children of the disks.
+    #[serde(default)]
+    pub linked: bool,
     /// Where its disks are to be; where each disk is now if nothing is said.
     pub volume: Option<String>,
+}
+
+/// A VM to make from an exported one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportRecord {
+    /// The VM that is made.
+    pub id: Uuid,
+    /// Its files.
+    pub files: Vec<ImportedFile>,
+}
+
+/// A file of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportedFile {
+    /// Where it is.
+    pub from: FileRef,
+    /// Where it is copied to, if it is.
+    pub to: Option<FileRef>,
+    /// Its bytes.
+    pub bytes: u64,
+    /// What its content must be.
+    pub sha256: String,
 }
 
 impl OperationRecord {
     /// Whether it is long work, which goes on beside the VM's owner and ends when someone wants that.
     pub fn is_long(&self) -> bool {
-        matches!(self, OperationRecord::Clone(_) | OperationRecord::Edit { .. })
+        use CheckpointOperation::{Apply, Delete, Merge};
+        matches!(
+            self,
+            OperationRecord::Clone(_)
+                | OperationRecord::Edit { .. }
+                | OperationRecord::Export { .. }
+                | OperationRecord::Import(_)
+                | OperationRecord::Checkpoint(Apply { .. } | Delete { .. } | Merge)
+        )
+    }
+
+    /// Whether it deletes checkpoints.
+    pub fn deletes_checkpoints(&self) -> bool {
+        matches!(self, OperationRecord::Checkpoint(CheckpointOperation::Delete { .. }))
     }
 
     /// The VM that it makes.
     pub fn makes(&self) -> Option<Uuid> {
         match self {
             OperationRecord::Clone(clone) => Some(clone.id),
+            OperationRecord::Import(import) => Some(import.id),
             _ => None,
         }
     }
@@ -197,13 +291,19 @@ impl From<&Cause> for api::Error {
 }
 
 impl TaskRecord {
-    /// A task that waits to be done.
+    /// A task of a VM that waits to be done.
     pub fn new(vm: Uuid, vm_name: String, operation: OperationRecord, created_by: String) -> TaskRecord {
+        TaskRecord { vm: Some(vm), vm_name: Some(vm_name), ..TaskRecord::of_host(operation, created_by) }
+    }
+
+    /// A task of no VM that waits to be done.
+    pub fn of_host(operation: OperationRecord, created_by: String) -> TaskRecord {
         TaskRecord {
             // In the order of time, and each later than those that this process made before.
             id: Uuid::now_v7(),
-            vm,
-            vm_name,
+            vm: None,
+            vm_name: None,
+            image: None,
             operation,
             state: TaskStateRecord::Queued,
             progress: None,
@@ -247,9 +347,15 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::ResetUsage => api::Operation::ResetUsage,
             OperationRecord::Save { .. } => api::Operation::Save,
             OperationRecord::DiscardSaved => api::Operation::DiscardSaved,
+            OperationRecord::Checkpoint(CheckpointOperation::Create { .. }) => api::Operation::CreateCheckpoint,
+            OperationRecord::Checkpoint(CheckpointOperation::Apply { .. }) => api::Operation::ApplyCheckpoint,
+            OperationRecord::Checkpoint(CheckpointOperation::Delete { .. }) => api::Operation::DeleteCheckpoint,
+            OperationRecord::Checkpoint(CheckpointOperation::Merge) => api::Operation::MergeCheckpoints,
             OperationRecord::SetResources { .. } => api::Operation::SetResources,
             OperationRecord::Clone(_) => api::Operation::Clone,
             OperationRecord::Edit { .. } => api::Operation::Edit,
+            OperationRecord::Export { .. } => api::Operation::Export,
+            OperationRecord::Import(_) => api::Operation::Import,
         }
     }
 }
@@ -261,6 +367,7 @@ impl From<&TaskRecord> for api::Task {
             operation: (&task.operation).into(),
             vm: task.vm,
             vm_name: task.vm_name.clone(),
+            image: task.image.clone(),
             state: match task.state {
                 TaskStateRecord::Queued => api::TaskState::Queued,
                 TaskStateRecord::Running => api::TaskState::Running,

@@ -34,6 +34,7 @@ fn records_of_version_1_are_read_and_written_as_ever() {
             format: Some(FormatRecord::Vhdx),
             read_only: false,
             direct: true,
+            parents: vec![ParentRecord { file: file("base.vhdx"), inherited: true }],
         }],
         nets: vec![NetRecord { id: "net0".into(), mac: "52:54:00:12:34:56".into(), tap: "tap0".into(), disconnected: true }],
         console: ConsoleRecord::Serial,
@@ -53,6 +54,9 @@ fn records_of_version_1_are_read_and_written_as_ever() {
             user_data: None,
         }),
         balloon_bytes: 1 << 20,
+        auto_start: AutoStartRecord { policy: AutoStartPolicyRecord::IfItRan, delay_seconds: 5, order: 1 },
+        own_files: vec![file("web/kernel")],
+        made_by: Some(TASK),
         power: Power::On,
         created_at: AT,
         started_at: Some(AT),
@@ -67,8 +71,9 @@ fn records_of_version_1_are_read_and_written_as_ever() {
     stays(&vm, include_str!("golden/vm-1.json"));
     let task = TaskRecord {
         id: TASK,
-        vm: VM,
-        vm_name: "web".into(),
+        vm: Some(VM),
+        vm_name: Some("web".into()),
+        image: None,
         operation: OperationRecord::ShutDown { grace_seconds: 60 },
         state: TaskStateRecord::Failed,
         progress: Some(ProgressRecord { done: 1, total: 2 }),
@@ -94,5 +99,7 @@ fn records_of_version_1_are_read_and_written_as_ever() {
     let volume = VolumeRecord { place, level: LevelRecord::Warning, ..VolumeRecord::new("big") };
     stays(&volume, include_str!("golden/volume-1.json"));
     stays(&NameRecord { vm: VM }, include_str!("golden/name-1.json"));
+    let booted = BootedRecord { boot_id: "b".into(), pending: vec![PendingStart { vm: VM, at: AT }] };
+    stays(&booted, include_str!("golden/booted-1.json"));
     stays(&Pruned { up_to: 7 }, include_str!("golden/pruned-1.json"));
 }

@@ -5,7 +5,7 @@ use store::record::Record;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::ResourcesRecord;
+use super::{AutoStartRecord, ResourcesRecord};
 
 /// `vms/ID`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +42,15 @@ pub struct VmRecord {
     /// Bytes that the balloon takes.
     #[serde(default)]
     pub balloon_bytes: u64,
+    /// Whether it is started with its host.
+    #[serde(default)]
+    pub auto_start: AutoStartRecord,
+    /// Files that were made for it beside its disks.
+    #[serde(default)]
+    pub own_files: Vec<FileRef>,
+    /// The task that makes it, if it is not there yet.
+    #[serde(default)]
+    pub made_by: Option<Uuid>,
     /// Whether it is to run.
     pub power: Power,
     /// When it was created.
@@ -81,7 +90,7 @@ pub enum Power {
 }
 
 /// A file in a volume.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FileRef {
     /// The volume's name.
     pub volume: String,
@@ -119,6 +128,18 @@ pub struct DiskRecord {
     pub read_only: bool,
     /// Whether to go around the host's page cache.
     pub direct: bool,
+    /// The files below its file, the nearest first, as far as they are in volumes.
+    #[serde(default)]
+    pub parents: Vec<ParentRecord>,
+}
+
+/// A file that a disk is based on. Nobody may change it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParentRecord {
+    /// The file.
+    pub file: FileRef,
+    /// Whether it was a VM's disk: it is deleted with the last VM that is based on it.
+    pub inherited: bool,
 }
 
 /// What a disk's file means.
@@ -237,6 +258,7 @@ impl VmRecord {
             guest_agent: self.guest_agent,
             cloud_init: self.cloud_init.as_ref().map(super::CloudInitRecord::told),
             balloon_bytes: self.balloon_bytes,
+            auto_start: self.auto_start.into(),
             resources: self.told_resources(),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use disk::tool::{self, AnyFormat, Existing, NewDisk};
+use disk::tool::{self, AnyFormat, Existing, Job, NewDisk, ToolError};
 use store::{Outcome, Transaction};
 use time::OffsetDateTime;
 use vmm::config::DiskFormat;
@@ -11,9 +11,10 @@ use super::staging::{self, Staging};
 use super::work::{Progress, WorkError};
 use super::{Surroundings, config};
 use crate::records::{
-    Cause, CloneRecord, DiskRecord, EventKind, EventRecord, FileRef, FormatRecord, NameRecord, Power, VmRecord,
+    Cause, CloneRecord, DiskRecord, EventKind, EventRecord, FileRef, FormatRecord, NameRecord, ParentRecord, Power, VmRecord,
 };
-use crate::state::{Records, State};
+use crate::state::{Records, State, StateError};
+use crate::volumes::Volumes;
 
 /// Makes the VM, with copies of the disks of `source`, which is off. Disks that are only read are shared. Can be done again after it was
 /// interrupted.
@@ -44,6 +45,84 @@ pub fn clone(
         net.mac = config::own_mac(vm.id, index);
     }
     let mut staging = Staging::begin(volumes, wanted.id)?;
+    let after = match wanted.linked {
+        true => Some(link(volumes, &mut staging, source, wanted, &mut vm)?),
+        false => {
+            copy(volumes, &mut staging, wanted, &mut vm, progress)?;
+            None
+        }
+    };
+    let _held = surroundings.hold_files();
+    staging.publish()?;
+    let event = EventRecord::now(EventKind::VmCreated, format!("it was made from '{}'", source.name)).of_vm(vm.id, &vm.name);
+    let mut transaction = Transaction::new()
+        .if_none::<NameRecord>(&vm.name)
+        .if_none::<VmRecord>(&id)
+        .write(&vm.name, &NameRecord { vm: vm.id })
+        .write(&id, &vm)
+        .tell(&event);
+    if let Some(disks) = after {
+        let name = source.id.to_string();
+        let stored = state.read::<VmRecord>(&name)?.ok_or_else(|| StateError::Gone(format!("the VM {name}")))?;
+        transaction = transaction.if_still(&name, &stored).write(&name, &VmRecord { disks, ..stored.record.clone() });
+    }
+    match state.commit(&transaction)? {
+        Outcome::Committed(_) => {
+            staging.keep();
+            Ok(None)
+        }
+        Outcome::Conflict { .. } if state.read::<NameRecord>(&vm.name)?.is_some() => Err(name_taken(&vm.name).into()),
+        Outcome::Conflict { .. } => {
+            Err(Cause::new("changed", format!("the VM '{}' was changed meanwhile", source.name), "try again").into())
+        }
+    }
+}
+
+/// Puts both VMs on children of the disks that are written; gives those of the source. What the disks are now is not changed any more: both
+/// records say so, and an image refuses a parent that was changed.
+fn link(
+    volumes: &Volumes,
+    staging: &mut Staging<'_>,
+    source: &VmRecord,
+    wanted: &CloneRecord,
+    vm: &mut VmRecord,
+) -> Result<Vec<DiskRecord>, WorkError> {
+    let mut own = source.disks.clone();
+    for (theirs, own) in vm.disks.iter_mut().zip(&mut own).filter(|(_, own)| !own.read_only) {
+        let path = volumes.find(&own.file)?;
+        let format = format(own, &path);
+        if !format.is_image() {
+            let message = format!("the disk {} is raw: it can have no children", own.file);
+            return Err(Cause::new("disk", message, "make a full clone, or convert the disk first (maru disk convert)").into());
+        }
+        let base = own.file.clone();
+        let end = format.to_string().to_lowercase();
+        // The clone's id keeps the names of many clones apart.
+        let name = |vm: &str, tag: &str| format!("{vm}/{}{tag}.{end}", own.id);
+        let tag = format!("-{:.8}", wanted.id.simple());
+        let places = [
+            FileRef { volume: own.file.volume.clone(), path: name(&source.name, &tag) },
+            FileRef { volume: wanted.volume.clone().unwrap_or_else(|| own.file.volume.clone()), path: name(&wanted.name, "") },
+        ];
+        let mut parents = own.parents.clone();
+        parents.insert(0, ParentRecord { file: base, inherited: true });
+        for (disk, place) in [own, theirs].into_iter().zip(places) {
+            let child = NewDisk { format, parent: Some((path.clone(), format)), ..NewDisk::default() };
+            tool::create(&staging.place(&place)?, &child)?;
+            (disk.file, disk.parents) = (place, parents.clone());
+        }
+    }
+    Ok(own)
+}
+
+/// Copies the disks that are written.
+fn copy(
+    volumes: &Volumes,
+    staging: &mut Staging<'_>,
+    wanted: &CloneRecord,
+    vm: &mut VmRecord,
+    progress: &Progress,
+) -> Result<(), WorkError> {
     let mut copies = Vec::new();
     for disk in vm.disks.iter_mut().filter(|disk| !disk.read_only) {
         let from = Original::find(disk, volumes.find(&disk.file)?)?;
@@ -51,35 +130,14 @@ pub fn clone(
             volume: wanted.volume.clone().unwrap_or_else(|| disk.file.volume.clone()),
             path: format!("{}/{}.{}", vm.name, disk.id, from.extension()),
         };
+        disk.parents = Vec::new();
         copies.push((from, staging.place(&disk.file)?));
     }
     progress.begin(copies.iter().map(|(from, _)| from.bytes).sum());
     for (from, to) in &copies {
-        progress.step(from.bytes, |job| match from.has_parent {
-            // The copy is one file, whatever its original is made of.
-            true => {
-                let disk = NewDisk { format: from.format, ..NewDisk::default() };
-                tool::convert((&from.path, AnyFormat::Own(from.format)), to, &disk, Existing::Keep, job)
-            }
-            false => tool::copy(&from.path, to, Existing::Keep, job).map(drop),
-        })?;
+        progress.step(from.bytes, |job| from.copy(to, job))?;
     }
-    let _held = surroundings.hold_files();
-    staging.publish()?;
-    let event = EventRecord::now(EventKind::VmCreated, format!("it was made from '{}'", source.name)).of_vm(vm.id, &vm.name);
-    let transaction = Transaction::new()
-        .if_none::<NameRecord>(&vm.name)
-        .if_none::<VmRecord>(&id)
-        .write(&vm.name, &NameRecord { vm: vm.id })
-        .write(&id, &vm)
-        .tell(&event);
-    match state.commit(&transaction)? {
-        Outcome::Committed(_) => {
-            staging.keep();
-            Ok(None)
-        }
-        Outcome::Conflict { .. } => Err(name_taken(&vm.name).into()),
-    }
+    Ok(())
 }
 
 /// Another VM has the name.
@@ -107,6 +165,15 @@ impl Original {
         let own = chain.first().ok_or_else(|| Cause::new("disk", format!("{} tells nothing", disk.file), "check the disk"))?;
         let has_parent = own.image.as_ref().is_some_and(|image| image.parent.is_some());
         Ok(Original { path, format, has_parent, bytes: if has_parent { own.virtual_size } else { own.file_size } })
+    }
+
+    /// Makes one file of it, whatever it is made of.
+    pub fn copy(&self, to: &Path, job: &Job) -> Result<(), ToolError> {
+        if self.has_parent {
+            let disk = NewDisk { format: self.format, ..NewDisk::default() };
+            return tool::convert((&self.path, AnyFormat::Own(self.format)), to, &disk, Existing::Keep, job);
+        }
+        tool::copy(&self.path, to, Existing::Keep, job).map(drop)
     }
 
     /// The end of its file's name.

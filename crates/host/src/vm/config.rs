@@ -11,7 +11,7 @@ use vmm::cpu::CpuConfig;
 use vmm::launch::command_line;
 use vmm::memory::MemoryConfig;
 
-use super::{cloud_init, resources};
+use super::{cloud_init, disks, resources};
 use crate::records::{
     BootRecord, Cause, ConsoleRecord, DiskRecord, FileRef, FormatRecord, NetRecord, Power, ResourcesRecord, VmRecord,
 };
@@ -26,6 +26,8 @@ const MEMORY_MIN: u64 = 64 * MIB;
 const MAX_DEVICES: usize = 25;
 /// The kernel's limit for names of network interfaces, without the zero at the end.
 const INTERFACE_NAME: usize = 15;
+/// The longest delay before a VM is started with its host, in seconds.
+const MAX_DELAY: u32 = 86_400;
 /// Linux takes no longer command line on x86.
 const MAX_COMMAND_LINE: usize = 2047;
 
@@ -75,6 +77,9 @@ fn wanted(id: Uuid, old: Option<&VmRecord>, spec: &api::VmSpec, volumes: &Volume
         ));
     }
     check_memory(spec)?;
+    if spec.auto_start.delay_seconds > MAX_DELAY {
+        return Err(bad(format!("a delay of {} s", spec.auto_start.delay_seconds), "let it start within a day"));
+    }
     if spec.disks.len() + spec.nets.len() + usize::from(spec.cloud_init.is_some()) > MAX_DEVICES {
         return Err(bad(format!("more than {MAX_DEVICES} disks and network cards"), "give it fewer"));
     }
@@ -92,7 +97,12 @@ fn wanted(id: Uuid, old: Option<&VmRecord>, spec: &api::VmSpec, volumes: &Volume
             (None, Some(_)) if disk.file.is_empty() => new_file(&spec.name, &id, disk.format, volumes)?,
             (None, _) => volumes.parse(&disk.file)?,
         };
-        let record = self::disk(disk, id, file);
+        let mut record = self::disk(disk, id, file);
+        match own {
+            Some(own) => record.parents = own.parents.clone(),
+            None if disk.size_bytes.is_none() => record.parents = disks::parents(&record, volumes),
+            None => {}
+        }
         match (own, disk.size_bytes) {
             (Some(_), Some(size)) => grow.push((record.id.clone(), size)),
             (None, Some(size)) => {
@@ -125,6 +135,9 @@ fn wanted(id: Uuid, old: Option<&VmRecord>, spec: &api::VmSpec, volumes: &Volume
         guest_agent: spec.guest_agent,
         cloud_init: spec.cloud_init.as_ref().map(|wanted| cloud_init::record(wanted, old)),
         balloon_bytes: spec.balloon_bytes,
+        auto_start: spec.auto_start.into(),
+        own_files: old.map_or_else(Vec::new, |old| old.own_files.clone()),
+        made_by: old.and_then(|old| old.made_by),
         power: old.map_or(Power::Off, |old| old.power),
         created_at: old.map_or_else(OffsetDateTime::now_utc, |old| old.created_at),
         started_at: old.and_then(|old| old.started_at),
@@ -193,7 +206,7 @@ fn new_file(name: &str, id: &str, format: Option<api::DiskFormat>, volumes: &Vol
 pub fn check_name(name: &str) -> Result<(), Cause> {
     let way_out = "use 1 to 64 letters, digits, '-', '_' and '.'";
     // What names a VM in an address is its name or its id.
-    if check_id(name).is_err() || Uuid::parse_str(name).is_ok() || matches!(name, "." | "..") {
+    if check_id(name).is_err() || Uuid::parse_str(name).is_ok() || matches!(name, "." | ".." | "import") {
         return Err(Cause::new("bad-name", format!("'{name}' cannot be a VM's name"), way_out));
     }
     Ok(())
@@ -210,6 +223,7 @@ fn disk(disk: &api::Disk, id: String, file: FileRef) -> DiskRecord {
         }),
         read_only: disk.read_only,
         direct: disk.direct,
+        parents: Vec::new(),
     }
 }
 
@@ -342,7 +356,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let volumes = volumes(directory.path());
         let code = |change: &dyn Fn(&mut api::VmSpec)| record(&spec(change), &volumes).unwrap_err().code;
-        for name in ["", "a b", "a/b", "..", "7d9b5e0a-53f2-4d9e-9f0f-3f6f3a3a2b11"] {
+        for name in ["", "a b", "a/b", "..", "import", "7d9b5e0a-53f2-4d9e-9f0f-3f6f3a3a2b11"] {
             assert_eq!(code(&|vm| vm.name = name.into()), "bad-name", "{name}");
         }
         assert_eq!(code(&|vm| vm.cpus = 0), "bad-vm");

@@ -6,8 +6,10 @@ use store::{Outcome, Transaction};
 use uuid::Uuid;
 
 use super::Surroundings;
+use super::checkpoints::{self, files};
 use crate::records::{
-    Cause, DeleteDisks, EventKind, EventRecord, NameRecord, TaskRecord, TaskStateRecord, UsageRecord, VmRecord,
+    Cause, DeleteDisks, DiskRecord, EventKind, EventRecord, FileRef, NameRecord, TaskRecord, TaskStateRecord, TreeRecord,
+    UsageRecord, VmRecord,
 };
 use crate::state::{Records, State, StateError};
 
@@ -37,6 +39,7 @@ pub fn delete(
     if disks == DeleteDisks::Delete {
         delete_disks(state, surroundings, vm)?;
     }
+    delete_checkpoints(state, surroundings, vm, disks)?;
     let task_name = task.to_string();
     loop {
         let stored = state.read::<TaskRecord>(&task_name)?.ok_or_else(|| StateError::Gone(format!("the task {task}")))?;
@@ -48,6 +51,7 @@ pub fn delete(
             .write(&task_name, &record)
             .forget::<VmRecord>(&vm.id.to_string())
             .forget::<NameRecord>(&vm.name)
+            .forget::<TreeRecord>(&vm.id.to_string())
             .forget::<UsageRecord>(&vm.id.to_string())
             .tell(&event);
         if let Outcome::Committed(_) = state.commit(&transaction)? {
@@ -56,16 +60,38 @@ pub fn delete(
     }
 }
 
+/// The memory of checkpoints is of no use without the VM; the files of disks follow the rule for disks.
+fn delete_checkpoints(state: &State, surroundings: &Surroundings, vm: &VmRecord, disks: DeleteDisks) -> Result<(), DeleteError> {
+    let (layers, memories) = files::all(&checkpoints::tree(state, vm.id)?);
+    let layers = layers.into_iter().filter(|_| disks == DeleteDisks::Delete);
+    for file in memories.into_iter().chain(layers) {
+        surroundings.volumes.remove(&file).map_err(DeleteError::Refused)?;
+    }
+    Ok(())
+}
+
 fn delete_disks(state: &State, surroundings: &Surroundings, vm: &VmRecord) -> Result<(), DeleteError> {
     for other in state.all::<VmRecord>()?.into_iter().map(|stored| stored.record).filter(|other| other.id != vm.id) {
-        let shared = other.disks.iter().find(|disk| vm.disks.iter().any(|own| own.file == disk.file));
-        if let Some(disk) = shared {
+        let needs = |own: &&DiskRecord| {
+            other.disks.iter().any(|disk| disk.file == own.file || disk.parents.iter().any(|parent| parent.file == own.file))
+        };
+        if let Some(disk) = vm.disks.iter().find(needs) {
             let message = format!("the disk {} belongs to the VM '{}', too", disk.file, other.name);
             return Err(DeleteError::Refused(Cause::new("disk-in-use", message, "delete this VM and keep its disks")));
         }
     }
-    for disk in &vm.disks {
-        let path = match surroundings.volumes.find(&disk.file) {
+    let others: Vec<VmRecord> =
+        state.all::<VmRecord>()?.into_iter().map(|stored| stored.record).filter(|other| other.id != vm.id).collect();
+    let others_need = |file: &FileRef| {
+        let below = |disk: &DiskRecord| disk.file == *file || disk.parents.iter().any(|parent| parent.file == *file);
+        others
+            .iter()
+            .any(|other| other.disks.iter().any(below) || other.boot.kernel == *file || other.boot.initrd.as_ref() == Some(file))
+    };
+    let parents = vm.disks.iter().flat_map(|disk| &disk.parents).filter(|parent| parent.inherited).map(|parent| &parent.file);
+    let shared = parents.chain(&vm.own_files).filter(|file| !others_need(file));
+    for file in vm.disks.iter().map(|disk| &disk.file).chain(shared) {
+        let path = match surroundings.volumes.find(file) {
             Ok(path) => path,
             // Gone already: an earlier try got as far as that.
             Err(cause) if cause.code == "no-file" => continue,
@@ -73,7 +99,7 @@ fn delete_disks(state: &State, surroundings: &Surroundings, vm: &VmRecord) -> Re
         };
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                let message = format!("the disk {} cannot be deleted: {error}", disk.file);
+                let message = format!("the file {file} cannot be deleted: {error}");
                 return Err(DeleteError::Refused(Cause::new("disk", message, "mend that, or keep the disks")));
             }
             _ => surroundings.volumes.remove_if_empty(&path),
@@ -82,14 +108,36 @@ fn delete_disks(state: &State, surroundings: &Surroundings, vm: &VmRecord) -> Re
     Ok(())
 }
 
+/// Takes a VM away that could not be made, with the end of the task that was to do it.
+pub fn abandon(state: &State, vm: &VmRecord, task: Uuid, end: TaskStateRecord, cause: Option<&Cause>) -> Result<(), StateError> {
+    let name = task.to_string();
+    loop {
+        let stored = state.read::<TaskRecord>(&name)?.ok_or_else(|| StateError::Gone(format!("the task {task}")))?;
+        let mut record = stored.record.clone();
+        record.end(end, cause.cloned());
+        let (kind, text) = match cause {
+            Some(cause) => (EventKind::TaskFailed, format!("import: {}; {}", cause.message, cause.way_out)),
+            None => (EventKind::TaskCancelled, "import: cancelled; nothing of it is left".into()),
+        };
+        let transaction = Transaction::new()
+            .if_still(&name, &stored)
+            .write(&name, &record)
+            .forget::<VmRecord>(&vm.id.to_string())
+            .forget::<NameRecord>(&vm.name)
+            .tell(&EventRecord::now(kind, text).of_vm(vm.id, &vm.name).by_task(Some(task)));
+        if let Outcome::Committed(_) = state.commit(&transaction)? {
+            return Ok(());
+        }
+    }
+}
+
 /// Fails a task whose VM is not there any more.
 pub fn refuse_task(state: &State, task: Uuid) -> Result<(), StateError> {
     let name = task.to_string();
     while let Some(stored) = state.read::<TaskRecord>(&name)?.filter(|stored| stored.record.is_unfinished()) {
         let mut record = stored.record.clone();
         record.end(TaskStateRecord::Failed, Some(Cause::new("no-vm", "the VM was deleted", "there is nothing left to do")));
-        let event =
-            EventRecord::now(EventKind::TaskFailed, "the VM was deleted").of_vm(record.vm, &record.vm_name).by_task(Some(task));
+        let event = EventRecord::now(EventKind::TaskFailed, "the VM was deleted").of(&record);
         let transaction = Transaction::new().if_still(&name, &stored).write(&name, &record).tell(&event);
         if let Outcome::Committed(_) = state.commit(&transaction)? {
             break;

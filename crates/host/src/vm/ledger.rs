@@ -58,6 +58,8 @@ struct Taken {
     cpu: CpuRecord,
     /// The weight that its control group has, if that was written.
     written: Option<u32>,
+    /// Whether it is being started.
+    is_starting: bool,
 }
 
 /// What all have.
@@ -115,8 +117,8 @@ impl Ledger {
             );
             return Err(Cause::new("no-cpu", message, "reserve less, or stop another VM with a reserve"));
         }
-        let written = before.and_then(|before| before.written);
-        all.insert(vm.id, Taken { written, ..wanted });
+        let (written, is_starting) = before.map_or((None, false), |before| (before.written, before.is_starting));
+        all.insert(vm.id, Taken { written, is_starting, ..wanted });
         Ok(())
     }
 
@@ -139,6 +141,14 @@ impl Ledger {
         Err(Cause::new("no-memory", message, "stop another VM, give this one less, or start marud with more --memory-overcommit"))
     }
 
+    /// A VM is being started, or is not any more. While it is, it goes before those that run: among a hundred busy ones its monitor would
+    /// not get ready in time.
+    pub fn set_starting(&self, vm: Uuid, is_starting: bool) {
+        if let Some(taken) = self.lock().get_mut(&vm) {
+            taken.is_starting = is_starting;
+        }
+    }
+
     /// A VM has ended: others may have what it had.
     pub fn release(&self, vm: Uuid) {
         self.lock().remove(&vm);
@@ -149,6 +159,7 @@ impl Ledger {
         let mut all = self.lock();
         let cpus: Vec<CpuRecord> = all.values().map(|taken| taken.cpu).collect();
         for ((id, taken), weight) in all.iter_mut().zip(weights(self.capacity.percent(), &cpus)) {
+            let weight = if taken.is_starting { MAX_WEIGHT as u32 } else { weight };
             if taken.written == Some(weight) {
                 continue;
             }
@@ -163,7 +174,7 @@ impl Ledger {
 }
 
 fn taken(vm: &VmRecord, cpu: &CpuRecord) -> Taken {
-    Taken { memory_bytes: vm.memory_bytes, cpu: *cpu, written: None }
+    Taken { memory_bytes: vm.memory_bytes, cpu: *cpu, written: None, is_starting: false }
 }
 
 /// The weights with which each VM gets its reserve at least when all are busy, and what is left goes by the wanted weights.

@@ -12,6 +12,7 @@
 
 mod actor;
 mod cgroup;
+pub mod checkpoints;
 pub mod clone;
 pub mod cloud_init;
 pub mod config;
@@ -20,9 +21,12 @@ mod delete;
 pub mod disks;
 pub mod edit;
 mod ending;
+mod export;
+pub mod import;
 pub mod guest;
 mod ledger;
 mod live;
+pub mod manifest;
 pub mod meter;
 mod monitor;
 mod process;
@@ -37,8 +41,9 @@ pub use ledger::{Capacity, Ledger};
 pub use process::{find, list};
 
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::records::EndingRecord;
@@ -59,6 +64,8 @@ pub struct Surroundings {
     pub meters: meter::Meters,
     /// Where their files are.
     pub volumes: Volumes,
+    /// How many VMs may be started at once: as many as there are processors for it. The others wait.
+    pub starts: Arc<Semaphore>,
     /// Held while it is decided whose a file is, and stored.
     pub files: Mutex<()>,
     /// Whether monitors are left unconfined. For finding errors only.

@@ -175,8 +175,9 @@ pub fn undo(volumes: &Volumes, id: Uuid) -> io::Result<()> {
             let Ok(place) = volumes.place(&FileRef { volume: volume.clone(), path }) else { continue };
             if is_same(&directory, number, &place) {
                 fs::remove_file(&place)?;
-                volumes.remove_if_empty(&place);
             }
+            // Its directory may have been made without it.
+            volumes.remove_if_empty(&place);
         }
         match fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -14,7 +14,8 @@ use crate::vm::{clone, config};
 /// Clone a VM
 ///
 /// It must be off. The new VM has copies of its disks, addresses of its own for its network cards, and is off; disks that are only read are
-/// shared. Where the file system can, copies share their data until one is changed, and take no time.
+/// shared. Where the file system can, copies share their data until one is changed, and take no time. With `linked`, nothing is copied: what each
+/// disk is now becomes the parent of two new files, one for each VM, and is not changed any more.
 #[utoipa::path(post, path = "/vms/{vm}/clone", tag = "vms", operation_id = "clone_vm", request_body = api::CloneVm, params(
     ("vm" = String, Path, description = "Its name or id"),
     ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
@@ -36,7 +37,12 @@ pub async fn clone(Params(params): Params<WaitParams>, asked: Asked, body: Body)
         if state.read::<NameRecord>(&wanted.name)?.is_some() {
             return Err(Refusal { status: StatusCode::CONFLICT, cause: clone::name_taken(&wanted.name) });
         }
-        Ok(OperationRecord::Clone(CloneRecord { id: Uuid::new_v4(), name: wanted.name, volume: wanted.volume }))
+        Ok(OperationRecord::Clone(CloneRecord {
+            id: Uuid::new_v4(),
+            name: wanted.name,
+            linked: wanted.linked,
+            volume: wanted.volume,
+        }))
     };
     asked.submit_body(&body.0, params.wait, operation).await
 }

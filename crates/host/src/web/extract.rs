@@ -4,7 +4,9 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use utoipa::IntoParams;
 
 use super::{MAX_BODY, MAX_ITEMS, Refusal};
 use crate::records::Cause;
@@ -25,6 +27,25 @@ impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Params<T> {
             )
         })?;
         Ok(Params(value))
+    }
+}
+
+/// Which part of a list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct PageParams {
+    /// How many at once: 1 to 1000.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+    /// Only those behind: `next` of the part before.
+    after: Option<String>,
+}
+
+impl PageParams {
+    /// The part of these items, which are in the order of their keys.
+    pub fn part<T>(&self, items: Vec<T>, key: impl Fn(&T) -> String) -> Result<api::Page<T>, Refusal> {
+        Ok(page(items, self.after.as_deref(), limit(self.limit)?, key))
     }
 }
 

@@ -20,12 +20,15 @@
 //!
 //! Each answer from 400 on has an [`api::Error`] as its body.
 
+mod checkpoints;
 mod clone;
 mod console;
+mod document;
 mod edit;
 mod error;
 mod events;
 mod extract;
+mod fields;
 mod guard;
 mod host;
 mod metrics;
@@ -33,12 +36,15 @@ mod once;
 mod requests;
 mod resources;
 mod server;
+mod suggest;
 mod tasks;
 mod tokens;
+mod transfer;
 mod usage;
 mod vms;
 mod volumes;
 
+use document::Common;
 pub use error::Refusal;
 pub use host::{host_name, memory};
 pub use server::serve;
@@ -48,8 +54,7 @@ use std::sync::Arc;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
 use axum::{Extension, Router, middleware};
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::{Modify, OpenApi};
+use utoipa::OpenApi;
 
 use crate::audit::Audit;
 use crate::host::Host;
@@ -75,6 +80,7 @@ pub fn router(app: App) -> Router {
     let requests = Arc::new(requests::Requests::default());
     let guarded = |router: Router<App>| {
         router
+            .layer(middleware::from_fn(fields::pick))
             .layer(DefaultBodyLimit::max(MAX_READ))
             .layer(middleware::from_fn_with_state(app.clone(), guard::guard))
             .layer(middleware::from_fn_with_state(requests.clone(), requests::count))
@@ -96,8 +102,17 @@ pub fn router(app: App) -> Router {
         .route("/vms/{vm}/console/log", get(console::log))
         .route("/vms/{vm}/save", post(vms::save))
         .route("/vms/{vm}/discard-saved", post(vms::discard_saved))
+        .route("/vms/{vm}/checkpoints", get(checkpoints::list).post(checkpoints::create))
+        .route("/vms/{vm}/checkpoints/merge", post(checkpoints::merge))
+        .route(
+            "/vms/{vm}/checkpoints/{checkpoint}",
+            get(checkpoints::show).patch(checkpoints::rename).delete(checkpoints::delete),
+        )
+        .route("/vms/{vm}/checkpoints/{checkpoint}/apply", post(checkpoints::apply))
         .route("/vms/{vm}/resources", get(resources::show).put(resources::replace).patch(resources::change))
         .route("/vms/{vm}/clone", post(clone::clone))
+        .route("/vms/{vm}/export", post(transfer::export))
+        .route("/vms/import", post(transfer::import))
         .route("/vms/{vm}/usage", get(usage::show))
         .route("/vms/{vm}/usage/reset", post(usage::reset))
         .route("/usage", get(usage::list))
@@ -134,8 +149,11 @@ pub fn router(app: App) -> Router {
         volumes::list, volumes::create, volumes::show, volumes::change, volumes::delete,
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
         console::open, console::log,
+        transfer::export, transfer::import,
         resources::show, resources::replace, resources::change, usage::show, usage::list, usage::reset,
         vms::save, vms::discard_saved,
+        checkpoints::list, checkpoints::show, checkpoints::create, checkpoints::rename, checkpoints::apply, checkpoints::delete,
+        checkpoints::merge,
         clone::clone, edit::edit,
         metrics::show,
         tasks::list, tasks::show, tasks::cancel,
@@ -144,18 +162,9 @@ pub fn router(app: App) -> Router {
     ),
     components(schemas(api::Error)),
     security(("token" = [])),
-    modifiers(&Token),
+    modifiers(&Common),
 )]
 struct Document;
-
-struct Token;
-
-impl Modify for Token {
-    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
-        document.components.get_or_insert_default().add_security_scheme("token", scheme);
-    }
-}
 
 /// The OpenAPI document.
 pub fn document() -> utoipa::openapi::OpenApi {

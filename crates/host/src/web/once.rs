@@ -6,13 +6,11 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Refusal;
+use super::document::MAX_KEY;
 use super::guard::Caller;
 use crate::auth::sha256;
 use crate::records::{Cause, OnceRecord};
 use crate::state::{Records, State};
-
-/// The longest key.
-const MAX_KEY: usize = 128;
 
 /// A request that is to be done once.
 #[derive(Clone, Debug)]

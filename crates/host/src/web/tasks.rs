@@ -20,7 +20,7 @@ use super::once::Once;
 use super::vms::{check_if_match, find};
 use super::{App, Refusal};
 use crate::host::Host;
-use crate::records::{EventKind, EventRecord, OperationRecord, TaskRecord, TaskStateRecord, VmRecord};
+use crate::records::{CheckpointOperation, EventKind, EventRecord, OperationRecord, TaskRecord, TaskStateRecord, VmRecord};
 use crate::state::{Records, State};
 use crate::vm::{config, edit};
 
@@ -74,7 +74,7 @@ pub fn submit(
         check_if_match(headers, &stored)?;
         let operation = operation.clone()(&stored.record)?;
         let waiting = state.all::<TaskRecord>()?.into_iter().map(|stored| stored.record);
-        let waiting = waiting.filter(|task| task.vm == stored.record.id && task.is_unfinished()).count();
+        let waiting = waiting.filter(|task| task.vm == Some(stored.record.id) && task.is_unfinished()).count();
         if waiting >= MAX_WAITING {
             let message = format!("{waiting} tasks wait for the VM '{}' already", stored.record.name);
             return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too-many", message, "wait for them, or cancel some"));
@@ -109,18 +109,27 @@ fn refuse_now(host: &Host, vm: &VmRecord, operation: &OperationRecord) -> Result
             | OperationRecord::ForceOff
             | OperationRecord::Delete { .. }
             | OperationRecord::Clone(_)
-            | OperationRecord::Edit { .. },
+            | OperationRecord::Edit { .. }
+            | OperationRecord::Export { .. },
             Saved,
         ) => {
+            let way_out = "start it, or drop its saved state (discard-saved)";
+            Err(Refusal::conflict("vm-saved", format!("the VM '{name}' is saved"), way_out))
+        }
+        (OperationRecord::Checkpoint(CheckpointOperation::Apply { .. } | CheckpointOperation::Create { .. }), Saved) => {
             let way_out = "start it, or drop its saved state (discard-saved)";
             Err(Refusal::conflict("vm-saved", format!("the VM '{name}' is saved"), way_out))
         }
         (OperationRecord::DiscardSaved, Off | Running | Paused) => {
             Err(Refusal::conflict("not-saved", format!("the VM '{name}' is {state}"), "there is nothing to drop"))
         }
-        (OperationRecord::Delete { .. } | OperationRecord::Clone(_), Running | Paused) => {
-            Err(Refusal::conflict("vm-running", format!("the VM '{name}' is {state}"), "stop it first"))
-        }
+        (
+            OperationRecord::Delete { .. }
+            | OperationRecord::Clone(_)
+            | OperationRecord::Export { .. }
+            | OperationRecord::Checkpoint(CheckpointOperation::Apply { .. }),
+            Running | Paused,
+        ) => Err(Refusal::conflict("vm-running", format!("the VM '{name}' is {state}"), "stop it first")),
         (OperationRecord::Start, Paused) => {
             Err(Refusal::conflict("vm-paused", format!("the VM '{name}' is paused"), "resume it"))
         }
@@ -141,7 +150,8 @@ fn missing(task: impl std::fmt::Display) -> Refusal {
     Refusal::not_found(format_args!("task '{task}'"), "list those that there are; old ones are forgotten")
 }
 
-fn read(state: &State, task: Uuid) -> Result<TaskRecord, Refusal> {
+/// The task with this id.
+pub fn read(state: &State, task: Uuid) -> Result<TaskRecord, Refusal> {
     Ok(state.read::<TaskRecord>(&task.to_string())?.ok_or_else(|| missing(task))?.record)
 }
 
@@ -195,7 +205,7 @@ pub async fn list(Shared(app): Shared<App>, Params(params): Params<ListParams>) 
     let limit = limit(params.limit)?;
     let stored = app.host.state.run(|state| state.all::<TaskRecord>()).await?;
     let mut tasks: Vec<api::Task> = stored.iter().map(|task| api::Task::from(&task.record)).collect();
-    tasks.retain(|task| params.vm.is_none_or(|vm| vm == task.vm));
+    tasks.retain(|task| params.vm.is_none_or(|vm| task.vm == Some(vm)));
     tasks.retain(|task| params.state.is_none_or(|state| state == task.state));
     Ok(Json(page(tasks, params.after.as_deref(), limit, |task| task.id.to_string())))
 }
@@ -244,10 +254,12 @@ fn request_cancel(state: &State, id: Uuid) -> Result<TaskRecord, Refusal> {
         let operation = api::Operation::from(&task.operation);
         let mut transaction = Transaction::new().if_still(&name, &stored);
         match (task.state, &task.operation) {
+            // Its VM is there already, and goes with it.
+            (TaskStateRecord::Queued, OperationRecord::Import(_)) => task.cancel_requested = true,
             (TaskStateRecord::Queued, _) => {
                 task.end(TaskStateRecord::Cancelled, None);
                 let event = EventRecord::now(EventKind::TaskCancelled, format!("{operation}: it had not begun"));
-                transaction = transaction.tell(&event.of_vm(task.vm, &task.vm_name).by_task(Some(id)));
+                transaction = transaction.tell(&event.of(&task));
             }
             (TaskStateRecord::Running, OperationRecord::ShutDown { .. }) => task.cancel_requested = true,
             (TaskStateRecord::Running, operation) if operation.is_long() => task.cancel_requested = true,

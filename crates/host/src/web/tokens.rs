@@ -6,7 +6,7 @@ use axum::{Extension, Json};
 use store::{Outcome, Transaction};
 use vmm::config::check_id;
 
-use super::extract::{Body, Name};
+use super::extract::{Body, Name, PageParams, Params};
 use super::guard::Caller;
 use super::{App, Refusal};
 use crate::auth;
@@ -16,13 +16,13 @@ use crate::state::{Records, StateError};
 /// List tokens
 ///
 /// Without their secrets, which nobody knows but their owners.
-#[utoipa::path(get, path = "/tokens", tag = "tokens", operation_id = "list_tokens", responses(
+#[utoipa::path(get, path = "/tokens", tag = "tokens", operation_id = "list_tokens", params(PageParams), responses(
     (status = 200, description = "Tokens", body = api::Page<api::Token>),
     (status = "default", description = "Not done", body = api::Error),
 ))]
-pub async fn list(Shared(app): Shared<App>) -> Result<Json<api::Page<api::Token>>, Refusal> {
+pub async fn list(Shared(app): Shared<App>, Params(params): Params<PageParams>) -> Result<Json<api::Page<api::Token>>, Refusal> {
     let stored = app.host.state.run(|state| state.all::<TokenRecord>()).await?;
-    Ok(Json(api::Page { items: stored.iter().map(|token| api::Token::from(&token.record)).collect(), next: None }))
+    Ok(Json(params.part(stored.iter().map(|token| api::Token::from(&token.record)).collect(), |token| token.name.clone())?))
 }
 
 /// Make a token

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::Json;
-use axum::extract::State as Shared;
+use axum::extract::{Path, State as Shared};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::extract::{Body, Name, Params, limit, page};
 use super::guard::Caller;
 use super::once::Once;
+use super::suggest::did_you_mean;
 use super::tasks::{WaitParams, answer, submit};
 use super::{App, Refusal};
 use crate::host::Host;
@@ -24,7 +25,7 @@ use crate::state::{Records, State, StateError};
 use crate::vm::config::{self, Wanted};
 use crate::vm::staging::Staging;
 use crate::vm::work::WorkError;
-use crate::vm::{Surroundings, clone, disks};
+use crate::vm::{Surroundings, checkpoints, clone, disks};
 
 /// How long a guest has to shut down if nothing else is said, in seconds.
 const GRACE: u32 = 120;
@@ -85,6 +86,7 @@ fn told(host: &Host, vm: &VmRecord) -> api::Vm {
         spec: vm.spec(),
         state: live.state,
         last_end: live.last_end.as_ref().or(vm.last_end.as_ref()).map(api::Ending::from),
+        chains: Vec::new(),
         saved: vm.saved.as_ref().filter(|_| vm.is_saved()).map(api::SavedVm::from),
         pid: live.pid,
         guest: host.guest(vm.id),
@@ -99,7 +101,11 @@ fn etag(vm: &Stored<VmRecord>) -> String {
 
 /// An answer with a VM.
 fn with_vm(status: StatusCode, host: &Host, vm: &Stored<VmRecord>) -> Response {
-    let mut response = (status, Json(told(host, &vm.record))).into_response();
+    answer_with(status, told(host, &vm.record), vm)
+}
+
+fn answer_with(status: StatusCode, told: api::Vm, vm: &Stored<VmRecord>) -> Response {
+    let mut response = (status, Json(told)).into_response();
     if let Ok(value) = HeaderValue::from_str(&etag(vm)) {
         response.headers_mut().insert(header::ETAG, value);
     }
@@ -108,7 +114,11 @@ fn with_vm(status: StatusCode, host: &Host, vm: &Stored<VmRecord>) -> Response {
 
 /// The VM with this name or id.
 pub fn find(state: &State, name: &str) -> Result<Stored<VmRecord>, Refusal> {
-    let missing = || Refusal::not_found(format_args!("VM '{name}'"), "list those that there are");
+    let missing = || {
+        let known: Vec<String> = state.all::<VmRecord>().into_iter().flatten().map(|vm| vm.record.name).collect();
+        let way_out = did_you_mean(name, known.iter().map(String::as_str), "list those that there are");
+        Refusal::not_found(format_args!("VM '{name}'"), &way_out)
+    };
     let id = match Uuid::parse_str(name) {
         Ok(id) => id,
         // No name has characters that a key may not have.
@@ -156,8 +166,14 @@ pub async fn list(Shared(app): Shared<App>, Params(params): Params<ListParams>) 
     (status = "default", description = "Not done", body = api::Error),
 ))]
 pub async fn show(Shared(app): Shared<App>, Name(name): Name) -> Result<Response, Refusal> {
-    let vm = app.host.state.run(move |state| Ok(find(state, &name))).await??;
-    Ok(with_vm(StatusCode::OK, &app.host, &vm))
+    let surroundings = app.host.surroundings.clone();
+    let found = app.host.state.run(move |state| {
+        let found = find(state, &name);
+        let chains = found.as_ref().map_or_else(|_| Vec::new(), |vm| checkpoints::chains(&vm.record, &surroundings.volumes));
+        Ok(found.map(|vm| (vm, chains)))
+    });
+    let (vm, chains) = found.await??;
+    Ok(answer_with(StatusCode::OK, api::Vm { chains, ..told(&app.host, &vm.record) }, &vm))
 }
 
 /// Create a VM
@@ -270,7 +286,11 @@ impl axum::extract::FromRequestParts<App> for Asked {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut axum::http::request::Parts, app: &App) -> Result<Asked, Refusal> {
-        let Name(vm) = Name::from_request_parts(parts, app).await?;
+        // There may be more names in the address; the VM's is the first.
+        let Path(names) = Path::<Vec<(String, String)>>::from_request_parts(parts, app).await.map_err(|rejection| {
+            Refusal::new(StatusCode::BAD_REQUEST, "bad-address", rejection.body_text(), "write names in UTF-8, percent-encoded")
+        })?;
+        let vm = names.into_iter().next().map(|(_, name)| name).unwrap_or_default();
         let caller = parts.extensions.get::<Caller>().cloned();
         let caller = caller.ok_or_else(|| Refusal::from(StateError::Ending))?;
         let (headers, method, uri) = (parts.headers.clone(), parts.method.clone(), parts.uri.clone());

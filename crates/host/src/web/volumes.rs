@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use store::{Outcome, Transaction};
 use vmm::config::check_id;
 
-use super::extract::{Body, Name};
+use super::extract::{Body, Name, PageParams, Params};
 use super::{App, Refusal};
 use crate::records::{Cause, FileRef, PlaceRecord, VmRecord, VolumeRecord};
 use crate::state::{Records, State, StateError};
@@ -87,12 +87,12 @@ fn check_thresholds(record: &VolumeRecord) -> Result<(), Refusal> {
 }
 
 /// List volumes
-#[utoipa::path(get, path = "/volumes", tag = "volumes", operation_id = "list_volumes", responses(
+#[utoipa::path(get, path = "/volumes", tag = "volumes", operation_id = "list_volumes", params(PageParams), responses(
     (status = 200, description = "All volumes", body = api::Page<api::Volume>),
     (status = "default", description = "Not done", body = api::Error),
 ))]
-pub async fn list(Shared(app): Shared<App>) -> Result<Json<api::Page<api::Volume>>, Refusal> {
-    Ok(Json(api::Page { items: all(&app).await?, next: None }))
+pub async fn list(Shared(app): Shared<App>, Params(params): Params<PageParams>) -> Result<Json<api::Page<api::Volume>>, Refusal> {
+    Ok(Json(params.part(all(&app).await?, |volume| volume.name.clone())?))
 }
 
 /// Show a volume

@@ -34,6 +34,7 @@ fn command(directory: &Path, options: &[String]) -> Command {
     command.arg("--state").arg(directory.join("state")).arg("--run").arg(directory.join("run"));
     command.arg("--monitor").arg(monitor).arg("--cgroup").arg(directory.join("cgroup"));
     // Fake VMs take no memory.
+    command.arg("--boot-id").arg(directory.join("boot-id"));
     command.args(["--listen", "127.0.0.1:0", "--memory-overcommit", "10000"]).args(options).stderr(Stdio::piped());
     command
 }
@@ -51,6 +52,7 @@ impl TestHost {
         let volume = directory.path().join("state/volumes/local");
         fs::create_dir_all(&volume).unwrap();
         fs::write(volume.join("vmlinuz"), "").unwrap();
+        fs::write(directory.path().join("boot-id"), "first").unwrap();
         let mut host = TestHost { directory, marud: None, address: String::new(), options };
         host.start();
         host
@@ -78,6 +80,16 @@ impl TestHost {
         let output = command(self.directory.path(), &self.options).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
         String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// Has the host's power cut, and come back.
+    pub fn reboot(&mut self) {
+        self.kill();
+        self.monitors().into_iter().for_each(end);
+        until("the monitors' end", || self.monitors().is_empty().then_some(()));
+        let id = self.directory.path().join("boot-id");
+        fs::write(&id, fs::read_to_string(&id).unwrap() + "+").unwrap();
+        self.start();
     }
 
     /// Ends `marud` as the kernel does when memory is short.

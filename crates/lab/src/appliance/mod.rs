@@ -74,6 +74,9 @@ pub const GUEST_MODULES: &[&str] = &[
     "qemu_fw_cfg",
 ];
 
+/// Modules of a test guest that is to need little memory.
+const SMALL_GUEST_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_net", "button", "evdev"];
+
 /// Modules that a test guest carries for `maru.modules`.
 const GUEST_OPTIONAL_MODULES: &[&str] = &["ext4", "isofs"];
 
@@ -124,6 +127,17 @@ fn make_guest_image(image: Initramfs) -> Result<GuestImage, GuestImageError> {
     let init = program("maru-guest").ok_or(GuestImageError::Program)?;
     let image = image.program(init, "/init").busybox(busybox()?);
     let image = image.boot_modules(GUEST_MODULES).modules(GUEST_OPTIONAL_MODULES);
+    Ok(GuestImage { initramfs: image.build(&kernel)?, kernel: kernel.vmlinuz })
+}
+
+/// The same with few modules and without busybox: it boots in 64 MiB of memory.
+///
+/// # Errors
+/// As [`guest_image`].
+pub fn small_guest_image() -> Result<GuestImage, GuestImageError> {
+    let kernel = kernel()?;
+    let init = program("maru-guest").ok_or(GuestImageError::Program)?;
+    let image = Initramfs::new("small-guest").program(init, "/init").boot_modules(SMALL_GUEST_MODULES);
     Ok(GuestImage { initramfs: image.build(&kernel)?, kernel: kernel.vmlinuz })
 }
 

@@ -3,6 +3,7 @@
 use super::error::Damage;
 use super::image::{Image, PageKey, State};
 use super::layout::PAGE;
+use super::open::Access;
 use super::table::{Page, WORDS};
 use crate::MapError;
 
@@ -45,7 +46,10 @@ impl Image {
     /// Where a page of bits is in the file.
     pub(super) fn bitmap_page_offset(&self, number: u64) -> Result<u64, MapError> {
         let index = self.geometry.bitmap_index(number / CHUNK_PAGES);
-        let entry = self.entry_at(index)?;
+        let mut entry = self.entry_at(index)?;
+        if !entry.is_present() && self.access == Access::ReadOnly {
+            entry = self.bitmap_entry_again(index)?;
+        }
         if !entry.is_present() {
             let offset = self.bat_offset.load(std::sync::atomic::Ordering::Acquire) + index * 8;
             return Err(Damage::new("block allocation table", offset, "a sector bitmap that is needed is missing").into());

@@ -199,6 +199,22 @@ impl Image {
         result.map(|()| count)
     }
 
+    /// Whether the table says nothing of any block: all of a differencing image is its parent's. Looks at the whole table.
+    ///
+    /// # Errors
+    /// See [`MapError`].
+    pub fn is_empty(&self) -> Result<bool, MapError> {
+        let epoch = self.tickets.enter();
+        let mut is_empty = true;
+        let entries = self.geometry.entries(self.size.load(Acquire));
+        let result = self.visit_entries(0, entries, &mut |index, entry| {
+            let is_block = self.geometry.owner(index) != Owner::Bitmap;
+            is_empty &= !is_block || matches!(Self::block_state(entry), BlockState::NotPresent);
+        });
+        self.tickets.leave(epoch);
+        result.map(|()| is_empty)
+    }
+
     /// Calls `visit` for the entries from `first` to before `end`, without keeping pages that are not in memory; holes are passed over.
     pub(super) fn visit_entries(&self, first: u64, end: u64, visit: &mut dyn FnMut(u64, Entry)) -> Result<(), MapError> {
         let offset = self.bat_offset.load(Acquire);
@@ -235,7 +251,7 @@ impl Image {
         Ok(())
     }
 
-    fn rules(&self) -> Rules {
+    pub(super) fn rules(&self) -> Rules {
         let file_size = self.storage.size().unwrap_or(0);
         Rules { geometry: self.geometry, size: self.size.load(Acquire), file_size, bat_offset: self.bat_offset.load(Acquire) }
     }
@@ -250,10 +266,11 @@ impl Image {
 
     #[cold]
     fn load_bat_page(&self, number: u64) -> Result<&Page, MapError> {
-        let rules = self.rules();
         let mut bytes = [0; PAGE];
-        self.read(rules.bat_offset + number * PAGE as u64, &mut bytes)?;
+        self.read(self.bat_offset.load(Acquire) + number * PAGE as u64, &mut bytes)?;
         let page = Page::decode(&bytes);
+        // Afterwards: who else writes the file makes it longer before an entry leads there.
+        let rules = self.rules();
         let entries = self.geometry.entries(rules.size);
         for slot in 0..WORDS {
             match number * WORDS + slot {

@@ -41,6 +41,7 @@ mod open;
 mod overlay;
 mod parent;
 mod patch;
+mod readers;
 mod regions;
 mod resize;
 mod scan;
@@ -53,7 +54,7 @@ pub use create::{CreateOptions, Kind, create};
 pub use error::{ChangeError, CreateError, OpenError};
 pub use image::{Image, Info};
 pub use locator::Parent;
-pub use open::{Access, OpenOptions};
+pub use open::{Access, Facts, OpenOptions, peek};
 pub use resize::BeyondEnd;
 
 #[cfg(test)]

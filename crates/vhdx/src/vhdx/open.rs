@@ -10,7 +10,7 @@ use super::header::{Header, Headers};
 use super::image::{Image, State};
 use super::layout::{BAT, IDENTIFIER, MAX_BAT, MAX_FILE, METADATA, PAGE};
 use super::log::{LogWriter, Target, replay};
-use super::metadata::{Facts, read_table};
+use super::metadata::{Facts as MetadataFacts, read_table};
 use super::overlay::Overlay;
 use super::regions::Regions;
 use super::scan::{Rules, take_structures};
@@ -34,6 +34,44 @@ pub struct OpenOptions {
     pub access: Access,
 }
 
+/// What an image says about itself that only a change of its size changes while it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Bytes of the virtual disk.
+    pub size: u64,
+    /// 512 or 4096.
+    pub logical_sector_size: u32,
+    /// 512 or 4096.
+    pub physical_sector_size: u32,
+    /// The virtual disk's identity.
+    pub disk_id: Guid,
+    /// Changes when the data is changed for the first time after an open; children know their parent by it.
+    pub data_write_guid: Guid,
+}
+
+/// Looks at a file that another may be writing: its log, which is never the same twice then, is left alone.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn peek(file: &dyn Storage) -> Result<Facts, OpenError> {
+    let mut identifier = [0; 8];
+    file.read_at(0, &mut identifier).map_err(reading("file", 0))?;
+    if &identifier != IDENTIFIER {
+        return Err(OpenError::NotVhdx);
+    }
+    let headers = Headers::read(file)?;
+    let (regions, _) = Regions::read(file)?;
+    let metadata = regions.get(METADATA)?;
+    let facts = MetadataFacts::read(file, metadata, &read_table(file, metadata)?)?;
+    Ok(Facts {
+        size: facts.size,
+        logical_sector_size: facts.logical,
+        physical_sector_size: facts.physical,
+        disk_id: facts.id,
+        data_write_guid: headers.current.data_write_guid,
+    })
+}
+
 /// The tables of a file, read and checked, with its log replayed.
 pub(crate) struct Opened {
     /// The file, with its log's changes over it if those are in memory.
@@ -43,7 +81,7 @@ pub(crate) struct Opened {
     pub(crate) regions: Regions,
     pub(crate) region_damages: Vec<Damage>,
     pub(crate) items: Vec<super::metadata::Item>,
-    pub(crate) facts: Facts,
+    pub(crate) facts: MetadataFacts,
     pub(crate) rules: Rules,
 }
 
@@ -75,7 +113,7 @@ impl Opened {
         regions.validate(log)?;
         let (bat, metadata) = (regions.get(BAT)?, regions.get(METADATA)?);
         let items = read_table(&*storage, metadata)?;
-        let facts = Facts::read(&*storage, metadata, &items)?;
+        let facts = MetadataFacts::read(&*storage, metadata, &items)?;
         let geometry = Geometry::new(facts.block_size, facts.logical, facts.has_parent);
         if geometry.entries(facts.size) * 8 > bat.length.into() {
             let problem = format!("{} bytes are too few for a disk of {} bytes", bat.length, facts.size);

@@ -9,4 +9,7 @@ mod protocol;
 
 pub use ::packet::{Connection, Listener, MAX_FDS, MAX_PACKET, pair};
 pub use client::{Client, ClientError};
-pub use protocol::{DeviceStatus, Event, EventKind, Failure, Message, Reply, Request, RunStatus, SavedReport, Status};
+pub use protocol::{
+    DeviceStatus, Event, EventKind, Failure, LayersReport, MergedReport, Message, NewLayer, ReplacedReport, Reply, Request,
+    RunStatus, SavedReport, Status,
+};

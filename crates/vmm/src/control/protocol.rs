@@ -54,6 +54,28 @@ pub enum Request {
         /// Its new size; a block device must have grown already.
         bytes: u64,
     },
+    /// Give disks a new layer, which takes what is written from now on; what was their file is read below it. The VM is paused. For each, its
+    /// opened file is attached: a new child of the disk's file. Answered with a [`LayersReport`].
+    AddLayers {
+        /// All disks get theirs, or none.
+        layers: Vec<NewLayer>,
+    },
+    /// Put other files below a disk's own, which read the same. Their opened files are attached. Answered with a [`ReplacedReport`].
+    ReplaceParents {
+        /// The disk.
+        id: String,
+        /// What the files are called, the nearest first; absolute.
+        parents: Vec<PathBuf>,
+    },
+    /// Write what a disk's own file holds into the one below, which is the disk's file from then on. It is attached, opened for writing.
+    /// Answered with a [`MergedReport`].
+    MergeLeaf {
+        /// The disk.
+        id: String,
+        /// Refuse to hold the guest's requests up for more bytes than these.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        most_bytes: Option<u64>,
+    },
     /// Limit how much a disk may do, from now on.
     SetDiskLimits {
         /// Its name.
@@ -101,6 +123,16 @@ pub enum Request {
     TakeDirtyLog,
     /// Stop noting.
     StopDirtyLog,
+}
+
+/// A new layer of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewLayer {
+    /// The disk.
+    pub id: String,
+    /// What the new file is called.
+    pub path: PathBuf,
 }
 
 /// The answer to a request.
@@ -262,4 +294,27 @@ pub struct SavedReport {
     pub bytes: u64,
     /// From the request to the end, in milliseconds.
     pub took_ms: u64,
+}
+
+/// What adding layers took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayersReport {
+    /// From the request to the end, in milliseconds.
+    pub took_ms: u64,
+}
+
+/// What replacing a disk's parents took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplacedReport {
+    /// How long the guest's requests were held up, in milliseconds.
+    pub held_ms: u64,
+}
+
+/// What merging a disk's file into the one below took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergedReport {
+    /// Bytes that were written or zeroed.
+    pub bytes: u64,
+    /// How long the guest's requests were held up, in milliseconds.
+    pub held_ms: u64,
 }

@@ -13,6 +13,7 @@
 mod devices;
 pub mod events;
 mod kvm;
+mod layers;
 mod platform;
 mod snapshot;
 
@@ -40,8 +41,9 @@ pub use devices::{DeviceError, DeviceHandle, DeviceSlot};
 use events::{EventSender, MachineEvent};
 pub use kvm::KvmError;
 use kvm::{KvmState, KvmVm, call};
+pub use layers::LayersError;
 use platform::PlatformDevices;
-pub use snapshot::{RestoreFailure, SaveFailure};
+pub use snapshot::{RestoreFailure, SaveFailure, saved_config};
 
 /// Why a machine could not be made or changed.
 #[derive(Debug, thiserror::Error)]

@@ -74,6 +74,22 @@ pub enum RestoreFailure {
     Incomplete(String),
 }
 
+/// The configuration of a saved VM, for who restores it with disks, TAPs or sockets that are elsewhere now: `maru-vmm --restore` takes
+/// what is made of it with `--config`.
+///
+/// # Errors
+/// If it cannot be read, or is no saved VM.
+pub fn saved_config<R: Read>(input: R) -> Result<VmConfig, RestoreFailure> {
+    read_config(&mut Reader::new(input)?)
+}
+
+fn read_config<R: Read>(reader: &mut Reader<R>) -> Result<VmConfig, RestoreFailure> {
+    let first = reader.next_section()?.filter(|section| section.kind == "config");
+    let first = first.ok_or_else(|| RestoreFailure::Incomplete("it has no configuration".into()))?;
+    first.check_version(VERSION)?;
+    Ok(VmConfig::from_json(&first.payload)?)
+}
+
 impl Machine {
     /// Writes the whole (paused) machine. `progress` is told bytes of memory looked at, and bytes in all. Returns the length in bytes.
     pub fn save<W: Write>(&self, out: W, progress: impl FnMut(u64, u64)) -> Result<(W, u64), SaveFailure> {
@@ -112,10 +128,7 @@ impl Machine {
         mut progress: impl FnMut(u64),
     ) -> Result<Machine, RestoreFailure> {
         let mut reader = Reader::new(input)?;
-        let first = reader.next_section()?.filter(|section| section.kind == "config");
-        let first = first.ok_or_else(|| RestoreFailure::Incomplete("it has no configuration".into()))?;
-        first.check_version(VERSION)?;
-        let config = adapt(VmConfig::from_json(&first.payload)?)?;
+        let config = adapt(read_config(&mut reader)?)?;
         let mut machine = Machine::new(config, events)?;
         let mut loaded = 0;
         let mut rest = Vec::new();

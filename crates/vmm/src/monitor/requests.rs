@@ -8,7 +8,10 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::{Ending, Monitor};
-use crate::control::{DeviceStatus, EventKind, Failure, Message, Reply, Request, RunStatus, SavedReport, Status};
+use crate::control::{
+    DeviceStatus, EventKind, Failure, LayersReport, MergedReport, Message, ReplacedReport, Reply, Request, RunStatus,
+    SavedReport, Status,
+};
 use crate::machine::{DeviceError, DeviceHandle, RunState};
 
 type Answer = Result<Value, Failure>;
@@ -75,6 +78,23 @@ impl Monitor {
             Request::AddNet { net } => machine.add_net(net, fds).map_err(failure).map(|()| Value::Null),
             Request::Remove { id } => machine.request_removal(&id).map_err(failure).map(|()| Value::Null),
             Request::ResizeDisk { id, bytes } => machine.resize_disk(&id, bytes).map_err(failure).map(|()| Value::Null),
+            Request::AddLayers { layers } => {
+                let start = Instant::now();
+                counted(layers.len(), &fds, "for each layer the file that is new")?;
+                let layers = layers.into_iter().zip(fds).map(|(layer, file)| (layer.id, layer.path, file)).collect();
+                machine.add_layers(layers).map_err(failure)?;
+                to_value(&LayersReport { took_ms: start.elapsed().as_millis() as u64 })
+            }
+            Request::ReplaceParents { id, parents } => {
+                counted(parents.len(), &fds, "the files of the parents")?;
+                let held = machine.replace_parents(&id, parents.into_iter().zip(fds).collect()).map_err(failure)?;
+                to_value(&ReplacedReport { held_ms: held.as_millis() as u64 })
+            }
+            Request::MergeLeaf { id, most_bytes } => {
+                let file = take_fd(&mut fds, "the file of the disk's parent")?;
+                let (bytes, held) = machine.merge_leaf(&id, file, most_bytes).map_err(failure)?;
+                to_value(&MergedReport { bytes, held_ms: held.as_millis() as u64 })
+            }
             Request::SetDiskLimits { id, limits } => machine.set_disk_limits(&id, limits).map_err(failure).map(|()| Value::Null),
             Request::SetNetLimits { id, limits } => machine.set_net_limits(&id, limits).map_err(failure).map(|()| Value::Null),
             Request::SetCpus { count } => machine.add_vcpus(count).map_err(failure).map(|()| Value::Null),
@@ -195,6 +215,16 @@ impl Monitor {
 
 fn to_value(value: &impl serde::Serialize) -> Answer {
     serde_json::to_value(value).map_err(failure)
+}
+
+/// Refuses descriptors that are too many or too few.
+fn counted(wanted: usize, fds: &[OwnedFd], what: &str) -> Result<(), Failure> {
+    let found = fds.len();
+    if found == wanted {
+        Ok(())
+    } else {
+        Err(refuse(format!("{wanted} descriptors must come with the request, {what}; there are {found}")))
+    }
 }
 
 fn take_fd(fds: &mut Vec<OwnedFd>, what: &str) -> Result<OwnedFd, Failure> {

@@ -42,6 +42,26 @@ pub struct ControlArgs {
     pub(super) action: Action,
 }
 
+/// A new layer of a disk.
+#[derive(Clone, Debug)]
+pub(super) struct LayerOption {
+    /// The disk.
+    pub id: String,
+    /// The new file.
+    pub path: PathBuf,
+}
+
+impl FromStr for LayerOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<LayerOption, String> {
+        match text.split_once('=') {
+            Some((id, path)) if !id.is_empty() && !path.is_empty() => Ok(LayerOption { id: id.into(), path: path.into() }),
+            _ => Err("write ID=FILE, like disk0=root-2.vhdx".into()),
+        }
+    }
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(super) enum Action {
@@ -97,6 +117,33 @@ pub(super) enum Action {
         id: String,
         /// Its new size, like 20G
         size: ByteSize,
+    },
+    /// Give disks of a paused VM new files: what is written from now on goes there
+    ///
+    /// What was a disk's file becomes the parent of the new one, is only read, and may be read by others. All disks get theirs, or none. For
+    /// VHDX disks.
+    AddLayer {
+        /// The disk, and the file that is made for it
+        #[arg(value_name = "ID=FILE", required = true)]
+        layers: Vec<LayerOption>,
+    },
+    /// Put other files below a disk's own, which must read the same
+    ReplaceParents {
+        /// The disk
+        id: String,
+        /// What is to be its nearest parent; with its own parents
+        parent: PathBuf,
+    },
+    /// Write what a disk's own file holds into its parent, which is the disk's file from then on
+    ///
+    /// The guest's requests wait meanwhile: for a file that holds much, add a layer on it first, and merge it below that
+    /// (`maru disk merge --in-use`).
+    MergeLeaf {
+        /// The disk
+        id: String,
+        /// Refuse to write more than this
+        #[arg(long, value_name = "SIZE")]
+        most: Option<ByteSize>,
     },
     /// Limit how much a disk may do, from now on
     LimitDisk {

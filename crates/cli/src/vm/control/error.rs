@@ -55,6 +55,12 @@ pub enum ControlError {
         /// How many there are.
         files: usize,
     },
+    /// A new layer's file.
+    #[error(transparent)]
+    Layer(#[from] disk::tool::ToolError),
+    /// A disk that is not there.
+    #[error("the VM has no disk '{0}'; `status` lists them")]
+    NoDisk(String),
     /// A TAP.
     #[error(transparent)]
     Tap(#[from] TapError),

@@ -3,8 +3,8 @@
 use serde_json::Value;
 use vmm::control::{Client, ClientError, Event, EventKind, Request};
 
-use super::{ControlError, print_line};
-use crate::output::Output;
+use super::ControlError;
+use crate::output::{Output, print};
 
 /// Prints events until the VM ends.
 pub fn follow(client: &mut Client, output: Output) -> Result<(), ControlError> {
@@ -16,11 +16,8 @@ pub fn follow(client: &mut Client, output: Output) -> Result<(), ControlError> {
             eprintln!("some events are missing: this program did not keep up");
         }
         expected = Some(event.sequence + 1);
-        let line = match output {
-            Output::Text => text(&event),
-            Output::Json => serde_json::to_string(&event).map_err(ClientError::from)?,
-        };
-        print_line(&line).map_err(ControlError::Output)?;
+        let told = output.render_next(&event, || text(&event)).map_err(ClientError::from)?;
+        print(&told).map_err(ControlError::Output)?;
         if let EventKind::Ended { .. } = event.kind {
             return Ok(());
         }

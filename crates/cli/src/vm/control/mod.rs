@@ -5,13 +5,13 @@ mod console;
 mod devices;
 mod error;
 mod events;
+mod layers;
 mod save;
 mod status;
 
 pub use args::ControlArgs;
 pub use error::ControlError;
 
-use std::io::Write;
 use std::time::Duration;
 
 use args::{Action, Link};
@@ -42,6 +42,9 @@ pub fn run(args: ControlArgs) -> Result<(), ControlError> {
             eprintln!("the guest was asked to give '{id}' back; `events` and `status` show when it did");
         }
         Action::ResizeDisk { id, size } => simple(client, Request::ResizeDisk { id, bytes: size.0 })?,
+        Action::AddLayer { layers } => layers::add(client, layers)?,
+        Action::ReplaceParents { id, parent } => layers::replace_parents(client, id, &parent)?,
+        Action::MergeLeaf { id, most } => layers::merge_leaf(client, id, most.map(|it| it.0))?,
         Action::LimitDisk { id, limits } => simple(client, Request::SetDiskLimits { id, limits: limits.0 })?,
         Action::LimitNet { id, limits } => simple(client, Request::SetNetLimits { id, limits: limits.0 })?,
         Action::SetCpus { count } => simple(client, Request::SetCpus { count })?,
@@ -57,11 +60,8 @@ pub fn run(args: ControlArgs) -> Result<(), ControlError> {
 
 fn show_status(client: &mut Client, output: Output) -> Result<(), ControlError> {
     let status: Status = client.call(&Request::Status, &[])?;
-    match output {
-        Output::Text => print(&status::table(&status)),
-        Output::Json => print(&json(&status)?),
-    }
-    .map_err(ControlError::Output)
+    let text = output.render(&status, || status::table(&status)).map_err(ClientError::from)?;
+    print(&text).map_err(ControlError::Output)
 }
 
 fn show_config(client: &mut Client) -> Result<(), ControlError> {
@@ -77,7 +77,7 @@ fn show_dirty_rate(client: &mut Client, time: Duration) -> Result<(), ControlErr
     std::thread::sleep(time);
     let changed = client.call::<Value>(&Request::TakeDirtyLog, &[]);
     client.call::<Value>(&Request::StopDirtyLog, &[])?;
-    print_line(&format!("{} pages in {} ms", changed?["pages"], time.as_millis())).map_err(ControlError::Output)
+    print(&format!("{} pages in {} ms\n", changed?["pages"], time.as_millis())).map_err(ControlError::Output)
 }
 
 /// A monitor that ends may be gone before its answer is read: that, too, is what was asked for.
@@ -91,13 +91,6 @@ fn stop(client: &mut Client) -> Result<(), ControlError> {
 fn json(value: &impl serde::Serialize) -> Result<String, ControlError> {
     let text = serde_json::to_string_pretty(value).map_err(ClientError::from)?;
     Ok(text + "\n")
-}
-
-/// Writes a line to standard output at once, for whoever reads along.
-fn print_line(line: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}")?;
-    out.flush()
 }
 
 #[cfg(test)]

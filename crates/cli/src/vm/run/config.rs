@@ -54,7 +54,7 @@ pub fn saved(args: &RunArgs, file: &Path) -> Result<VmConfig, RunError> {
     let mut config = read_saved(file)?;
     for change in disks {
         match config.disks.iter_mut().find(|disk| disk.id == change.id) {
-            Some(disk) => disk.path = change.path,
+            Some(disk) => disk.move_to(change.path),
             None => {
                 let has = names(config.disks.iter().map(|disk| disk.id.as_str()));
                 return Err(RunError::NoSuchDevice { option: "--disk", kind: "disk", id: change.id, has });

@@ -16,7 +16,9 @@ impl Actor {
         }
         let control = self.machine.is_some().then(|| self.files().control());
         let (state, surroundings, vm, id) = (self.state.clone(), self.surroundings.clone(), self.vm.record.clone(), task.id);
-        self.begin(task, move |progress| edit::edit(&state, &surroundings, id, &patch, control.as_deref(), (&vm, progress)));
+        self.begin(task, "cancelled; nothing was changed", move |progress| {
+            edit::edit(&state, &surroundings, id, &patch, control.as_deref(), (&vm, progress))
+        });
         Ok(Went::Waits)
     }
 

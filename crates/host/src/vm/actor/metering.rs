@@ -43,12 +43,21 @@ impl Metering {
 impl Actor {
     /// Goes on with what is stored.
     pub(super) async fn load_usage(&mut self) {
-        let id = self.vm.record.id.to_string();
-        match self.state.run(move |state| state.read::<UsageRecord>(&id)).await {
-            Ok(Some(stored)) => self.metering.usage = stored.record,
-            Ok(None) => self.metering.usage = UsageRecord::new(self.vm.record.created_at),
-            Err(error) => tracing::error!(vm = %self.vm.record.name, "its meter cannot be read, and begins anew: {error}"),
-        }
+        self.metering.usage = loop {
+            let id = self.vm.record.id.to_string();
+            match self.state.run(move |state| state.read::<UsageRecord>(&id)).await {
+                Ok(Some(stored)) => break stored.record,
+                Ok(None) => break UsageRecord::new(self.vm.record.created_at),
+                Err(StateError::Ending) => return,
+                // It will not be readable later either, and the VM does not wait for that.
+                Err(StateError::Record(error)) => {
+                    tracing::error!(vm = %self.vm.record.name, "its meter cannot be read, and begins anew: {error}");
+                    break UsageRecord::new(OffsetDateTime::now_utc());
+                }
+                Err(error) => tracing::error!(vm = %self.vm.record.name, "its meter cannot be read, trying again: {error}"),
+            }
+            tokio::time::sleep(STORE_AGAIN).await;
+        };
         self.show_usage(0);
     }
 

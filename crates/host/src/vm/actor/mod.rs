@@ -15,6 +15,7 @@
 //!   it stores how far the work is about once a second, and passes on the wish that it end. What the VM must obey at any time
 //!   ([`OperationRecord::overtakes`]: stop, reset, pause, resume) is done meanwhile; everything else waits for the work's end.
 
+mod checkpoints;
 mod edit;
 mod limits;
 mod links;
@@ -22,17 +23,19 @@ mod metering;
 mod operations;
 mod room;
 mod saved;
+mod transfer;
 mod work;
 
 pub use links::Links;
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use store::record::Stored;
 use time::OffsetDateTime;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 use vmm::control::{EventKind as Told, Request, RunStatus, Status};
@@ -80,6 +83,8 @@ pub struct Actor {
     stopping: Option<Stopping>,
     /// A task that a thread does.
     work: Option<work::Work>,
+    /// Its turn to be started.
+    turn: Turn,
     /// How it ended under this actor.
     last_end: Option<EndingRecord>,
     metering: Metering,
@@ -95,6 +100,18 @@ struct Machine {
     /// Why it ends, if it said so.
     told_end: Option<String>,
 }
+
+/// Whether it may be started: not all VMs of a host at once, since none of them would get on.
+enum Turn {
+    /// Nobody wants to.
+    None,
+    /// When others have started.
+    Waiting(Pin<Box<dyn Future<Output = Permit> + Send + Sync>>),
+    /// Now, as long as this is here.
+    Now { _until: Permit },
+}
+
+type Permit = Option<OwnedSemaphorePermit>;
 
 /// A VM that is to end.
 struct Stopping {
@@ -136,6 +153,7 @@ impl Actor {
             queue: unfinished.into(),
             stopping: None,
             work: None,
+            turn: Turn::None,
             last_end: None,
             metering: Metering::new(),
             room: None,
@@ -173,6 +191,7 @@ impl Actor {
                 () = wait_until(look_at) => self.look().await,
                 () = wait_until(room_at) => self.look_for_room().await,
                 stage = work::next(&mut self.work) => self.worked(stage).await,
+                permit = turn(&mut self.turn) => self.turn = Turn::Now { _until: permit },
             }
         }
     }
@@ -196,6 +215,7 @@ impl Actor {
     fn show(&self) {
         let state = match &self.machine {
             None if self.vm.record.is_saved() => api::VmState::Saved,
+            None if self.vm.record.made_by.is_some() => api::VmState::Creating,
             None => api::VmState::Off,
             Some(_) if self.stopping.is_some() => api::VmState::Stopping,
             Some(machine) if machine.paused => api::VmState::Paused,
@@ -293,6 +313,7 @@ impl Actor {
         while !self.deleted {
             let Some(task) = self.next_task().await else { break };
             self.perform(task).await;
+            self.turn = Turn::None;
             self.show();
         }
         self.show();
@@ -310,6 +331,9 @@ impl Actor {
         while let Some(id) = self.queue.get(index) {
             match self.read_task(*id).await.filter(TaskRecord::is_unfinished) {
                 Some(task) if !may_go(&task.operation) => index += 1,
+                Some(task) if task.operation == OperationRecord::Start && self.machine.is_none() && !self.has_turn() => {
+                    return None;
+                }
                 task => {
                     self.queue.remove(index);
                     if task.is_some() {
@@ -319,6 +343,15 @@ impl Actor {
             }
         }
         None
+    }
+
+    /// Whether it may be started now; if not, it waits for that from now on.
+    fn has_turn(&mut self) -> bool {
+        if matches!(self.turn, Turn::None) {
+            let starts = self.surroundings.starts.clone();
+            self.turn = Turn::Waiting(Box::pin(async move { starts.acquire_owned().await.ok() }));
+        }
+        matches!(self.turn, Turn::Now { .. })
     }
 
     async fn read_task(&self, id: Uuid) -> Option<TaskRecord> {
@@ -428,6 +461,14 @@ async fn next(machine: &mut Option<Machine>) -> Happened {
     match machine {
         Some(machine) => machine.monitor.next().await,
         None => std::future::pending().await,
+    }
+}
+
+/// When its turn has come; never if it does not wait for that.
+async fn turn(turn: &mut Turn) -> Permit {
+    match turn {
+        Turn::Waiting(permit) => permit.await,
+        Turn::None | Turn::Now { .. } => std::future::pending().await,
     }
 }
 

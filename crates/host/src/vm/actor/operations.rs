@@ -12,12 +12,12 @@ use super::super::delete::{self, DeleteError};
 use super::super::ending::Ending;
 use super::super::monitor::{CallError, Happened, Monitor};
 use super::super::process::{self, RunFiles};
-use super::super::{Live, cloud_init, config};
+use super::super::{Live, Surroundings, cloud_init, config};
 use super::limits;
 use super::{ANSWER, Actor, END, Input, Machine, START, STORE_AGAIN, Step, Stopping};
 use crate::records::{
-    Cause, CloneRecord, DeleteDisks, EventKind, EventRecord, OperationRecord, Power, ProgressRecord, SavedPhase, TaskRecord,
-    TaskStateRecord,
+    Cause, CheckpointOperation, CloneRecord, DeleteDisks, EventKind, EventRecord, OperationRecord, Power, ProgressRecord,
+    SavedPhase, TaskRecord, TaskStateRecord,
 };
 use crate::state::State;
 
@@ -45,7 +45,9 @@ impl Actor {
                     if starts {
                         vm.power = Power::On;
                     }
-                    if let OperationRecord::Save { ran } = &mut task.operation {
+                    if let OperationRecord::Save { ran } | OperationRecord::Checkpoint(CheckpointOperation::Create { ran, .. }) =
+                        &mut task.operation
+                    {
                         *ran = runs;
                     }
                 }
@@ -70,8 +72,11 @@ impl Actor {
             OperationRecord::ResetUsage => return self.reset_usage(id).await,
             OperationRecord::Save { ran } => self.save(id, *ran).await,
             OperationRecord::DiscardSaved => self.discard_saved().await,
+            OperationRecord::Checkpoint(operation) => self.checkpoint(&task, operation).await,
             OperationRecord::SetResources { change, replace } => return self.set_resources(id, change, *replace).await,
             OperationRecord::Clone(wanted) => self.clone(&task, wanted.clone()),
+            OperationRecord::Export { to } => self.export(&task, to.clone()),
+            OperationRecord::Import(wanted) => Ok(self.import(&task, wanted.clone())),
             OperationRecord::Edit { patch } => self.edit(&task, patch.clone()),
         };
         match went {
@@ -138,6 +143,8 @@ impl Actor {
             let saved = record.saved.as_ref().filter(|saved| saved.phase == SavedPhase::Saved);
             let saved = saved.map(|saved| surroundings.volumes.find(&saved.file)).transpose()?;
             limits::admit(&surroundings, &record, &record.resources.cpu)?;
+            surroundings.ledger.set_starting(record.id, true);
+            surroundings.ledger.share(&surroundings.cgroups);
             process::spawn(&surroundings, record.id, &config, saved.as_deref()).map_err(|error| {
                 let way_out = "see what stands in the way on the host, and try again";
                 Cause::new("not-started", vmm::error_chain(&error), way_out)
@@ -152,6 +159,9 @@ impl Actor {
             Ok(()) => monitor.call::<Status>(&Request::Status, START).await,
             Err(error) => Err(error),
         };
+        let Surroundings { ledger, cgroups, .. } = &*self.surroundings;
+        ledger.set_starting(self.vm.record.id, false);
+        ledger.share(cgroups);
         match status {
             Ok(_) if self.vm.record.is_saved() => {
                 self.machine = Some(Machine { monitor, paused: true, told_end: None });
@@ -304,7 +314,9 @@ impl Actor {
             return Err(self.not_running());
         }
         let (state, surroundings, source) = (self.state.clone(), self.surroundings.clone(), self.vm.record.clone());
-        self.begin(task, move |progress| super::super::clone::clone(&state, &surroundings, &source, &wanted, progress));
+        self.begin(task, "cancelled; nothing of it is left", move |progress| {
+            super::super::clone::clone(&state, &surroundings, &source, &wanted, progress)
+        });
         Ok(Went::Waits)
     }
 

@@ -20,6 +20,7 @@ type Outcome = Result<Option<EventRecord>, WorkError>;
 /// Long work that is being done for a task.
 pub(super) struct Work {
     pub(super) task: Uuid,
+    if_cancelled: &'static str,
     progress: Arc<Progress>,
     thread: JoinHandle<Outcome>,
     look: Instant,
@@ -50,15 +51,20 @@ pub(super) async fn next(work: &mut Option<Work>) -> Stage {
 
 impl Actor {
     /// Begins long work. It must be done again from its start after `marud` was killed, so it removes first what an earlier try left; if it
-    /// fails or is cancelled, it leaves nothing.
-    pub(super) fn begin(&mut self, task: &TaskRecord, work: impl FnOnce(&Progress) -> Outcome + Send + 'static) {
+    /// fails or is cancelled, it leaves nothing, or what `if_cancelled` says.
+    pub(super) fn begin(
+        &mut self,
+        task: &TaskRecord,
+        if_cancelled: &'static str,
+        work: impl FnOnce(&Progress) -> Outcome + Send + 'static,
+    ) {
         let progress = Arc::new(Progress::default());
         if task.cancel_requested {
             progress.cancel();
         }
         let theirs = progress.clone();
         let thread = tokio::task::spawn_blocking(move || work(&theirs));
-        self.work = Some(Work { task: task.id, progress, thread, look: Instant::now() + LOOK, told: None });
+        self.work = Some(Work { task: task.id, if_cancelled, progress, thread, look: Instant::now() + LOOK, told: None });
     }
 
     /// Wants the work of a task to end; gives whether there is any.
@@ -82,13 +88,14 @@ impl Actor {
                 }
             }
             Stage::Over(outcome) => {
-                let Some(Work { task, progress, .. }) = self.work.take() else { return };
+                let Some(Work { task, if_cancelled, progress, .. }) = self.work.take() else { return };
                 match outcome {
                     Ok(event) => {
                         let whole = progress.told().map(|told| ProgressRecord { done: told.total, ..told });
                         self.finish_with(task, event, whole).await;
                     }
-                    Err(WorkError::Cancelled) => self.cancelled(task, "cancelled; nothing of it is left").await,
+                    Err(error) if self.vm.record.made_by == Some(task) => self.abandon(task, error).await,
+                    Err(WorkError::Cancelled) => self.cancelled(task, if_cancelled).await,
                     Err(WorkError::Failed(cause)) => self.fail(task, cause).await,
                 }
             }

@@ -162,6 +162,13 @@ impl Block {
         &self.shared.disk
     }
 
+    /// Puts a disk that reads the same in the place of the one that there was, which is returned. The device is paused, and the new disk is as
+    /// large as the old one.
+    pub fn replace_disk(&mut self, disk: Disk) -> Disk {
+        let shared = Arc::get_mut(&mut self.shared).expect("only threads of queues share it, and a paused device has none");
+        std::mem::replace(&mut shared.disk, disk)
+    }
+
     /// The counters.
     pub fn counters(&self) -> Counters {
         self.shared.counters.clone()
