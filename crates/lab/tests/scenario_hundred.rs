@@ -4,6 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
+use common::managed::{console, json, start_marud};
 use common::{shell, vm_lab};
 use lab::agent::Exec;
 use lab::appliance::{program, small_guest_image};
@@ -14,29 +15,12 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(900);
 const VMS: usize = 100;
 
-fn start_marud(host: &Host) {
-    shell(host, "setsid marud --volume local=/srv --volume guest=/guest </dev/null >>/run/marud.log 2>&1 &");
-    until(host, "marud answers", |host| host.exec(["maru", "host", "show"]).unwrap().success());
-}
-
-fn until(host: &Host, what: &str, done: impl Fn(&Host) -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done(host) {
-        let log = || host.exec(["tail", "-n", "40", "/run/marud.log"]).map(|log| log.text());
-        assert!(Instant::now() < deadline, "timed out waiting for: {what}\n{:?}", log());
-    }
-}
-
 /// Runs a command that takes long.
 fn patiently(host: &Host, script: &str) -> Duration {
     let start = Instant::now();
     let output = host.spawn(Exec::new(["sh", "-ec", script])).unwrap().wait_within(PATIENCE).unwrap();
     assert!(output.success(), "{script}\n{}{}", output.text(), output.error_text());
     start.elapsed()
-}
-
-fn list(host: &Host) -> Vec<Value> {
-    serde_json::from_str(&shell(host, "maru vm list -o json")).unwrap()
 }
 
 /// What `maru` may not leave behind.
@@ -55,25 +39,28 @@ fn a_hundred_vms_are_created_started_listed_stopped_and_deleted() {
         .start()
         .unwrap();
     let host = lab.host(0);
-    start_marud(host);
+    start_marud(host, &["local=/srv", "guest=/guest"]);
     let names = (0..VMS).map(|number| format!("vm{number}")).collect::<Vec<_>>().join(" ");
     let each = "maru vm create $vm --kernel guest:vmlinuz --initrd guest:small --memory 64M \
                 --cmdline 'console=ttyS0 quiet panic=-1 mitigations=off maru.test=idle'";
     println!("created one after the other: {:?}", patiently(host, &format!("for vm in {names}; do {each}; done")));
     println!("started: {:?}", patiently(host, &format!("maru vm start {names}")));
-    let said = "maru vm control --socket /run/maru/vms/$vm/control console </dev/null";
-    let each = format!("until {said} | grep -q 'maru-guest: facts'; do sleep 1; done");
-    println!("booted: {:?} later", patiently(host, &format!("for vm in $(ls /run/maru/vms); do {each}; done")));
+    let booted = Instant::now();
+    for vm in json(host, "maru vm list").as_array().unwrap() {
+        console(host, vm["id"].as_str().unwrap(), PATIENCE, |said| said.contains("maru-guest: facts"));
+    }
+    println!("booted: {:?} later", booted.elapsed());
     let start = Instant::now();
-    let vms = list(host);
+    let vms = json(host, "maru vm list");
     println!("listed: {:?}", start.elapsed());
+    let vms = vms.as_array().unwrap();
     assert!(vms.len() == VMS && vms.iter().all(|vm| vm["state"] == "running"));
 
     println!("stopped: {:?}", patiently(host, &format!("maru vm stop --grace 900 {names}")));
-    let vms = list(host);
-    let in_order = vms.iter().filter(|vm| vm["last_end"]["reason"] == "the guest powered off").count();
+    let vms = json(host, "maru vm list");
+    let in_order = vms.as_array().unwrap().iter().filter(|vm| vm["last_end"]["reason"] == "the guest powered off").count();
     assert_eq!(in_order, VMS, "{vms:?}");
     println!("deleted: {:?}", patiently(host, &format!("maru vm delete {names}")));
-    assert_eq!(list(host).len(), 0);
+    assert_eq!(json(host, "maru vm list"), Value::Array(Vec::new()));
     assert_eq!(traces(host).trim(), "/run/maru/vms:\n\n/srv:");
 }

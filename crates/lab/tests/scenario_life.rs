@@ -2,40 +2,22 @@
 
 mod common;
 
-use std::time::Instant;
-
+use common::managed::{console, start_marud, vm};
 use common::{PATIENCE, facts, make_taps, shell, vm_lab};
-use lab::agent::{Event, Exec};
 use lab::appliance::program;
 use lab::host::Host;
 use serde_json::Value;
 
-fn start_marud(host: &Host) {
-    shell(host, "setsid marud --volume local=/srv --volume guest=/guest </dev/null >>/run/marud.log 2>&1 &");
-    let deadline = Instant::now() + PATIENCE;
-    while !host.exec(["maru", "host", "show"]).unwrap().success() {
-        assert!(Instant::now() < deadline, "marud does not answer: {}", shell(host, "cat /run/marud.log"));
-    }
-}
-
-fn vm(host: &Host, name: &str) -> Value {
-    serde_json::from_str(&shell(host, &format!("maru vm show {name} -o json"))).unwrap()
-}
-
 /// What the guest of a VM sees, when that is as wanted.
 fn sees(host: &Host, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-    let socket = format!("/run/maru/vms/{}/control", vm(host, name)["id"].as_str().unwrap());
-    let mut console = host.spawn(Exec::new(["maru", "vm", "control", "--socket", &socket, "console"])).unwrap();
-    let (mut text, deadline) = (String::new(), Instant::now() + PATIENCE);
-    loop {
-        if let Some(facts) = facts(&text).filter(|facts| wanted(facts)) {
-            return facts;
-        }
-        match console.next_event(Some(deadline)).unwrap() {
-            Some(Event::Stdout(bytes) | Event::Stderr(bytes)) => text += &String::from_utf8_lossy(&bytes),
-            other => panic!("{what}: {other:?} after:\n{text}"),
-        }
-    }
+    println!("waiting for a guest that sees {what}");
+    let id = vm(host, name)["id"].as_str().unwrap().to_owned();
+    let mut seen = None;
+    console(host, &id, PATIENCE, |text| {
+        seen = facts(text).filter(|facts| wanted(facts));
+        seen.is_some()
+    });
+    seen.expect("just seen")
 }
 
 #[test]
@@ -43,7 +25,7 @@ fn a_real_guest_is_changed_while_it_runs_and_its_disks_go_to_clones_and_out_and_
     let lab = vm_lab().binary(program("marud").expect("marud"), "/bin/marud").start().unwrap();
     let host = lab.host(0);
     make_taps(host, &["t0"]);
-    start_marud(host);
+    start_marud(host, &["local=/srv", "guest=/guest"]);
     let disks = |facts: &Value| facts["disks"].as_array().unwrap().len();
     let memory = |facts: &Value| facts["mem_total_kib"].as_u64().unwrap();
     shell(
@@ -68,7 +50,7 @@ fn a_real_guest_is_changed_while_it_runs_and_its_disks_go_to_clones_and_out_and_
     sees(host, "web", "the larger disk", |facts| facts["disks"][1]["size_bytes"] == 48 << 20);
     // A guest that runs gives devices back; marud, which is killed meanwhile, goes on waiting for that.
     let task = shell(host, "maru vm edit web --remove-disk data --remove-net nic --no-wait && kill -9 $(pidof marud)");
-    start_marud(host);
+    start_marud(host, &["local=/srv", "guest=/guest"]);
     shell(host, &format!("maru task wait {}", task.trim()));
     sees(host, "web", "the devices gone", |facts| disks(facts) == 1 && facts["nics"].as_array().unwrap().is_empty());
     assert_eq!(vm(host, "web")["spec"]["disks"].as_array().unwrap().len(), 1);

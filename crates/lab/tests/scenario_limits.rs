@@ -2,37 +2,14 @@
 
 mod common;
 
-use std::time::Instant;
-
+use common::managed::{console, json, start_marud, until};
 use common::{PATIENCE, shell, vm_lab};
-use lab::agent::{Event, Exec};
 use lab::appliance::program;
 use lab::host::Host;
 use serde_json::Value;
 
 /// How long something is measured, in seconds. Less, and what a process does beside it would count.
 const MEASURED: u64 = 20;
-
-fn start_marud(host: &Host) {
-    shell(
-        host,
-        "setsid marud --volume local=/srv --volume guest=/guest --volume small=/small </dev/null >>/run/marud.log 2>&1 &",
-    );
-    until(host, "marud answers", |host| host.exec(["maru", "host", "show"]).unwrap().success());
-}
-
-fn until(host: &Host, what: &str, done: impl Fn(&Host) -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done(host) {
-        let log =
-            || host.exec(["sh", "-c", "cat /run/marud.log; maru event tail --after 0 & sleep 1; kill $!"]).map(|log| log.text());
-        assert!(Instant::now() < deadline, "timed out waiting for: {what}\n{:?}", log());
-    }
-}
-
-fn json(host: &Host, command: &str) -> Value {
-    serde_json::from_str(&shell(host, command)).unwrap()
-}
 
 /// Creates and starts a test guest that acts by `words`, and returns its id.
 fn start_vm(host: &Host, name: &str, words: &str, options: &str) -> String {
@@ -43,17 +20,8 @@ fn start_vm(host: &Host, name: &str, words: &str, options: &str) -> String {
              'console=ttyS0 quiet panic=-1 mitigations=off {words}'; maru vm start {name}"
         ),
     );
-    let id = json(host, &format!("maru vm show {name} -o json"))["id"].as_str().unwrap().to_owned();
-    // What it prints, the last 64 KiB first.
-    let socket = format!("/run/maru/vms/{id}/control");
-    let mut console = host.spawn(Exec::new(["maru", "vm", "control", "--socket", &socket, "console"])).unwrap();
-    let (mut printed, deadline) = (String::new(), Instant::now() + PATIENCE);
-    while !printed.contains("maru-guest: busy") {
-        match console.next_event(Some(deadline)).unwrap() {
-            Some(Event::Stdout(bytes) | Event::Stderr(bytes)) => printed += &String::from_utf8_lossy(&bytes),
-            other => panic!("{name}: {other:?} after:\n{printed}"),
-        }
-    }
+    let id = json(host, &format!("maru vm show {name}"))["id"].as_str().unwrap().to_owned();
+    console(host, &id, PATIENCE, |printed| printed.contains("maru-guest: busy"));
     id
 }
 
@@ -93,7 +61,7 @@ fn processor_time_disk_limits_and_space_are_what_was_promised_and_what_is_used_i
     let lab = vm_lab().binary(program("marud").expect("marud"), "/bin/marud").start().unwrap();
     let host = lab.host(0);
     shell(host, "mkdir -p /small; mount -t tmpfs -o size=16m tmpfs /small");
-    start_marud(host);
+    start_marud(host, &["local=/srv", "guest=/guest", "small=/small"]);
     // VMs compete for one processor; the host has the other.
     shell(host, "echo +cpuset > /sys/fs/cgroup/cgroup.subtree_control; echo 1 > /sys/fs/cgroup/maru/cpuset.cpus");
 
@@ -115,13 +83,13 @@ fn processor_time_disk_limits_and_space_are_what_was_promised_and_what_is_used_i
     assert!((got - 0.4).abs() < 0.4 * 0.03, "{got}");
 
     // What is used is counted, also while no marud looks.
-    let counted = |host: &Host| json(host, "maru vm usage a -o json")["cpu_us"].as_u64().unwrap();
+    let counted = |host: &Host| json(host, "maru vm usage a")["cpu_us"].as_u64().unwrap();
     let (before, metered) = (processor_us(host, &a).1, counted(host));
     assert!(metered >= before, "{metered} {before}");
     shell(host, "kill -9 $(pidof marud)");
     shell(host, "sleep 5");
-    start_marud(host);
-    until(host, "marud has found its VM", |host| json(host, "maru vm show a -o json")["state"] == "running");
+    start_marud(host, &["local=/srv", "guest=/guest", "small=/small"]);
+    until(host, "marud has found its VM", |host| json(host, "maru vm show a")["state"] == "running");
     let (before, metered, after) = (processor_us(host, &a).1, counted(host), processor_us(host, &a).1);
     println!("processor time over a kill -9 of marud: {metered} us metered, {before} to {after} us used");
     assert!((before..=after).contains(&metered));
@@ -132,7 +100,7 @@ fn processor_time_disk_limits_and_space_are_what_was_promised_and_what_is_used_i
     let disk = "data.raw";
     let limited = format!("--disk local:{disk},id=data --limit-disk data=iops=50");
     start_vm(host, "c", "maru.test=busy maru.disk=vda", &limited);
-    until(host, "the guest writes", |host| json(host, "maru vm usage c -o json")["disk_writes"].as_u64().unwrap() > 100);
+    until(host, "the guest writes", |host| json(host, "maru vm usage c")["disk_writes"].as_u64().unwrap() > 100);
     let got = rate(host, "c", "disk_writes");
     println!("50 disk operations a second: {got:.2}");
     assert!((got - 50.0).abs() < 50.0 * 0.05, "{got}");
@@ -149,18 +117,18 @@ fn processor_time_disk_limits_and_space_are_what_was_promised_and_what_is_used_i
     // A thin disk that grows beyond its volume.
     shell(host, "maru disk create /small/thin.vhdx --size 64M");
     start_vm(host, "d", "maru.test=busy maru.disk=vda", "--disk small:thin.vhdx");
-    let state = |host: &Host| json(host, "maru vm show d -o json")["state"].clone();
+    let state = |host: &Host| json(host, "maru vm show d")["state"].clone();
     until(host, "the volume is full and the VM is paused", |host| state(host) == "paused");
-    let level = |host: &Host| json(host, "maru volume show small -o json")["level"].clone();
+    let level = |host: &Host| json(host, "maru volume show small")["level"].clone();
     until(host, "the alarm", |host| level(host) == "critical");
-    let volume = json(host, "maru volume show small -o json");
+    let volume = json(host, "maru volume show small");
     println!("a full volume: {volume}");
     assert_eq!(volume["provisioned_bytes"], 64 << 20);
-    let before = json(host, "maru vm usage d -o json")["disk_written_bytes"].as_u64().unwrap();
+    let before = json(host, "maru vm usage d")["disk_written_bytes"].as_u64().unwrap();
     shell(host, "mount -o remount,size=128m /small");
     until(host, "the VM goes on by itself", |host| state(host) == "running");
     until(host, "it writes what it could not", |host| {
-        json(host, "maru vm usage d -o json")["disk_written_bytes"].as_u64().unwrap() > before + (16 << 20)
+        json(host, "maru vm usage d")["disk_written_bytes"].as_u64().unwrap() > before + (16 << 20)
     });
     until(host, "the end of the alarm", |host| level(host) == "ok");
     shell(host, "maru vm stop d --force");

@@ -2,50 +2,18 @@
 
 mod common;
 
-use std::time::Instant;
-
+use common::managed::{console, hear, start_marud, until, vm};
 use common::{PATIENCE, shell, vm_lab};
-use lab::agent::{Event, Exec};
 use lab::appliance::program;
-use lab::host::Host;
 use serde_json::Value;
 
-/// Starts `marud` in a session of its own, as an init system does, and waits until it answers.
-fn start_marud(host: &Host) {
-    shell(host, "setsid marud --volume local=/srv --volume guest=/guest </dev/null >>/run/marud.log 2>&1 &");
-    until(host, "marud answers", |host| host.exec(["maru", "host", "show"]).unwrap().success());
-}
-
-fn until(host: &Host, what: &str, done: impl Fn(&Host) -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done(host) {
-        let log = || host.exec(["cat", "/run/marud.log"]).map(|log| log.text());
-        assert!(Instant::now() < deadline, "timed out waiting for: {what}\n{:?}", log());
-    }
-}
-
-/// What a program prints, up to what is waited for; then it is ended.
-fn hear(host: &Host, program: &[&str], enough: impl Fn(&str) -> bool) -> String {
-    let mut process = host.spawn(Exec::new(program.iter().copied())).unwrap();
-    let (mut text, deadline) = (String::new(), Instant::now() + PATIENCE);
-    while !(text.ends_with('\n') && enough(&text)) {
-        match process.next_event(Some(deadline)).unwrap() {
-            Some(Event::Stdout(bytes) | Event::Stderr(bytes)) => text += &String::from_utf8_lossy(&bytes),
-            other => panic!("{program:?}: {other:?} after:\n{text}"),
-        }
-    }
-    text
-}
-
-fn vm(host: &Host, name: &str) -> Value {
-    serde_json::from_str(&shell(host, &format!("maru vm show {name} -o json"))).unwrap()
-}
+const VOLUMES: [&str; 2] = ["local=/srv", "guest=/guest"];
 
 #[test]
 fn a_vm_is_created_started_found_again_after_a_kill_stopped_and_deleted_without_a_trace() {
     let lab = vm_lab().binary(program("marud").expect("marud"), "/bin/marud").start().unwrap();
     let host = lab.host(0);
-    start_marud(host);
+    start_marud(host, &VOLUMES);
     shell(host, "maru disk create /srv/data.vhdx --size 64M");
     shell(
         host,
@@ -62,11 +30,10 @@ fn a_vm_is_created_started_found_again_after_a_kill_stopped_and_deleted_without_
     let group = shell(host, &format!("cat /sys/fs/cgroup/maru/{id}/cgroup.procs"));
     assert!(group.lines().any(|line| line == pid.to_string()), "{group}");
     assert_ne!(shell(host, &format!("stat -c %u /proc/{pid}")), "0\n", "a monitor does not stay root");
-    let socket = format!("/run/maru/vms/{id}/control");
-    hear(host, &["maru", "vm", "control", "--socket", &socket, "console"], |text| text.contains("maru-guest: facts"));
+    console(host, id, PATIENCE, |text| text.contains("maru-guest: facts"));
 
     shell(host, "kill -9 $(pidof marud)");
-    start_marud(host);
+    start_marud(host, &VOLUMES);
     until(host, "marud has found its VM", |host| vm(host, "web")["state"] == "running");
     assert_eq!(vm(host, "web")["pid"], pid);
     shell(host, "maru vm pause web");
@@ -81,7 +48,8 @@ fn a_vm_is_created_started_found_again_after_a_kill_stopped_and_deleted_without_
     assert_eq!(shell(host, "maru vm list -o json"), "[]\n");
     let left = shell(host, "pidof maru-vmm || true; ls /run/maru/vms /srv; find /sys/fs/cgroup/maru -mindepth 1 -type d");
     assert_eq!(left.trim(), "/run/maru/vms:\n\n/srv:", "{left}");
-    let events = hear(host, &["maru", "event", "tail", "--after", "0", "-o", "json"], |text| text.contains("vm-deleted"));
+    let events =
+        hear(host, &["maru", "event", "tail", "--after", "0", "-o", "json"], PATIENCE, |text| text.contains("vm-deleted"));
     let kinds: Vec<Value> = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["kind"].clone()).collect();
     let expected = "host-started vm-created vm-started host-started vm-adopted vm-paused vm-resumed vm-stopped vm-deleted";
     assert_eq!(kinds, expected.split(' ').collect::<Vec<_>>());

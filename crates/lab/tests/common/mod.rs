@@ -1,6 +1,8 @@
 //! What the scenarios with real VMs have in common: a lab whose hosts have Maru's programs and a test guest, and VMs in it.
 #![allow(dead_code, missing_docs)]
 
+pub mod managed;
+
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 

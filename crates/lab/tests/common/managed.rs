@@ -1,0 +1,57 @@
+//! A host that manages its VMs: `marud` on it, and the CLI.
+
+use std::time::{Duration, Instant};
+
+use lab::agent::{Event, Exec};
+use lab::host::Host;
+use serde_json::Value;
+
+use super::{PATIENCE, shell};
+
+/// Starts `marud` in a session of its own, as an init system does, with volumes as `NAME=DIRECTORY`, and waits until it answers.
+pub fn start_marud(host: &Host, volumes: &[&str]) {
+    let volumes: String = volumes.iter().map(|volume| format!(" --volume {volume}")).collect();
+    shell(host, &format!("setsid marud{volumes} </dev/null >>/run/marud.log 2>&1 &"));
+    until(host, "marud answers", |host| host.exec(["maru", "host", "show"]).unwrap().success());
+}
+
+/// Waits for something; fails the test with `marud`'s log if that takes too long.
+pub fn until(host: &Host, what: &str, mut done: impl FnMut(&Host) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done(host) {
+        assert!(Instant::now() < deadline, "timed out waiting for: {what}\n{}", log(host));
+    }
+}
+
+fn log(host: &Host) -> String {
+    host.exec(["cat", "/run/marud.log"]).map_or_else(|error| error.to_string(), |log| log.text())
+}
+
+/// What a command says in JSON.
+pub fn json(host: &Host, command: &str) -> Value {
+    serde_json::from_str(&shell(host, &format!("{command} -o json"))).unwrap()
+}
+
+/// A VM as `maru vm show` tells it.
+pub fn vm(host: &Host, name: &str) -> Value {
+    json(host, &format!("maru vm show {name}"))
+}
+
+/// What a program prints, up to what is waited for, in whole lines; then it is ended.
+pub fn hear(host: &Host, program: &[&str], limit: Duration, mut enough: impl FnMut(&str) -> bool) -> String {
+    let mut process = host.spawn(Exec::new(program.iter().copied())).unwrap();
+    let (mut text, deadline) = (String::new(), Instant::now() + limit);
+    while !(text.ends_with('\n') && enough(&text)) {
+        match process.next_event(Some(deadline)).unwrap() {
+            Some(Event::Stdout(bytes) | Event::Stderr(bytes)) => text += &String::from_utf8_lossy(&bytes),
+            other => panic!("{program:?}: {other:?} after:\n{text}\n{}", log(host)),
+        }
+    }
+    text
+}
+
+/// What the console of a VM says, from its scroll-back on, up to what is waited for.
+pub fn console(host: &Host, id: &str, limit: Duration, enough: impl FnMut(&str) -> bool) -> String {
+    let socket = format!("/run/maru/vms/{id}/control");
+    hear(host, &["maru", "vm", "control", "--socket", &socket, "console"], limit, enough)
+}
