@@ -6,7 +6,7 @@ use store::record::{self, Record, RecordError, Stored};
 use store::{FileStore, Outcome, Revision, Store, StoreError, Transaction, Watch};
 use uuid::Uuid;
 
-use crate::records::{EventRecord, OnceRecord, Pruned, TaskRecord, VmRecord};
+use crate::records::{EventRecord, NameRecord, OnceRecord, Pruned, TaskRecord, VmRecord};
 
 /// Events that are kept.
 const EVENTS_KEPT: usize = 10_000;
@@ -54,6 +54,9 @@ pub trait Records: Sized {
     /// Takes a record away.
     #[must_use]
     fn forget<T: Record>(self, name: &str) -> Self;
+    /// Writes a new VM; only if neither its id nor its name is taken.
+    #[must_use]
+    fn create(self, vm: &VmRecord) -> Self;
     /// Tells of what is done with this. Once for each transaction: its revision is the event's number.
     #[must_use]
     fn tell(self, event: &EventRecord) -> Self;
@@ -74,6 +77,12 @@ impl Records for Transaction {
 
     fn forget<T: Record>(self, name: &str) -> Self {
         self.delete(T::key(name))
+    }
+
+    fn create(self, vm: &VmRecord) -> Self {
+        let id = vm.id.to_string();
+        let named = self.if_none::<NameRecord>(&vm.name).write(&vm.name, &NameRecord { vm: vm.id });
+        named.if_none::<VmRecord>(&id).write(&id, vm)
     }
 
     fn tell(self, event: &EventRecord) -> Self {

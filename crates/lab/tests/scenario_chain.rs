@@ -167,12 +167,9 @@ fn a_guest_boots_from_a_root_that_is_spread_over_a_chain_of_ten() {
     );
 }
 
-/// A number from the guest's newest whole line of progress.
+/// What the guest has flushed.
 fn flushed(output: &str) -> u64 {
-    let complete = &output[..output.rfind('\n').unwrap_or(0)];
-    let line = complete.lines().rev().find(|line| line.contains("maru-guest: ok "));
-    let number = line.and_then(|line| line.split(" flushed=").nth(1)?.split([' ', ',']).next()?.parse().ok());
-    number.unwrap_or(0)
+    common::flushed(output).unwrap_or(0)
 }
 
 /// Has a guest write to a disk and read it back, until it has flushed this much.

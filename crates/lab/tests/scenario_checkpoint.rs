@@ -2,12 +2,9 @@
 
 mod common;
 
-use std::process::Command;
-
-use common::managed::{console, json, start_marud, vm};
-use common::{PATIENCE, Vm, shell, vm_lab};
+use common::managed::{console, json, managed_lab, start_marud, vm};
+use common::{PATIENCE, Vm, flushed, shell, with_file_system};
 use lab::Lab;
-use lab::appliance::program;
 use lab::host::Host;
 use serde_json::Value;
 
@@ -16,26 +13,17 @@ const DISK: &str = "maru.disk=vda maru.disk_mib=48";
 
 /// A host with `marud`, and a file system for its VMs at `/mnt`.
 fn host() -> Lab {
-    let lab = vm_lab().binary(program("marud").expect("marud"), "/bin/marud").disk_mib(1024).prepare(&mut |_| {}).unwrap();
+    let lab = with_file_system(managed_lab(), 1024);
     let host = lab.host(0);
-    let disk = host.spec().state_dir.join("disk0.raw");
-    let made =
-        Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(disk).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").output();
-    let made = made.expect("mke2fs, of e2fsprogs");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    host.switch_on().unwrap();
-    host.wait_ready().unwrap();
-    host.load_module("ext4", "").unwrap();
-    shell(host, "mount -t ext4 /dev/vda /mnt; mkdir /mnt/vms");
+    shell(host, "mkdir /mnt/vms");
     start_marud(host, &VOLUMES);
     lab
 }
 
-/// The newest number of blocks that the guest has flushed, if it said so. It verifies what it reads, and says so for ever if something is lost.
+/// The newest number of blocks that the guest has flushed. It verifies what it reads, and says so for ever if something is lost.
 fn newest(said: &str) -> Option<u64> {
     assert!(!said.contains("FAIL"), "{said}");
-    let line = said.lines().rev().find(|line| line.contains("maru-guest: ok "));
-    line?.split(" flushed=").nth(1)?.split([' ', ',']).next()?.parse().ok()
+    flushed(said)
 }
 
 /// Waits until the guest has flushed more than it had; gives how much that is.

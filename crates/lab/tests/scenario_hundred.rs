@@ -4,10 +4,10 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::managed::{console, json, start_marud};
-use common::{shell, vm_lab};
+use common::managed::{console, json, managed_lab, start_marud};
+use common::shell;
 use lab::agent::Exec;
-use lab::appliance::{program, small_guest_image};
+use lab::appliance::small_guest_image;
 use lab::host::Host;
 use serde_json::Value;
 
@@ -32,12 +32,7 @@ fn traces(host: &Host) -> String {
 #[ignore = "measures, for minutes: make bench-host"]
 fn a_hundred_vms_are_created_started_listed_stopped_and_deleted() {
     let small = small_guest_image().expect("the small guest's image");
-    let lab = vm_lab()
-        .memory_mib(9 << 10)
-        .binary(program("marud").expect("marud"), "/bin/marud")
-        .file(small.initramfs, "/guest/small")
-        .start()
-        .unwrap();
+    let lab = managed_lab().memory_mib(9 << 10).file(small.initramfs, "/guest/small").start().unwrap();
     let host = lab.host(0);
     start_marud(host, &["local=/srv", "guest=/guest"]);
     let names = (0..VMS).map(|number| format!("vm{number}")).collect::<Vec<_>>().join(" ");

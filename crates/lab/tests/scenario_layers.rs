@@ -2,10 +2,9 @@
 
 mod common;
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Vm, shell, vm_lab};
+use common::{Vm, shell, vm_lab, with_file_system};
 use lab::Lab;
 use lab::host::Host;
 
@@ -18,26 +17,14 @@ fn file(name: &str) -> String {
 
 /// A host with a file system on its disk, at `/mnt`, and a disk for a VM there.
 fn host() -> Lab {
-    let lab = vm_lab().disk_mib(768).prepare(&mut |_| {}).unwrap();
-    let host = lab.host(0);
-    let disk = host.spec().state_dir.join("disk0.raw");
-    let made =
-        Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(disk).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").output();
-    let made = made.expect("mke2fs, of e2fsprogs");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    host.switch_on().unwrap();
-    host.wait_ready().unwrap();
-    host.load_module("ext4", "").unwrap();
-    shell(host, &format!("mount -t ext4 /dev/vda /mnt; maru disk create {} --size 48M --block-size 1M", file("a")));
+    let lab = with_file_system(vm_lab(), 768);
+    shell(lab.host(0), &format!("maru disk create {} --size 48M --block-size 1M", file("a")));
     lab
 }
 
-/// A number from the guest's newest whole line of progress.
+/// What the guest has flushed.
 fn flushed(output: &str) -> u64 {
-    let complete = &output[..output.rfind('\n').unwrap_or(0)];
-    let line = complete.lines().rev().find(|line| line.contains("maru-guest: ok "));
-    let number = line.and_then(|line| line.split(" flushed=").nth(1)?.split([' ', ',']).next()?.parse().ok());
-    number.unwrap_or(0)
+    common::flushed(output).unwrap_or(0)
 }
 
 /// Waits until the guest has flushed more than it had.

@@ -2,9 +2,8 @@
 
 mod common;
 
-use common::managed::{console, start_marud, vm};
-use common::{PATIENCE, facts, make_taps, shell, vm_lab};
-use lab::appliance::program;
+use common::managed::{console, managed_lab, start_marud, vm};
+use common::{PATIENCE, facts, make_taps, shell};
 use lab::host::Host;
 use serde_json::Value;
 
@@ -22,7 +21,7 @@ fn sees(host: &Host, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) ->
 
 #[test]
 fn a_real_guest_is_changed_while_it_runs_and_its_disks_go_to_clones_and_out_and_back() {
-    let lab = vm_lab().binary(program("marud").expect("marud"), "/bin/marud").start().unwrap();
+    let lab = managed_lab().start().unwrap();
     let host = lab.host(0);
     make_taps(host, &["t0"]);
     start_marud(host, &["local=/srv", "guest=/guest"]);

@@ -2,9 +2,8 @@
 
 mod common;
 
-use common::managed::{console, json, start_marud, until};
-use common::{PATIENCE, shell, vm_lab};
-use lab::appliance::program;
+use common::managed::{console, json, managed_lab, start_marud, until};
+use common::{PATIENCE, shell};
 use lab::host::Host;
 use serde_json::Value;
 
@@ -58,7 +57,7 @@ fn rate(host: &Host, vm: &str, counter: &str) -> f64 {
 #[test]
 #[ignore = "measures, for minutes: make bench-host"]
 fn processor_time_disk_limits_and_space_are_what_was_promised_and_what_is_used_is_counted() {
-    let lab = vm_lab().binary(program("marud").expect("marud"), "/bin/marud").start().unwrap();
+    let lab = managed_lab().start().unwrap();
     let host = lab.host(0);
     shell(host, "mkdir -p /small; mount -t tmpfs -o size=16m tmpfs /small");
     start_marud(host, &["local=/srv", "guest=/guest", "small=/small"]);

@@ -2,16 +2,15 @@
 
 mod common;
 
-use common::managed::{console, hear, start_marud, until, vm};
-use common::{PATIENCE, shell, vm_lab};
-use lab::appliance::program;
+use common::managed::{console, hear, managed_lab, start_marud, until, vm};
+use common::{PATIENCE, shell};
 use serde_json::Value;
 
 const VOLUMES: [&str; 2] = ["local=/srv", "guest=/guest"];
 
 #[test]
 fn a_vm_is_created_started_found_again_after_a_kill_stopped_and_deleted_without_a_trace() {
-    let lab = vm_lab().binary(program("marud").expect("marud"), "/bin/marud").start().unwrap();
+    let lab = managed_lab().start().unwrap();
     let host = lab.host(0);
     start_marud(host, &VOLUMES);
     shell(host, "maru disk create /srv/data.vhdx --size 64M");

@@ -55,12 +55,7 @@ pub fn clone(
     let _held = surroundings.hold_files();
     staging.publish()?;
     let event = EventRecord::now(EventKind::VmCreated, format!("it was made from '{}'", source.name)).of_vm(vm.id, &vm.name);
-    let mut transaction = Transaction::new()
-        .if_none::<NameRecord>(&vm.name)
-        .if_none::<VmRecord>(&id)
-        .write(&vm.name, &NameRecord { vm: vm.id })
-        .write(&id, &vm)
-        .tell(&event);
+    let mut transaction = Transaction::new().create(&vm).tell(&event);
     if let Some(disks) = after {
         let name = source.id.to_string();
         let stored = state.read::<VmRecord>(&name)?.ok_or_else(|| StateError::Gone(format!("the VM {name}")))?;

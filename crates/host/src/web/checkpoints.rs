@@ -8,7 +8,7 @@ use utoipa::IntoParams;
 use uuid::Uuid;
 
 use super::extract::{Body, Name, Params};
-use super::tasks::WaitParams;
+use super::tasks::{Conditions, TaskAnswer, WaitParams};
 use super::vms::{Asked, find};
 use super::{App, Refusal};
 use crate::records::{Cause, CheckpointOperation, OperationRecord, Otherwise, TreeRecord, VmRecord};
@@ -158,8 +158,7 @@ pub async fn rename(
 #[utoipa::path(post, path = "/vms/{vm}/checkpoints", tag = "checkpoints", operation_id = "create_checkpoint",
     request_body = api::NewCheckpoint, params(
     ("vm" = String, Path, description = "Its name or id"),
-    ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
-    ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
+    Conditions,
     WaitParams,
 ), responses(
     (status = 200, description = "The task, which has ended", body = api::Task),
@@ -199,14 +198,9 @@ fn room(state: &State, vm: &VmRecord) -> Result<(), Refusal> {
 #[utoipa::path(post, path = "/vms/{vm}/checkpoints/{checkpoint}/apply", tag = "checkpoints", operation_id = "apply_checkpoint", params(
     ("vm" = String, Path, description = "Its name or id"),
     ("checkpoint" = String, Path, description = "Its id, or its name if no other has that"),
-    ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
-    ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
+    Conditions,
     ApplyParams,
-), responses(
-    (status = 200, description = "The task, which has ended", body = api::Task),
-    (status = 202, description = "The task", body = api::Task, headers(("Location" = String))),
-    (status = "default", description = "Not done", body = api::Error),
-))]
+), responses(TaskAnswer))]
 pub async fn apply(
     Params(params): Params<ApplyParams>,
     Path((_, name)): Path<(String, String)>,
@@ -232,14 +226,9 @@ pub async fn apply(
 #[utoipa::path(delete, path = "/vms/{vm}/checkpoints/{checkpoint}", tag = "checkpoints", operation_id = "delete_checkpoint", params(
     ("vm" = String, Path, description = "Its name or id"),
     ("checkpoint" = String, Path, description = "Its id, or its name if no other has that"),
-    ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
-    ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
+    Conditions,
     DeleteParams,
-), responses(
-    (status = 200, description = "The task, which has ended", body = api::Task),
-    (status = 202, description = "The task", body = api::Task, headers(("Location" = String))),
-    (status = "default", description = "Not done", body = api::Error),
-))]
+), responses(TaskAnswer))]
 pub async fn delete(
     Params(params): Params<DeleteParams>,
     Path((_, name)): Path<(String, String)>,
@@ -260,14 +249,9 @@ pub async fn delete(
 /// Goes on with what was cancelled, and does what could not be done while the VM ran.
 #[utoipa::path(post, path = "/vms/{vm}/checkpoints/merge", tag = "checkpoints", operation_id = "merge_checkpoints", params(
     ("vm" = String, Path, description = "Its name or id"),
-    ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
-    ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
+    Conditions,
     WaitParams,
-), responses(
-    (status = 200, description = "The task, which has ended", body = api::Task),
-    (status = 202, description = "The task", body = api::Task, headers(("Location" = String))),
-    (status = "default", description = "Not done", body = api::Error),
-))]
+), responses(TaskAnswer))]
 pub async fn merge(Params(params): Params<WaitParams>, asked: Asked) -> Result<Response, Refusal> {
     asked.submit_body(b"", params.wait, |_| Ok(OperationRecord::Checkpoint(CheckpointOperation::Merge))).await
 }

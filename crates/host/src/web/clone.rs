@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::Refusal;
 use super::extract::{Body, Params};
-use super::tasks::WaitParams;
+use super::tasks::{Conditions, TaskAnswer, WaitParams};
 use super::vms::Asked;
 use crate::records::{CloneRecord, NameRecord, OperationRecord, VmRecord};
 use crate::vm::{clone, config};
@@ -18,14 +18,9 @@ use crate::vm::{clone, config};
 /// disk is now becomes the parent of two new files, one for each VM, and is not changed any more.
 #[utoipa::path(post, path = "/vms/{vm}/clone", tag = "vms", operation_id = "clone_vm", request_body = api::CloneVm, params(
     ("vm" = String, Path, description = "Its name or id"),
-    ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
-    ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
+    Conditions,
     WaitParams,
-), responses(
-    (status = 200, description = "The task, which has ended", body = api::Task),
-    (status = 202, description = "The task", body = api::Task, headers(("Location" = String))),
-    (status = "default", description = "Not done", body = api::Error),
-))]
+), responses(TaskAnswer))]
 pub async fn clone(Params(params): Params<WaitParams>, asked: Asked, body: Body) -> Result<Response, Refusal> {
     let wanted: api::CloneVm = body.parse()?;
     config::check_name(&wanted.name).map_err(Refusal::senseless)?;

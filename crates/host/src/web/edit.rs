@@ -5,7 +5,7 @@ use axum::response::Response;
 
 use super::Refusal;
 use super::extract::{Body, Params};
-use super::tasks::WaitParams;
+use super::tasks::{Conditions, TaskAnswer, WaitParams};
 use super::vms::{Asked, check_room, disks_refused};
 use crate::records::{NameRecord, OperationRecord, VmRecord};
 use crate::vm::{clone, disks, edit};
@@ -19,15 +19,10 @@ use crate::vm::{clone, disks, edit};
 /// does not have is made.
 #[utoipa::path(patch, path = "/vms/{vm}", tag = "vms", operation_id = "edit_vm", params(
     ("vm" = String, Path, description = "Its name or id"),
-    ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
-    ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
+    Conditions,
     WaitParams,
 ), request_body(content = serde_json::Value, content_type = "application/merge-patch+json", description = "What is to change of the VM's spec"),
-responses(
-    (status = 200, description = "The task, which has ended", body = api::Task),
-    (status = 202, description = "The task", body = api::Task, headers(("Location" = String))),
-    (status = "default", description = "Not done", body = api::Error),
-))]
+responses(TaskAnswer))]
 pub async fn edit(Params(params): Params<WaitParams>, asked: Asked, body: Body) -> Result<Response, Refusal> {
     let patch: serde_json::Value = body.parse()?;
     let (state, surroundings) = (asked.state(), asked.surroundings());

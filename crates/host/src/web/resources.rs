@@ -6,7 +6,7 @@ use axum::response::Response;
 use serde_json::Value;
 
 use super::extract::{Body, Name, Params};
-use super::tasks::WaitParams;
+use super::tasks::{Conditions, TaskAnswer, WaitParams};
 use super::vms::{Asked, find};
 use super::{App, Refusal};
 use crate::records::{OperationRecord, VmRecord};
@@ -28,14 +28,9 @@ pub async fn show(Shared(app): Shared<App>, Name(name): Name) -> Result<Json<api
 /// What is left out is as usual: without a limit. It holds at once if the VM runs.
 #[utoipa::path(put, path = "/vms/{vm}/resources", tag = "vms", operation_id = "set_vm_resources", request_body = api::Resources, params(
     ("vm" = String, Path, description = "Its name or id"),
-    ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
-    ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
+    Conditions,
     WaitParams,
-), responses(
-    (status = 200, description = "The task, which has ended", body = api::Task),
-    (status = 202, description = "The task", body = api::Task, headers(("Location" = String))),
-    (status = "default", description = "Not done", body = api::Error),
-))]
+), responses(TaskAnswer))]
 pub async fn replace(Params(params): Params<WaitParams>, asked: Asked, body: Body) -> Result<Response, Refusal> {
     let wanted: api::Resources = body.parse()?;
     let change = serde_json::to_value(&wanted).unwrap_or_default();
@@ -47,14 +42,9 @@ pub async fn replace(Params(params): Params<WaitParams>, asked: Asked, body: Bod
 /// A JSON merge patch (RFC 7396): what is left out stays, `null` takes a limit away. It holds at once if the VM runs.
 #[utoipa::path(patch, path = "/vms/{vm}/resources", tag = "vms", operation_id = "change_vm_resources", request_body = api::Resources, params(
     ("vm" = String, Path, description = "Its name or id"),
-    ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
-    ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
+    Conditions,
     WaitParams,
-), responses(
-    (status = 200, description = "The task, which has ended", body = api::Task),
-    (status = 202, description = "The task", body = api::Task, headers(("Location" = String))),
-    (status = "default", description = "Not done", body = api::Error),
-))]
+), responses(TaskAnswer))]
 pub async fn change(Params(params): Params<WaitParams>, asked: Asked, body: Body) -> Result<Response, Refusal> {
     let change: Value = body.parse()?;
     asked.submit_body(&body.0, params.wait, |vm| operation(vm, change, false)).await

@@ -12,7 +12,7 @@ use store::{Changed, Outcome, Transaction};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, timeout_at};
-use utoipa::IntoParams;
+use utoipa::{IntoParams, IntoResponses};
 use uuid::Uuid;
 
 use super::extract::{Name, Params, limit, page};
@@ -54,6 +54,34 @@ pub struct WaitParams {
     /// How long to wait for the task's end, in seconds: 0 to 300.
     #[param(minimum = 0, maximum = 300)]
     pub wait: Option<u32>,
+}
+
+/// What an operation on a VM may be bound to, for the document.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "the headers are read where they are needed")]
+pub struct Conditions {
+    /// The ETag that it must still have
+    #[param(rename = "If-Match")]
+    if_match: Option<String>,
+    /// Up to 128 characters, remembered for a day
+    #[param(rename = "Idempotency-Key")]
+    idempotency_key: Option<String>,
+}
+
+/// What is answered where a task does the work, for the document.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "`answer` makes them")]
+pub enum TaskAnswer {
+    /// The task, which has ended
+    #[response(status = 200)]
+    Ended(api::Task),
+    /// The task
+    #[response(status = 202, headers(("Location" = String)))]
+    Accepted(api::Task),
+    /// Not done
+    #[response(status = "default")]
+    Refused(api::Error),
 }
 
 /// Makes a task for a VM.

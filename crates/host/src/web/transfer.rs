@@ -10,7 +10,7 @@ use store::{Outcome, Transaction};
 use super::extract::{Body, Params};
 use super::guard::Caller;
 use super::once::Once;
-use super::tasks::{WaitParams, answer, read};
+use super::tasks::{Conditions, TaskAnswer, WaitParams, answer, read};
 use super::vms::{Asked, check_room, disks_refused};
 use super::{App, Refusal};
 use crate::records::{NameRecord, OnceRecord, OperationRecord, TaskRecord, VmRecord};
@@ -23,14 +23,9 @@ use crate::vm::{Surroundings, clone, disks, import};
 /// specification and the checksums of all files.
 #[utoipa::path(post, path = "/vms/{vm}/export", tag = "vms", operation_id = "export_vm", request_body = api::ExportVm, params(
     ("vm" = String, Path, description = "Its name or id"),
-    ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
-    ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
+    Conditions,
     WaitParams,
-), responses(
-    (status = 200, description = "The task, which has ended", body = api::Task),
-    (status = 202, description = "The task", body = api::Task, headers(("Location" = String))),
-    (status = "default", description = "Not done", body = api::Error),
-))]
+), responses(TaskAnswer))]
 pub async fn export(Params(params): Params<WaitParams>, asked: Asked, body: Body) -> Result<Response, Refusal> {
     let wanted: api::ExportVm = body.parse()?;
     let surroundings = asked.surroundings();
@@ -53,11 +48,7 @@ pub async fn export(Params(params): Params<WaitParams>, asked: Asked, body: Body
 #[utoipa::path(post, path = "/vms/import", tag = "vms", operation_id = "import_vm", request_body = api::ImportVm, params(
     ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
     WaitParams,
-), responses(
-    (status = 200, description = "The task, which has ended", body = api::Task),
-    (status = 202, description = "The task", body = api::Task, headers(("Location" = String))),
-    (status = "default", description = "Not done", body = api::Error),
-))]
+), responses(TaskAnswer))]
 pub async fn import(
     Shared(app): Shared<App>,
     Extension(caller): Extension<Caller>,
@@ -96,14 +87,8 @@ fn insert(
         import::avoid_addresses(&mut vm, &others);
         let task = TaskRecord::new(vm.id, vm.name.clone(), OperationRecord::Import(import), by.clone());
         vm.made_by = Some(task.id);
-        let (id, name) = (vm.id.to_string(), task.id.to_string());
-        let transaction = Transaction::new()
-            .if_none::<NameRecord>(&vm.name)
-            .write(&vm.name, &NameRecord { vm: vm.id })
-            .if_none::<VmRecord>(&id)
-            .write(&id, &vm)
-            .if_none::<TaskRecord>(&name)
-            .write(&name, &task);
+        let name = task.id.to_string();
+        let transaction = Transaction::new().create(&vm).if_none::<TaskRecord>(&name).write(&name, &task);
         match state.commit(&Once::note(once, transaction, task.id))? {
             Outcome::Committed(_) => return Ok(task),
             Outcome::Conflict { key, .. } if key.starts_with(OnceRecord::PREFIX) => {}

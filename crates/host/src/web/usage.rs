@@ -5,7 +5,7 @@ use axum::extract::State as Shared;
 use axum::response::Response;
 
 use super::extract::{Name, Params, limit, page};
-use super::tasks::WaitParams;
+use super::tasks::{Conditions, TaskAnswer, WaitParams};
 use super::vms::{Asked, find};
 use super::{App, Refusal};
 use crate::records::{OperationRecord, VmRecord};
@@ -56,14 +56,9 @@ pub async fn list(Shared(app): Shared<App>, Params(params): Params<ListParams>) 
 /// What it uses counts from now on.
 #[utoipa::path(post, path = "/vms/{vm}/usage/reset", tag = "vms", operation_id = "reset_vm_usage", params(
     ("vm" = String, Path, description = "Its name or id"),
-    ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
-    ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
+    Conditions,
     WaitParams,
-), responses(
-    (status = 200, description = "The task, which has ended", body = api::Task),
-    (status = 202, description = "The task", body = api::Task, headers(("Location" = String))),
-    (status = "default", description = "Not done", body = api::Error),
-))]
+), responses(TaskAnswer))]
 pub async fn reset(Params(params): Params<WaitParams>, asked: Asked) -> Result<Response, Refusal> {
     asked.submit(params.wait, |_| Ok(OperationRecord::ResetUsage)).await
 }

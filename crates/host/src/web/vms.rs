@@ -17,7 +17,7 @@ use super::extract::{Body, Name, Params, limit, page};
 use super::guard::Caller;
 use super::once::Once;
 use super::suggest::did_you_mean;
-use super::tasks::{WaitParams, answer, submit};
+use super::tasks::{Conditions, TaskAnswer, WaitParams, answer, submit};
 use super::{App, Refusal};
 use crate::host::Host;
 use crate::records::{Cause, DeleteDisks, EventKind, EventRecord, NameRecord, OnceRecord, OperationRecord, VmRecord};
@@ -225,13 +225,7 @@ fn insert(
         let mut staging = Staging::begin(&surroundings.volumes, vm.id).map_err(Refusal::senseless)?;
         disks::make(&mut staging, &make).map_err(not_made)?;
         let event = EventRecord::now(EventKind::VmCreated, "it was created").of_vm(vm.id, &vm.name);
-        let id = vm.id.to_string();
-        let transaction = Transaction::new()
-            .if_none::<NameRecord>(&vm.name)
-            .if_none::<VmRecord>(&id)
-            .write(&vm.name, &NameRecord { vm: vm.id })
-            .write(&id, &vm)
-            .tell(&event);
+        let transaction = Transaction::new().create(&vm).tell(&event);
         match state.commit(&Once::note(once, transaction, vm.id))? {
             Outcome::Committed(revision) => {
                 staging.keep();
@@ -338,14 +332,9 @@ macro_rules! operation {
         $(#[$about])*
         #[utoipa::path(post, path = $path, tag = "vms", operation_id = $id, params(
             ("vm" = String, Path, description = "Its name or id"),
-            ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
-            ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
+            Conditions,
             WaitParams,
-        ), responses(
-            (status = 200, description = "The task, which has ended", body = api::Task),
-            (status = 202, description = "The task", body = api::Task, headers(("Location" = String))),
-            (status = "default", description = "Not done", body = api::Error),
-        ))]
+        ), responses(TaskAnswer))]
         pub async fn $name(Params(params): Params<WaitParams>, asked: Asked) -> Result<Response, Refusal> {
             asked.submit(params.wait, |_| Ok($operation)).await
         }
@@ -388,14 +377,9 @@ operation!(
 /// Its guest is asked to shut down; if it has not after the grace time, or with `force`, the VM is ended as if its power were cut.
 #[utoipa::path(post, path = "/vms/{vm}/stop", tag = "vms", operation_id = "stop_vm", params(
     ("vm" = String, Path, description = "Its name or id"),
-    ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
-    ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
+    Conditions,
     StopParams,
-), responses(
-    (status = 200, description = "The task, which has ended", body = api::Task),
-    (status = 202, description = "The task", body = api::Task, headers(("Location" = String))),
-    (status = "default", description = "Not done", body = api::Error),
-))]
+), responses(TaskAnswer))]
 pub async fn stop(Params(params): Params<StopParams>, asked: Asked) -> Result<Response, Refusal> {
     let grace_seconds = params.grace.unwrap_or(GRACE);
     if grace_seconds > MAX_GRACE {
@@ -411,14 +395,9 @@ pub async fn stop(Params(params): Params<StopParams>, asked: Asked) -> Result<Re
 /// It must be off.
 #[utoipa::path(delete, path = "/vms/{vm}", tag = "vms", operation_id = "delete_vm", params(
     ("vm" = String, Path, description = "Its name or id"),
-    ("If-Match" = Option<String>, Header, description = "The ETag that it must still have"),
-    ("Idempotency-Key" = Option<String>, Header, description = "Up to 128 characters, remembered for a day"),
+    Conditions,
     DeleteParams,
-), responses(
-    (status = 200, description = "The task, which has ended", body = api::Task),
-    (status = 202, description = "The task", body = api::Task, headers(("Location" = String))),
-    (status = "default", description = "Not done", body = api::Error),
-))]
+), responses(TaskAnswer))]
 pub async fn delete(Params(params): Params<DeleteParams>, asked: Asked) -> Result<Response, Refusal> {
     let disks = params.disks;
     let operation = move |vm: &VmRecord| match disks {

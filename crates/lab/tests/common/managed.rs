@@ -2,11 +2,18 @@
 
 use std::time::{Duration, Instant};
 
+use lab::LabSpec;
 use lab::agent::{Event, Exec};
+use lab::appliance::program;
 use lab::host::Host;
 use serde_json::Value;
 
-use super::{PATIENCE, shell};
+use super::{PATIENCE, shell, vm_lab};
+
+/// Hosts that can run VMs, with `marud`.
+pub fn managed_lab() -> LabSpec {
+    vm_lab().binary(program("marud").expect("marud"), "/bin/marud")
+}
 
 /// Starts `marud` in a session of its own, as an init system does, with volumes as `NAME=DIRECTORY`, and waits until it answers.
 pub fn start_marud(host: &Host, volumes: &[&str]) {

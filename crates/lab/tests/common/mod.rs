@@ -4,6 +4,7 @@
 pub mod managed;
 
 use std::fmt::Display;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lab::agent::{Event, Exec, ExitStatus, Output, Process};
@@ -32,6 +33,28 @@ pub fn vm_lab() -> LabSpec {
         .binary(find("maru-guest"), "/bin/maru-guest")
         .file(image.kernel, "/guest/vmlinuz")
         .file(image.initramfs, "/guest/initramfs")
+}
+
+/// Starts one of these hosts with a file system on its one disk, mounted at `/mnt`.
+pub fn with_file_system(spec: LabSpec, mib: u64) -> Lab {
+    let lab = spec.disk_mib(mib).prepare(&mut |_| {}).unwrap();
+    let host = lab.host(0);
+    let mut mke2fs = Command::new("mke2fs");
+    mke2fs.args(["-q", "-F", "-t", "ext4"]).arg(host.spec().state_dir.join("disk0.raw"));
+    let made = mke2fs.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").output().expect("mke2fs, of e2fsprogs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    host.switch_on().unwrap();
+    host.wait_ready().unwrap();
+    host.load_module("ext4", "").unwrap();
+    shell(host, "mount -t ext4 /dev/vda /mnt");
+    lab
+}
+
+/// How many blocks the guest has flushed, from the newest whole line in which it says so.
+pub fn flushed(output: &str) -> Option<u64> {
+    let complete = &output[..output.rfind('\n')?];
+    let line = complete.lines().rev().find(|line| line.contains("maru-guest: ok "));
+    line?.split(" flushed=").nth(1)?.split([' ', ',']).next()?.parse().ok()
 }
 
 /// Runs a command line in the host's shell; fails the test if it fails.
