@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 pub use ureq::http::Method;
@@ -11,6 +13,7 @@ use ureq::http::{Request, Response};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
 use ureq::{Agent, Body, RequestExt};
 
+pub use crate::websocket::WebSocket;
 use crate::{BASE, Error, Event, Page, Task};
 
 /// How long a server may take to be reached.
@@ -27,6 +30,7 @@ const MAX_ANSWER: u64 = 64 << 20;
 /// A server, and who asks it.
 pub struct Client {
     agent: Agent,
+    tls: Arc<ClientConfig>,
     server: String,
     secret: String,
 }
@@ -81,10 +85,17 @@ impl Client {
         if roots.is_empty() {
             return Err(wrong(&"there is no certificate in it"));
         }
+        let mut store = RootCertStore::empty();
+        for root in &roots {
+            store.add(CertificateDer::from(root.der().to_vec())).map_err(|error| wrong(&error))?;
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let websockets = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+        let websockets = websockets.map_err(|error| wrong(&error))?.with_root_certificates(store).with_no_client_auth();
         let tls = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
             .root_certs(RootCerts::Specific(Arc::new(roots)))
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .unversioned_rustls_crypto_provider(provider)
             .build();
         let config = Agent::config_builder()
             .tls_config(tls)
@@ -93,7 +104,8 @@ impl Client {
             .proxy(None)
             .max_redirects(0)
             .timeout_connect(Some(CONNECT));
-        Ok(Client { agent: config.build().into(), server: server.trim_end_matches('/').into(), secret: secret.into() })
+        let tls = Arc::new(websockets);
+        Ok(Client { agent: config.build().into(), tls, server: server.trim_end_matches('/').into(), secret: secret.into() })
     }
 
     /// Sends a request; any answer is one. `path` is below [`BASE`].
@@ -120,6 +132,11 @@ impl Client {
         request.run().map_err(unreachable)
     }
 
+    /// Opens a WebSocket. `path` is below [`BASE`].
+    pub fn open(&self, path: &str) -> Result<WebSocket, ClientError> {
+        crate::websocket::open(&self.server, &self.tls, &self.secret, path)
+    }
+
     /// Sends a request, and understands its answer.
     pub fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<T, ClientError> {
         let strange = |error: serde_json::Error| ClientError::Strange { status: 0, reason: error.to_string() };
@@ -131,6 +148,19 @@ impl Client {
     /// Gets something.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.call(Method::GET, path, None::<&()>)
+    }
+
+    /// Gets something that is not JSON.
+    pub fn get_bytes(&self, path: &str) -> Result<Vec<u8>, ClientError> {
+        let response = self.send(Method::GET, path, &[], b"")?;
+        let status = response.status().as_u16();
+        if status != 200 {
+            return Err(understand::<()>(response).err().unwrap_or(ClientError::Strange { status, reason: "no content".into() }));
+        }
+        let (mut bytes, body) = (Vec::new(), response.into_body().into_reader());
+        let read = body.take(MAX_ANSWER).read_to_end(&mut bytes);
+        read.map_err(|error| ClientError::Strange { status, reason: error.to_string() })?;
+        Ok(bytes)
     }
 
     /// Gets something with its `ETag`.

@@ -9,8 +9,11 @@
 mod checkpoint;
 #[cfg(feature = "client")]
 pub mod client;
+mod cloud_init;
+mod console;
 mod error;
 mod event;
+mod guest;
 mod host;
 mod resources;
 mod task;
@@ -18,12 +21,17 @@ mod token;
 mod usage;
 mod vm;
 mod volume;
+#[cfg(feature = "client")]
+mod websocket;
 
 pub use checkpoint::{
     Checkpoint, CheckpointDisk, CheckpointKind, DiskChain, DiskFile, NewCheckpoint, Otherwise, RenameCheckpoint, WantedCheckpoint,
 };
+pub use cloud_init::{CloudInit, CloudNet};
+pub use console::ConsoleEvent;
 pub use error::Error;
 pub use event::{Event, EventKind};
+pub use guest::{Guest, GuestNet};
 pub use host::HostInfo;
 pub use resources::{Burst, DiskLimits, NetLimits, Rate, Resources};
 pub use task::{LogLine, Operation, Progress, ProgressUnit, Task, TaskState};

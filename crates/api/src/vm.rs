@@ -39,6 +39,13 @@ pub struct VmSpec {
     /// Whether there is a balloon, which gives memory that the guest does not use back to the host.
     #[serde(default)]
     pub balloon: bool,
+    /// Whether there is a port for the guest agent of QEMU, by which the guest can be asked for its addresses and be shut down.
+    #[serde(default = "yes")]
+    #[schema(default = true)]
+    pub guest_agent: bool,
+    /// What its guest is told at its first start, by cloud-init.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init: Option<crate::CloudInit>,
     /// Memory that the balloon takes from the guest.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub balloon_bytes: u64,
@@ -48,6 +55,10 @@ pub struct VmSpec {
     /// How much of the host it may have.
     #[serde(default, skip_serializing_if = "crate::Resources::is_default")]
     pub resources: crate::Resources,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -198,6 +209,9 @@ pub struct Vm {
     /// The process that runs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
+    /// What runs in it, if its guest agent is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<crate::Guest>,
     /// When it was created.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,

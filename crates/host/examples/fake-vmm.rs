@@ -9,8 +9,9 @@
 //! that went on twice from one state has written the same number twice.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::exit;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -84,7 +85,7 @@ fn lock(machine: &Mutex<Machine>) -> MutexGuard<'_, Machine> {
 }
 
 fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
-    while let Ok(Some((request, fds))) = client.receive::<Request>() {
+    while let Ok(Some((request, mut fds))) = client.receive::<Request>() {
         let mut machine = lock(machine);
         let does = |word: &str| machine.config.boot.command_line.contains(word);
         let (deaf, stubborn) = (does("fake=deaf") || does("fake=stubborn"), does("fake=stubborn"));
@@ -157,6 +158,12 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
                 machine.tell(EventKind::Ended { reason: "stopped on request".into() });
                 exit(0);
             }
+            Request::Console => {
+                let socket = UnixStream::from(fds.remove(0));
+                thread::spawn(move || console(socket));
+                reply(Value::Null);
+            }
+            Request::GuestAgent => reply(serde_json::json!({"open": false})),
             Request::Config => reply(serde_json::to_value(&machine.config).expect("plain")),
             Request::AddDisk { disk, parents } => {
                 assert_eq!(fds.len(), parents.len() + 1);
@@ -209,6 +216,18 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
                 reply(Value::Null);
             }
             other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Says hello, and what is typed.
+fn console(mut socket: UnixStream) {
+    // Who does not listen misses it.
+    let _ = writeln!(socket, "process {} says hello", std::process::id());
+    let mut typed = [0; 1024];
+    while let Ok(length @ 1..) = socket.read(&mut typed) {
+        if socket.write_all(&typed[..length].to_ascii_uppercase()).is_err() {
+            return;
         }
     }
 }

@@ -23,7 +23,8 @@ use uuid::Uuid;
 use crate::autostart;
 use crate::records::{EventKind, EventRecord, PlaceRecord, Power, TaskRecord, TaskStateRecord, VmRecord, VolumeRecord};
 use crate::state::{Records, State, StateError};
-use crate::vm::{self, Actor, Input, Live, Surroundings, staging};
+use crate::vm::console::Console;
+use crate::vm::{self, Actor, Input, Links, Live, Surroundings, staging};
 
 use crate::volumes::{Directory, alarm};
 
@@ -51,6 +52,7 @@ pub struct Host {
 struct VmHandle {
     inputs: mpsc::UnboundedSender<Input>,
     live: watch::Receiver<Live>,
+    links: Links,
 }
 
 impl Host {
@@ -113,6 +115,16 @@ impl Host {
     pub fn live(&self, vm: Uuid) -> Live {
         // One that nobody took yet was just created.
         self.handles().get(&vm).map_or(OFF, |handle| handle.live.borrow().clone())
+    }
+
+    /// The console of a VM.
+    pub fn console(&self, vm: Uuid) -> Option<Arc<Console>> {
+        self.handles().get(&vm).map(|handle| handle.links.console.clone())
+    }
+
+    /// What runs in a VM, if its guest agent says so.
+    pub fn guest(&self, vm: Uuid) -> Option<api::Guest> {
+        self.handles().get(&vm)?.links.guest.info()
     }
 
     /// Has a VM looked at, for what it has used. One whose owner is busy is not waited for longer than this takes otherwise.
@@ -186,8 +198,9 @@ impl Host {
         let id = vm.record.id;
         let (inputs, receiver) = mpsc::unbounded_channel();
         let (sender, live) = watch::channel(known);
-        let actor = Actor::new(vm, self.state.clone(), self.surroundings.clone(), receiver, sender, unfinished);
-        self.handles().insert(id, VmHandle { inputs, live });
+        let links = Links::default();
+        let actor = Actor::new(vm, self.state.clone(), self.surroundings.clone(), receiver, sender, links.clone(), unfinished);
+        self.handles().insert(id, VmHandle { inputs, live, links });
         self.runtime.spawn(actor.run());
     }
 
@@ -207,8 +220,10 @@ impl Host {
     fn vm_changed(&self, id: Uuid, changed: &Changed) {
         match &changed.value {
             None => {
+                if let Some(handle) = self.handles().remove(&id) {
+                    handle.links.console.close();
+                }
                 self.surroundings.meters.forget(id);
-                drop(self.handles().remove(&id));
             }
             Some(value) if !self.handles().contains_key(&id) => match record::from_bytes(&changed.key, value) {
                 Ok(record) => self.take(Stored { record, revision: changed.revision }, Vec::new(), OFF),

@@ -6,10 +6,11 @@ use std::fs;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use api::client::{Client, ClientError};
-use api::{EventKind, TaskState, VmState};
+use api::client::{Client, ClientError, WebSocket};
+use api::{ConsoleEvent, EventKind, TaskState, VmState};
 use serde_json::json;
 use support::{Asking, PATIENCE, TestHost, end, spec, until};
+use tungstenite::Message;
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -274,6 +275,83 @@ fn a_vm_that_cannot_be_saved_goes_on_and_one_that_cannot_be_restored_stays_saved
     assert_eq!(client.vm("web").state, VmState::Running);
 }
 
+/// Reads a console until its bytes have this text; gives what else was told.
+fn hear(socket: &mut WebSocket, text: &str) -> Vec<ConsoleEvent> {
+    let (mut bytes, mut events) = (Vec::new(), Vec::new());
+    while !String::from_utf8_lossy(&bytes).contains(text) {
+        match socket.read().unwrap() {
+            Message::Binary(piece) => bytes.extend(piece),
+            Message::Text(text) => events.push(serde_json::from_str(&text).unwrap()),
+            other => panic!("{other:?} before '{text}'"),
+        }
+    }
+    events
+}
+
+fn event(socket: &mut WebSocket) -> ConsoleEvent {
+    loop {
+        match socket.read().unwrap() {
+            Message::Text(text) => return serde_json::from_str(&text).unwrap(),
+            Message::Binary(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_console_is_seen_by_several_typed_into_by_those_who_may_and_outlives_its_vm_and_marud() {
+    let mut host = TestHost::new();
+    let client = host.client();
+    client.create(&spec("web", ""));
+    let mut early = client.open("/vms/web/console").unwrap();
+    assert_eq!(event(&mut early), ConsoleEvent::Off);
+    client.does("POST /vms/web/start");
+    let pid = client.vm("web").pid.unwrap();
+    assert_eq!(hear(&mut early, &format!("process {pid} says hello")), [ConsoleEvent::On]);
+    early.send(Message::binary(&b"typed here"[..])).unwrap();
+    hear(&mut early, "TYPED HERE");
+
+    // A viewer sees all of it, and types nothing.
+    let body = json!({"name": "eve", "role": "viewer"});
+    let eve = client.call::<api::CreatedToken>("POST".parse().unwrap(), "/tokens", Some(&body)).unwrap().secret;
+    let eve = host.client_with(&eve);
+    assert!(matches!(eve.open("/vms/web/console"), Err(ClientError::Refused { status: 403, error }) if error.code == "role"));
+    let mut late = eve.open("/vms/web/console?read_only=true").unwrap();
+    assert_eq!(hear(&mut late, "TYPED HERE"), [ConsoleEvent::On]);
+    late.send(Message::binary(&b"not typed"[..])).unwrap();
+    early.send(Message::binary(&b"both see this"[..])).unwrap();
+    hear(&mut late, "BOTH SEE THIS");
+    let log = String::from_utf8(eve.get_bytes("/vms/web/console/log").unwrap()).unwrap();
+    assert!(log.contains("says hello") && log.ends_with("BOTH SEE THIS") && !log.contains("NOT TYPED"), "{log}");
+
+    // The VM ends and starts.
+    client.does("POST /vms/web/stop");
+    assert_eq!(event(&mut late), ConsoleEvent::Off);
+    client.does("POST /vms/web/start");
+    let pid = client.vm("web").pid.unwrap();
+    assert_eq!(hear(&mut late, &format!("process {pid} says hello")), [ConsoleEvent::On]);
+
+    // marud is killed: its clients see that, the VM does not, and the next marud has its console again.
+    host.kill();
+    while late.read().is_ok() {}
+    host.start();
+    let client = host.client();
+    until("the VM was looked at", || (client.vm("web").state == VmState::Running).then_some(()));
+    assert_eq!(client.vm("web").pid, Some(pid));
+    let mut again = client.open("/vms/web/console").unwrap();
+    hear(&mut again, &format!("process {pid} says hello"));
+    client.does("POST /vms/web/stop");
+    client.does("DELETE /vms/web");
+    let reason = loop {
+        if let Message::Close(frame) = again.read().unwrap() {
+            break frame.unwrap().reason;
+        }
+    };
+    assert_eq!(reason.as_str(), "the VM was deleted");
+    let audit = fs::read_to_string(host.directory.path().join("state/audit.log")).unwrap();
+    assert!(audit.contains(r#""path":"/vms/web/console","status":101"#), "{audit}");
+}
+
 #[test]
 fn bad_requests_get_a_status_a_reason_and_a_way_out() {
     let host = TestHost::new();
@@ -304,6 +382,8 @@ fn bad_requests_get_a_status_a_reason_and_a_way_out() {
     assert_eq!(refused("POST", "/vms/web/pause", &[], b""), "409 vm-off");
     assert_eq!(refused("POST", "/vms/web/start", &[("if-match", "\"0\"")], b""), "412 changed");
     assert_eq!(refused("POST", "/vms/web/start?wait=301", &[], b""), "400 bad-parameter");
+    assert_eq!(refused("GET", "/vms/web/console", &[], b""), "400 not-websocket");
+    assert_eq!(refused("GET", "/vms/none/console/log", &[], b""), "404 not-found");
     assert_eq!(refused("GET", "/tasks/x", &[], b""), "404 not-found");
     assert_eq!(refused("GET", "/events?after=999999", &[], b""), "410 forgotten");
     assert_eq!(refused("GET", "/events/stream", &[("last-event-id", "x")], b""), "400 bad-parameter");

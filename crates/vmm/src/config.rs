@@ -37,6 +37,9 @@ pub struct VmConfig {
     /// Whether there is a balloon, which gives memory that the guest does not use back to the host.
     #[serde(default)]
     pub balloon: bool,
+    /// Whether there is a port for the guest agent of QEMU (`org.qemu.guest_agent.0`).
+    #[serde(default)]
+    pub guest_agent: bool,
     /// The socket device.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,
@@ -94,7 +97,7 @@ pub struct DiskConfig {
     /// The serial number that the guest sees, at most 20 bytes; the id by default.
     #[serde(default)]
     pub serial: Option<String>,
-    /// PCI slot, 1 to 26; the lowest free one by default.
+    /// PCI slot, 1 to 25; the lowest free one by default.
     #[serde(default)]
     pub slot: Option<u8>,
     /// Whether what the guest reads from a parent is written to the image itself.
@@ -247,7 +250,7 @@ pub struct NetConfig {
     pub mtu: Option<u16>,
     /// What carries its frames.
     pub backend: NetBackend,
-    /// PCI slot, 1 to 26; the lowest free one by default.
+    /// PCI slot, 1 to 25; the lowest free one by default.
     #[serde(default)]
     pub slot: Option<u8>,
     /// How much it may carry. Only a card on a TAP can be limited here: one on a virtual switch is the switch's.
@@ -428,7 +431,7 @@ impl VmConfig {
 }
 
 /// Names that the monitor gives to devices itself.
-pub const BUILT_IN_IDS: [&str; 5] = ["rng", "balloon", "console", "vsock", "memory"];
+pub const BUILT_IN_IDS: [&str; 6] = ["rng", "balloon", "console", "guest-agent", "vsock", "memory"];
 
 /// Checks a device's name.
 pub fn check_id(id: &str) -> Result<(), ConfigError> {

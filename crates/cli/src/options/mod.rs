@@ -61,14 +61,14 @@ pub enum OptionError {
 }
 
 /// The parts of an option between its commas. A comma that belongs to a part is written twice.
-struct Parts {
+pub struct Parts {
     parts: Vec<(String, Option<String>)>,
     form: &'static str,
 }
 
 impl Parts {
     /// Takes an option apart; a first part that has no name (a file, a number) is returned as it is.
-    fn with_head(text: &str, what: &'static str, form: &'static str) -> Result<(String, Parts), OptionError> {
+    pub fn with_head(text: &str, what: &'static str, form: &'static str) -> Result<(String, Parts), OptionError> {
         let mut pieces = split(text);
         let head = pieces.remove(0);
         if head.is_empty() {
@@ -78,11 +78,11 @@ impl Parts {
     }
 
     /// Takes an option apart of which every part has a name.
-    fn new(text: &str, form: &'static str) -> Result<Parts, OptionError> {
+    pub fn new(text: &str, form: &'static str) -> Result<Parts, OptionError> {
         Parts::named(split(text), form)
     }
 
-    fn named(pieces: Vec<String>, form: &'static str) -> Result<Parts, OptionError> {
+    pub fn named(pieces: Vec<String>, form: &'static str) -> Result<Parts, OptionError> {
         let mut parts: Vec<(String, Option<String>)> = Vec::new();
         for piece in pieces {
             let (name, value) = match piece.split_once('=') {
@@ -98,7 +98,7 @@ impl Parts {
     }
 
     /// Takes the part `name=value` out.
-    fn text(&mut self, name: &str) -> Result<Option<String>, OptionError> {
+    pub fn text(&mut self, name: &str) -> Result<Option<String>, OptionError> {
         let Some(index) = self.parts.iter().position(|(part, _)| part == name) else { return Ok(None) };
         match self.parts.remove(index).1 {
             Some(value) if !value.is_empty() => Ok(Some(value)),
@@ -107,19 +107,19 @@ impl Parts {
     }
 
     /// Takes the part `name=value` out and reads its value.
-    fn value<T: FromStr<Err: ToString>>(&mut self, name: &str) -> Result<Option<T>, OptionError> {
+    pub fn value<T: FromStr<Err: ToString>>(&mut self, name: &str) -> Result<Option<T>, OptionError> {
         let Some(text) = self.text(name)? else { return Ok(None) };
         text.parse().map(Some).map_err(|error: T::Err| self.wrong(name, error.to_string()))
     }
 
     /// Takes the part `name=number` out.
-    fn number<T: FromStr>(&mut self, name: &str) -> Result<Option<T>, OptionError> {
+    pub fn number<T: FromStr>(&mut self, name: &str) -> Result<Option<T>, OptionError> {
         let Some(text) = self.text(name)? else { return Ok(None) };
         text.parse().map(Some).map_err(|_| self.wrong(name, format!("'{text}' is no number that can be used here")))
     }
 
     /// Takes the part `name` out, which has no value; whether it was there.
-    fn flag(&mut self, name: &str) -> Result<bool, OptionError> {
+    pub fn flag(&mut self, name: &str) -> Result<bool, OptionError> {
         let Some(index) = self.parts.iter().position(|(part, _)| part == name) else { return Ok(false) };
         match self.parts.remove(index).1 {
             None => Ok(true),
@@ -128,14 +128,14 @@ impl Parts {
     }
 
     /// Refuses parts that nobody took.
-    fn finish(self) -> Result<(), OptionError> {
+    pub fn finish(self) -> Result<(), OptionError> {
         match self.parts.into_iter().next() {
             None => Ok(()),
             Some((part, _)) => Err(OptionError::UnknownPart { part, form: self.form }),
         }
     }
 
-    fn wrong(&self, part: &str, reason: impl Into<String>) -> OptionError {
+    pub fn wrong(&self, part: &str, reason: impl Into<String>) -> OptionError {
         OptionError::Value { part: part.into(), reason: reason.into(), form: self.form }
     }
 }

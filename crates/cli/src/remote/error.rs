@@ -47,6 +47,9 @@ pub enum RemoteError {
         .0.display()
     )]
     NoServer(PathBuf),
+    /// The terminal, or the connection to the console.
+    #[error("the console cannot be used")]
+    Console(#[source] io::Error),
     /// Some of several things that were asked for.
     #[error("{failed} of {of} failed, for the reasons above")]
     NotAll {

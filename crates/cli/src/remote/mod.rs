@@ -6,7 +6,7 @@ mod show;
 
 pub use contexts::{Connect, ContextCommand, Local, context_names, run};
 pub use error::RemoteError;
-pub use show::{fields, show_one, shown_size, shown_time, spec_fields, table};
+pub use show::{fields, guest_fields, show_one, shown_size, shown_time, spec_fields, table};
 
 use api::Task;
 use api::client::Client;

@@ -49,6 +49,18 @@ pub fn shown_time(time: OffsetDateTime) -> String {
     time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_else(|_| time.to_string())
 }
 
+/// What the guest agent of a VM tells.
+pub fn guest_fields(guest: &api::Guest) -> Vec<(&'static str, String)> {
+    let mut fields: Vec<_> = guest.os.iter().map(|os| ("guest", os.clone())).collect();
+    fields.extend(guest.host_name.clone().map(|name| ("host name", name)));
+    let addresses = |net: &&api::GuestNet| !net.addresses.is_empty() && net.name != "lo";
+    fields.extend(
+        guest.nets.iter().filter(addresses).map(|net| ("addresses", format!("{}: {}", net.name, net.addresses.join(", ")))),
+    );
+    fields.push(("guest agent", guest.agent_version.clone()));
+    fields
+}
+
 fn memory(spec: &VmSpec) -> String {
     let mut text = shown_size(spec.memory_bytes);
     if let Some(max) = spec.max_memory_bytes {
@@ -91,6 +103,12 @@ pub fn spec_fields(spec: &VmSpec) -> Vec<(&'static str, String)> {
         policy.map(|policy| ("auto-start", format!("{policy}, order {order}, {delay_seconds} s after the one before it"))),
     );
     fields.extend(resource_fields(&spec.resources));
+    if let Some(told) = &spec.cloud_init {
+        let names = told.host_name.iter().chain(&told.user).cloned();
+        let keys = (!told.ssh_keys.is_empty()).then(|| format!("{} SSH keys", told.ssh_keys.len()));
+        let nets = told.nets.iter().map(|net| format!("{}: {}", net.id, net.addresses.join(" ")));
+        fields.push(("cloud-init", names.chain(keys).chain(nets).collect::<Vec<_>>().join(", ")));
+    }
     fields
 }
 

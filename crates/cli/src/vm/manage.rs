@@ -4,11 +4,15 @@ use api::client::Method;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::checkpoint::CheckpointCommand;
+use super::cloud_init::CloudInitArgs;
+use super::console::{self, ConsoleArgs};
 use super::limit::{self, LimitArgs, Limits};
 use super::usage::{self, UsageArgs};
 use crate::options::{AUTO_START_FORM, AutoStartOption, MANAGED_DISK_FORM, MANAGED_NET_FORM, ManagedDisk, ManagedNet};
 use crate::output::Output;
-use crate::remote::{Connect, RemoteError, TaskArgs, fields, finish, show_one, shown_size, shown_time, spec_fields, table};
+use crate::remote::{
+    Connect, RemoteError, TaskArgs, fields, finish, guest_fields, show_one, shown_size, shown_time, spec_fields, table,
+};
 use crate::size::ByteSize;
 use crate::vm::clone::CloneArgs;
 use crate::vm::edit::EditArgs;
@@ -38,6 +42,8 @@ pub enum ManageCommand {
     Pause(OperationArgs),
     /// Let paused VMs go on
     Resume(OperationArgs),
+    /// Look at a VM's console, and type
+    Console(ConsoleArgs),
     /// Save VMs: their memory goes into files, and `start` lets them go on from there
     Save(OperationArgs),
     /// Checkpoints: states that a VM can go back to
@@ -103,6 +109,10 @@ EXAMPLES
         --disk local:web/root.vhdx --net tap=tap0 --cpus 2 --memory 2G
     maru vm start web
 
+  A cloud image that cloud-init sets up at its first start:
+    maru vm create web --kernel local:vmlinuz --initrd local:initrd.img --cmdline 'root=/dev/vda1 ro' \\
+        --disk local:web/root.vhdx --net tap=tap0 --user alice --ssh-key ~/.ssh/id_ed25519.pub
+
   The same with a new disk of 20 GiB, local:web/disk0.vhdx:
     maru vm create web --kernel local:vmlinuz --initrd local:initrd.img --disk size=20G --memory 2G --max-memory 8G";
 
@@ -142,6 +152,11 @@ pub struct CreateArgs {
     /// Add a balloon, which gives memory that the guest does not use back to the host
     #[arg(long)]
     balloon: bool,
+    /// No port for a guest agent
+    #[arg(long)]
+    no_guest_agent: bool,
+    #[command(flatten)]
+    cloud_init: CloudInitArgs,
     /// Whether to start it with its host, how long after the one before it, and in which order
     #[arg(long, value_name = AUTO_START_FORM)]
     auto_start: Option<AutoStartOption>,
@@ -212,6 +227,7 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
         ManageCommand::Reset(args) => operate(Method::POST, &args.vms, "/reset", &args.task),
         ManageCommand::Pause(args) => operate(Method::POST, &args.vms, "/pause", &args.task),
         ManageCommand::Resume(args) => operate(Method::POST, &args.vms, "/resume", &args.task),
+        ManageCommand::Console(args) => console::run(&args),
         ManageCommand::Save(args) => operate(Method::POST, &args.vms, "/save", &args.task),
         ManageCommand::Checkpoint(command) => super::checkpoint::run(command),
         ManageCommand::Discard(args) => operate(Method::POST, &args.vms, "/discard-saved", &args.task),
@@ -296,6 +312,8 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
         nets: args.nets.into_iter().map(|net| net.0).collect(),
         console: api::Console::default(),
         balloon: args.balloon,
+        guest_agent: !args.no_guest_agent,
+        cloud_init: args.cloud_init.read()?,
         balloon_bytes: 0,
         auto_start: args.auto_start.map(|option| option.0).unwrap_or_default(),
         resources: args.limits.resources(),
@@ -307,6 +325,7 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
 fn described(vm: &api::Vm) -> String {
     let mut shown = vec![("name", vm.spec.name.clone()), ("id", vm.id.to_string()), ("state", vm.state.to_string())];
     shown.extend(vm.pid.map(|pid| ("process", pid.to_string())));
+    shown.extend(vm.guest.iter().flat_map(guest_fields));
     shown.extend(spec_fields(&vm.spec));
     for chain in &vm.chains {
         let files = chain.files.iter().map(|it| format!("{} ({})", it.file, shown_size(it.bytes)));

@@ -3,6 +3,8 @@
 
 pub mod checkpoint;
 pub mod clone;
+mod cloud_init;
+mod console;
 pub mod control;
 pub mod edit;
 mod limit;

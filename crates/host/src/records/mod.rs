@@ -18,6 +18,7 @@
 
 mod boot;
 mod checkpoint;
+mod cloud_init;
 mod event;
 mod resources;
 mod task;
@@ -28,6 +29,7 @@ mod volume;
 
 pub use boot::{AutoStartPolicyRecord, AutoStartRecord, BootedRecord, PendingStart};
 pub use checkpoint::{CheckpointKind, CheckpointRecord, LayerRecord, MemoryRecord, MergeRecord, PendingRecord, TreeRecord};
+pub use cloud_init::{CloudInitRecord, CloudNetRecord};
 pub use event::{EventKind, EventRecord, Pruned};
 pub use resources::{CpuRecord, DiskLimitsRecord, NetLimitsRecord, RateRecord, ResourcesRecord};
 pub use task::{

@@ -33,6 +33,12 @@ pub struct VmRecord {
     pub console: ConsoleRecord,
     /// Whether it has a balloon.
     pub balloon: bool,
+    /// Whether it has a port for a guest agent.
+    #[serde(default = "yes")]
+    pub guest_agent: bool,
+    /// What its guest is told at its first start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init: Option<super::CloudInitRecord>,
     /// Bytes that the balloon takes.
     #[serde(default)]
     pub balloon_bytes: u64,
@@ -61,6 +67,10 @@ pub struct VmRecord {
     /// How much of the host it may have.
     #[serde(default)]
     pub resources: ResourcesRecord,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Record for VmRecord {
@@ -245,6 +255,8 @@ impl VmRecord {
                 ConsoleRecord::Virtio => api::Console::Virtio,
             },
             balloon: self.balloon,
+            guest_agent: self.guest_agent,
+            cloud_init: self.cloud_init.as_ref().map(super::CloudInitRecord::told),
             balloon_bytes: self.balloon_bytes,
             auto_start: self.auto_start.into(),
             resources: self.told_resources(),

@@ -11,7 +11,7 @@ use vmm::cpu::CpuConfig;
 use vmm::launch::command_line;
 use vmm::memory::MemoryConfig;
 
-use super::{disks, resources};
+use super::{cloud_init, disks, resources};
 use crate::records::{
     BootRecord, Cause, ConsoleRecord, DiskRecord, FileRef, FormatRecord, NetRecord, Power, ResourcesRecord, VmRecord,
 };
@@ -22,8 +22,8 @@ const MIB: u64 = 1 << 20;
 const MEMORY_STEP: u64 = 2 * MIB;
 /// What it has at least.
 const MEMORY_MIN: u64 = 64 * MIB;
-/// Disks and network cards that a VM may have: it has 26 PCI slots for them.
-const MAX_DEVICES: usize = 26;
+/// Disks and network cards that a VM may have: it has 25 PCI slots for them, and for the disk for cloud-init.
+const MAX_DEVICES: usize = 25;
 /// The kernel's limit for names of network interfaces, without the zero at the end.
 const INTERFACE_NAME: usize = 15;
 /// The longest delay before a VM is started with its host, in seconds.
@@ -80,7 +80,7 @@ fn wanted(id: Uuid, old: Option<&VmRecord>, spec: &api::VmSpec, volumes: &Volume
     if spec.auto_start.delay_seconds > MAX_DELAY {
         return Err(bad(format!("a delay of {} s", spec.auto_start.delay_seconds), "let it start within a day"));
     }
-    if spec.disks.len() + spec.nets.len() > MAX_DEVICES {
+    if spec.disks.len() + spec.nets.len() + usize::from(spec.cloud_init.is_some()) > MAX_DEVICES {
         return Err(bad(format!("more than {MAX_DEVICES} disks and network cards"), "give it fewer"));
     }
     if spec.boot.command_line.len() > MAX_COMMAND_LINE || spec.boot.command_line.contains('\0') {
@@ -132,6 +132,8 @@ fn wanted(id: Uuid, old: Option<&VmRecord>, spec: &api::VmSpec, volumes: &Volume
             api::Console::Virtio => ConsoleRecord::Virtio,
         },
         balloon: spec.balloon,
+        guest_agent: spec.guest_agent,
+        cloud_init: spec.cloud_init.as_ref().map(|wanted| cloud_init::record(wanted, old)),
         balloon_bytes: spec.balloon_bytes,
         auto_start: spec.auto_start.into(),
         own_files: old.map_or_else(Vec::new, |old| old.own_files.clone()),
@@ -144,6 +146,9 @@ fn wanted(id: Uuid, old: Option<&VmRecord>, spec: &api::VmSpec, volumes: &Volume
         resources: ResourcesRecord::default(),
     };
     let vm = VmRecord { resources: resources::record(&spec.resources, &vm)?, ..vm };
+    if let Some(cloud_init) = &vm.cloud_init {
+        cloud_init::check(cloud_init, &vm)?;
+    }
     // What a start would refuse is better refused now.
     let new = |file: &FileRef| make.iter().any(|new| new.file == *file);
     monitor_with(&vm, volumes, &|file| if new(file) { volumes.place(file) } else { volumes.find(file) })?;
@@ -276,6 +281,7 @@ fn monitor_with(vm: &VmRecord, volumes: &Volumes, find: &dyn Fn(&FileRef) -> Res
         console,
         rng: true,
         balloon: vm.balloon,
+        guest_agent: vm.guest_agent,
         vsock: None,
         on_reset: OnReset::Restart,
     };

@@ -90,8 +90,8 @@ pub fn plan(old: &VmRecord, wanted: &Wanted) -> Result<Plan, Cause> {
         let message = format!("{what} cannot be changed while the VM runs; nothing was changed");
         Err(Cause::new("vm-running", message, "stop it first, or leave this out"))
     };
-    if (&new.boot, new.console, new.balloon) != (&old.boot, old.console, old.balloon) {
-        return refuse("what it boots, its console, and whether it has a balloon".into());
+    if (&new.boot, new.console, new.balloon, new.guest_agent) != (&old.boot, old.console, old.balloon, old.guest_agent) {
+        return refuse("what it boots, its console, and whether it has a balloon and a port for a guest agent".into());
     }
     if new.cpus < old.cpus || new.max_cpus != old.max_cpus {
         return refuse("vCPUs can be added up to the maximum; fewer vCPUs, and another maximum,".into());

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -94,8 +94,7 @@ impl Monitor {
     }
 
     fn has_exited(&self) -> bool {
-        let mut poll =
-            libc::pollfd { fd: std::os::fd::AsRawFd::as_raw_fd(&self.process.pidfd), events: libc::POLLIN, revents: 0 };
+        let mut poll = libc::pollfd { fd: self.process.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one descriptor, which is open, and its structure lives through the call.
         unsafe { libc::poll(&mut poll, 1, 0) == 1 }
     }

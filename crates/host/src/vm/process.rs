@@ -62,6 +62,16 @@ impl RunFiles {
         self.0.join("log")
     }
 
+    /// The disk with what cloud-init in the guest finds.
+    pub fn cloud_init(&self) -> PathBuf {
+        self.0.join("cloud-init.iso")
+    }
+
+    /// Makes the directory that they are in.
+    pub fn make_directory(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.0)
+    }
+
     fn lock(&self) -> PathBuf {
         self.0.join("lock")
     }
@@ -109,7 +119,7 @@ pub fn spawn(surroundings: &Surroundings, vm: Uuid, config: &VmConfig, restore: 
         let path = path.to_owned();
         move |source| SpawnError::Files { path, source }
     };
-    DirBuilder::new().recursive(true).mode(0o700).create(&files.0).map_err(made(&files.0))?;
+    files.make_directory().map_err(made(&files.0))?;
     let file = |path: &Path, truncate| File::options().create(true).truncate(truncate).write(true).mode(0o600).open(path);
     let forking = FORKING.lock().unwrap_or_else(PoisonError::into_inner);
     let lock = file(&files.lock(), false).map_err(made(&files.lock()))?;
@@ -228,6 +238,12 @@ pub fn kill(pidfd: &OwnedFd) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// A file for this user alone, in place of one that is there.
+pub fn private_file(path: &Path) -> io::Result<File> {
+    remove_if_there(path)?;
+    File::options().create_new(true).write(true).mode(0o600).open(path)
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {

@@ -22,6 +22,8 @@ pub struct From(pub SocketAddr);
 pub struct Caller {
     /// The token's name.
     pub name: String,
+    /// What its owner may do.
+    pub role: api::Role,
 }
 
 /// Lets a request through if its token's role suffices; notes it if it changes something, or is refused here.
@@ -40,7 +42,8 @@ pub async fn guard(State(app): State<App>, mut request: Request, next: Next) -> 
         }
         Err(refusal) => refusal.into_response(),
     };
-    if refused || !is_reading(&method) {
+    // A console that was opened is more than reading.
+    if refused || !is_reading(&method) || response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let status = response.status().as_u16();
         let audit = app.audit.clone();
         let written = tokio::task::spawn_blocking(move || {
@@ -89,7 +92,7 @@ fn needed(method: &Method, path: &str) -> api::Role {
 fn allow(token: &TokenRecord, method: &Method, path: &str) -> Result<Caller, Refusal> {
     let (role, needed) = (api::Role::from(token.role), needed(method, path));
     if role >= needed {
-        return Ok(Caller { name: token.name.clone() });
+        return Ok(Caller { name: token.name.clone(), role });
     }
     let message = format!("the token '{}' has the role {role}, and this needs {needed}", token.name);
     Err(Refusal::new(StatusCode::FORBIDDEN, "role", message, "use another token, or ask an administrator for one"))

@@ -2,6 +2,7 @@
 //!
 //! | status | when |
 //! |---|---|
+//! | 101 | a WebSocket |
 //! | 200 | here it is; a task that was waited for has ended, one way or the other |
 //! | 201 | made; `Location` says where |
 //! | 202 | a task does it; `Location` says which |
@@ -21,6 +22,7 @@
 
 mod checkpoints;
 mod clone;
+mod console;
 mod document;
 mod edit;
 mod error;
@@ -96,6 +98,8 @@ pub fn router(app: App) -> Router {
         .route("/vms/{vm}/reset", post(vms::reset))
         .route("/vms/{vm}/pause", post(vms::pause))
         .route("/vms/{vm}/resume", post(vms::resume))
+        .route("/vms/{vm}/console", get(console::open))
+        .route("/vms/{vm}/console/log", get(console::log))
         .route("/vms/{vm}/save", post(vms::save))
         .route("/vms/{vm}/discard-saved", post(vms::discard_saved))
         .route("/vms/{vm}/checkpoints", get(checkpoints::list).post(checkpoints::create))
@@ -144,6 +148,7 @@ pub fn router(app: App) -> Router {
         host::show,
         volumes::list, volumes::create, volumes::show, volumes::change, volumes::delete,
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
+        console::open, console::log,
         transfer::export, transfer::import,
         resources::show, resources::replace, resources::change, usage::show, usage::list, usage::reset,
         vms::save, vms::discard_saved,

@@ -89,6 +89,7 @@ fn told(host: &Host, vm: &VmRecord) -> api::Vm {
         chains: Vec::new(),
         saved: vm.saved.as_ref().filter(|_| vm.is_saved()).map(api::SavedVm::from),
         pid: live.pid,
+        guest: host.guest(vm.id),
         created_at: vm.created_at,
         started_at: vm.started_at,
     }

@@ -85,6 +85,25 @@ pub fn busybox() -> Result<PathBuf, FetchError> {
     places.into_iter().find(|path| path.is_file()).ok_or(missing)
 }
 
+/// The guest agent of QEMU, fetched on first use, and the libraries of this machine that it needs.
+///
+/// # Errors
+/// When it is not there yet and cannot be fetched, or a library is not there.
+pub fn guest_agent() -> Result<(PathBuf, Vec<PathBuf>), FetchError> {
+    let package = "qemu-guest-agent";
+    let dir = fetched(package, |dir| download(package, dir))?;
+    let places = [dir.join("usr/sbin/qemu-ga"), dir.join("usr/bin/qemu-ga")];
+    let missing = FetchError::NoFile { package: package.into(), file: "usr/sbin/qemu-ga" };
+    let agent = places.into_iter().find(|path| path.is_file()).ok_or(missing)?;
+    let command = format!("ldd {}", agent.display());
+    let listed = run(Command::new("ldd").arg(&agent))?;
+    if let Some(line) = listed.lines().find(|line| line.contains("not found")) {
+        return Err(FetchError::Tool { command, reason: format!("{}: install the package with this library", line.trim()) });
+    }
+    let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);
+    Ok((agent, listed.lines().filter_map(path).collect()))
+}
+
 /// `build/NAME`, filled by `fill` if it is not there. It appears in one step, so a fetch that was cut off leaves nothing
 /// that looks complete.
 fn fetched(name: &str, fill: impl FnOnce(&Path) -> Result<(), FetchError>) -> Result<PathBuf, FetchError> {

@@ -13,7 +13,7 @@ mod fetch;
 mod initramfs;
 mod modules;
 
-pub use fetch::{FetchError, Kernel, busybox, kernel};
+pub use fetch::{FetchError, Kernel, busybox, guest_agent, kernel};
 pub use initramfs::{Initramfs, InitramfsError};
 pub use modules::{Module, ModuleError, ModuleTree, canonical_name};
 
@@ -78,7 +78,7 @@ pub const GUEST_MODULES: &[&str] = &[
 const SMALL_GUEST_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_net", "button", "evdev"];
 
 /// Modules that a test guest carries for `maru.modules`.
-const GUEST_OPTIONAL_MODULES: &[&str] = &["ext4"];
+const GUEST_OPTIONAL_MODULES: &[&str] = &["ext4", "isofs"];
 
 /// A kernel and an initramfs that boot into `maru-guest` with busybox beside it.
 #[derive(Debug, Clone)]
@@ -108,9 +108,24 @@ pub enum GuestImageError {
 /// # Errors
 /// When an input is missing or the build directory cannot be written.
 pub fn guest_image() -> Result<GuestImage, GuestImageError> {
+    make_guest_image(Initramfs::new("guest"))
+}
+
+/// The same with the guest agent of QEMU.
+///
+/// # Errors
+/// As [`guest_image`], and when a library of the agent is not on this machine.
+pub fn agent_image() -> Result<GuestImage, GuestImageError> {
+    let (agent, libraries) = guest_agent()?;
+    let image = Initramfs::new("agent").program(agent, "/bin/qemu-ga");
+    let add = |image: Initramfs, library: PathBuf| image.program(&library, library.to_string_lossy());
+    make_guest_image(libraries.into_iter().fold(image, add))
+}
+
+fn make_guest_image(image: Initramfs) -> Result<GuestImage, GuestImageError> {
     let kernel = kernel()?;
     let init = program("maru-guest").ok_or(GuestImageError::Program)?;
-    let image = Initramfs::new("guest").program(init, "/init").busybox(busybox()?);
+    let image = image.program(init, "/init").busybox(busybox()?);
     let image = image.boot_modules(GUEST_MODULES).modules(GUEST_OPTIONAL_MODULES);
     Ok(GuestImage { initramfs: image.build(&kernel)?, kernel: kernel.vmlinuz })
 }

@@ -114,6 +114,9 @@ pub enum Request {
     },
     /// Connect the attached descriptor (a socket or terminal) to the console, scroll-back first.
     Console,
+    /// Connect the attached stream socket to the port of the guest agent, in place of an earlier one; answered with whether the agent
+    /// has its port open.
+    GuestAgent,
     /// Start noting which pages of memory change.
     StartDirtyLog,
     /// How many pages changed since the last time; answered with their number.
@@ -209,6 +212,11 @@ pub enum EventKind {
         id: String,
         /// Why.
         reason: String,
+    },
+    /// The guest agent has opened its port, or closed it.
+    GuestAgent {
+        /// Whether it is open now.
+        open: bool,
     },
     /// The guest has given a device back.
     DeviceRemoved {

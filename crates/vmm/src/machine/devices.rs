@@ -15,6 +15,7 @@ use crate::config::{
 };
 use crate::devices::balloon::{Balloon, BalloonConfig, BalloonHandle};
 use crate::devices::block::{Block, BlockConfig, BlockError, ErrorPolicy};
+use crate::devices::console::host::ConsoleOutput;
 use crate::devices::console::{Console, ConsoleHandle};
 use crate::devices::mem::{Mem, MemConfig, MemConfigError, MemHandle};
 use crate::devices::net::vhost_user::{LogError, VhostUserConfig, VhostUserHandle, VhostUserNet, VhostUserNetError};
@@ -33,8 +34,11 @@ const CONSOLE_SLOT: u8 = 30;
 const BALLOON_SLOT: u8 = 29;
 const MEMORY_SLOT: u8 = 28;
 const VSOCK_SLOT: u8 = 27;
+const AGENT_SLOT: u8 = 26;
 /// The last slot for disks and network cards.
-const LAST_USER_SLOT: u8 = 26;
+const LAST_USER_SLOT: u8 = 25;
+/// Where the agent in the guest looks for its port.
+const AGENT_PORT: &str = "org.qemu.guest_agent.0";
 /// More queues than this help no disk.
 const MAX_DISK_QUEUES: u16 = 4;
 
@@ -149,6 +153,8 @@ pub enum DeviceHandle {
     VhostUser(VhostUserHandle),
     /// The virtio console.
     Console(ConsoleHandle),
+    /// The port of the guest agent: what is said to it, and what it says.
+    Agent(ConsoleHandle, ConsoleOutput),
     /// The entropy device.
     Rng,
     /// The balloon.
@@ -166,6 +172,7 @@ impl DeviceHandle {
             DeviceHandle::Block(_) => "disk",
             DeviceHandle::Net(_) | DeviceHandle::VhostUser(_) => "net",
             DeviceHandle::Console(_) => "console",
+            DeviceHandle::Agent(..) => "guest-agent",
             DeviceHandle::Rng => "rng",
             DeviceHandle::Balloon(_) => "balloon",
             DeviceHandle::Memory(_) => "memory",
@@ -219,6 +226,7 @@ impl DeviceHandle {
             DeviceHandle::Memory(memory) => {
                 vec![("requested-bytes", memory.requested_size()), ("plugged-bytes", memory.plugged_size())]
             }
+            DeviceHandle::Agent(port, _) => vec![("open", port.is_open().into())],
             DeviceHandle::VhostUser(_) | DeviceHandle::Console(_) | DeviceHandle::Rng | DeviceHandle::Vsock(_) => Vec::new(),
         };
         list.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
@@ -257,6 +265,13 @@ impl Machine {
             let device = Console::new(self.console.clone()).map_err(host("console"))?;
             let handle = DeviceHandle::Console(device.handle());
             self.plug("console", Some(CONSOLE_SLOT), (Arc::new(Mutex::new(device)), handle))?;
+        }
+        if self.config.guest_agent {
+            let (output, events) = (ConsoleOutput::new(), self.events.clone());
+            let listener = Box::new(move || events.send(MachineEvent::GuestAgent));
+            let device = Console::with_name(AGENT_PORT, output.clone(), listener).map_err(host("guest-agent"))?;
+            let handle = DeviceHandle::Agent(device.handle(), output);
+            self.plug("guest-agent", Some(AGENT_SLOT), (Arc::new(Mutex::new(device)), handle))?;
         }
         if self.config.rng {
             self.plug("rng", Some(RNG_SLOT), (Arc::new(Mutex::new(Rng::new())), DeviceHandle::Rng))?;
@@ -360,6 +375,14 @@ impl Machine {
         self.config.nets.push(config);
         self.announce_slot(slot);
         Ok(())
+    }
+
+    /// The port of the guest agent: what is said to it, and what it says.
+    pub fn agent(&self) -> Option<(&ConsoleHandle, &ConsoleOutput)> {
+        self.slots.iter().find_map(|slot| match &slot.handle {
+            DeviceHandle::Agent(port, output) => Some((port, output)),
+            _ => None,
+        })
     }
 
     fn announce_slot(&self, slot: u8) {

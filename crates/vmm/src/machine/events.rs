@@ -17,6 +17,8 @@ pub enum MachineEvent {
     Reset,
     /// The guest's system says that it panicked.
     GuestPanic(GuestPanic),
+    /// The guest agent has opened its port, or closed it: the device knows which.
+    GuestAgent,
     /// The guest has given back the device in this slot.
     Eject(u8),
     /// A vCPU stopped by itself.

@@ -11,6 +11,7 @@ mod requests;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -92,6 +93,8 @@ pub struct Monitor {
     next_client: u64,
     sequence: u64,
     consoles: Vec<(Attachment, Option<InputPump>)>,
+    /// Who talks to the guest agent.
+    agent: Option<(Attachment, InputPump)>,
     confined: bool,
     ending: Option<Ending>,
     /// The disk for whose space the VM was paused, until someone resumes or pauses it.
@@ -117,6 +120,7 @@ impl Monitor {
             next_client: FIRST_CLIENT,
             sequence: 0,
             consoles: Vec::new(),
+            agent: None,
             confined,
             ending: None,
             short_of_space: None,
@@ -141,6 +145,18 @@ impl Monitor {
         let pump = input.map(|fd| InputPump::start(fd, self.machine.console_input())).transpose()?;
         self.consoles.push((attachment, pump));
         Ok(())
+    }
+
+    /// Connects the port of the guest agent to a socket, in place of an earlier one. Gives whether the agent has it open; nothing if
+    /// the VM has no such port.
+    fn attach_agent(&mut self, socket: OwnedFd) -> io::Result<Option<bool>> {
+        let Some((port, output)) = self.machine.agent() else { return Ok(None) };
+        self.agent = None;
+        // What the agent said before was not meant for this one.
+        let attachment = output.attach(socket.try_clone()?, StartAt::Now)?;
+        let open = port.is_open();
+        self.agent = Some((attachment, InputPump::start(socket, Arc::new(port.clone()))?));
+        Ok(Some(open))
     }
 
     /// The guest does not run until a client asks for it.
@@ -209,6 +225,11 @@ impl Monitor {
                 MachineEvent::GuestPanic(GuestPanic::Panicked) => self.publish(EventKind::GuestPanicked),
                 // It takes care of that itself, with a crash kernel.
                 MachineEvent::GuestPanic(GuestPanic::CrashLoaded) => {}
+                MachineEvent::GuestAgent => {
+                    if let Some(open) = self.machine.agent().map(|(port, _)| port.is_open()) {
+                        self.publish(EventKind::GuestAgent { open });
+                    }
+                }
                 MachineEvent::Eject(slot) => {
                     if let Some(id) = self.machine.remove_slot(slot) {
                         self.publish(EventKind::DeviceRemoved { id });

@@ -122,6 +122,12 @@ impl Monitor {
                 self.attach_console(output, Some(input)).map_err(failure)?;
                 done
             }
+            Request::GuestAgent => {
+                let socket = take_fd(&mut fds, "a socket for the guest agent")?;
+                let attached = self.attach_agent(socket).map_err(failure)?;
+                let open = attached.ok_or_else(|| refuse("the VM has no port for a guest agent; start it with one"))?;
+                Ok(json!({ "open": open }))
+            }
             Request::StartDirtyLog => machine.start_dirty_log().map_err(failure).map(|()| Value::Null),
             Request::TakeDirtyLog => {
                 let regions = machine.take_dirty_log().map_err(failure)?;

@@ -34,6 +34,8 @@ fn text(event: &Event) -> String {
         EventKind::GuestPanicked => "the guest's system panicked".into(),
         EventKind::DeviceFailed { id, reason } => format!("device '{id}' failed: {reason}"),
         EventKind::DiskFailed { id, reason } => format!("disk '{id}' failed a request: {reason}"),
+        EventKind::GuestAgent { open: true } => "the guest agent is there".into(),
+        EventKind::GuestAgent { open: false } => "the guest agent is gone".into(),
         EventKind::DeviceRemoved { id } => format!("the guest has given device '{id}' back"),
     };
     format!("{:>5}  {what}", event.sequence)

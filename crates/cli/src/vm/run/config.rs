@@ -39,6 +39,7 @@ pub fn boot(args: &RunArgs, kernel: &Path) -> Result<VmConfig, RunError> {
         console,
         rng: !args.no_rng,
         balloon: args.balloon,
+        guest_agent: false,
         vsock: args.vsock.as_ref().map(|vsock| vsock.0.clone()),
         on_reset: args.on_reset.into(),
     };

@@ -13,6 +13,7 @@ use vmm::control::{NewLayer, Request};
 
 use super::super::checkpoints::merge::Merger;
 use super::super::checkpoints::{self, files, plan};
+use super::super::guest::Frozen;
 use super::super::monitor::CallError;
 use super::operations::{Went, refused};
 use super::{ANSWER, Actor, STORE_AGAIN};
@@ -24,6 +25,8 @@ use crate::state::StateError;
 
 /// How long a monitor may take to let the guest go on in new files.
 const ADD_LAYERS: Duration = Duration::from_secs(60);
+/// How long a guest's file systems may stay frozen. Its programs cannot write meanwhile.
+const FROZEN: Duration = Duration::from_secs(60);
 /// What becomes of a task that merges when it is cancelled.
 const NOT_MERGED: &str = "cancelled: what is not merged yet is merged with the next deletion, or by `maru vm checkpoint merge`";
 
@@ -114,42 +117,70 @@ impl Actor {
             tree = self.tree().await?;
         }
         if tree.checkpoint(id).is_some() {
-            return self.go_on_after(ran, production.is_some()).await;
+            return self.go_on_after(ran).await;
         }
         if self.vm.record.is_saved() {
             return Err(self.not_running());
         }
         self.with_files(files::check).await?;
-        let begun = Instant::now();
-        let result = self.freeze_state(id, name, production, ran).await;
+        let (kind, frozen) = self.freeze_guest(production, ran).await?;
+        let result = self.freeze_state(id, name, kind, ran).await;
         if result.is_err() {
             self.settle_pending().await?;
         }
-        let went_on = self.go_on_after(ran, production.is_some()).await;
-        let held = result?;
+        let went_on = self.go_on_after(ran).await;
+        let held_since = result?;
         went_on?;
-        if held {
-            let pause_ms = begun.elapsed().as_millis() as u64;
+        let pause_ms = held_since.map(|since| since.elapsed().as_millis() as u64);
+        // Only a guest that runs can be thawed; and it may have been thawed before its files were frozen.
+        let thawed_early = match frozen {
+            Some(frozen) => !frozen.thaw().await,
+            None => false,
+        };
+        if pause_ms.is_some() || thawed_early {
             self.edit_tree(move |_, tree| {
-                tree.checkpoints.iter_mut().filter(|it| it.id == id).for_each(|it| it.pause_ms = Some(pause_ms));
+                for checkpoint in tree.checkpoints.iter_mut().filter(|it| it.id == id) {
+                    checkpoint.pause_ms = pause_ms;
+                    if thawed_early {
+                        checkpoint.kind = CheckpointKind::CrashConsistent;
+                    }
+                }
             })
             .await?;
         }
         Ok(())
     }
 
-    /// Makes a checkpoint of the VM as it is now; if it runs, it is paused from then on. Gives whether it was paused.
-    async fn freeze_state(&mut self, id: Uuid, name: &str, production: Option<Otherwise>, ran: bool) -> Result<bool, Cause> {
-        let runs = self.machine.is_some();
-        let kind = match (runs, production) {
-            (false, _) => CheckpointKind::Off,
-            (true, None) => CheckpointKind::Standard,
-            (true, Some(otherwise)) => match (self.freeze_file_systems(ran).await, otherwise) {
-                (Ok(()), _) => CheckpointKind::Production,
-                (Err(_), Otherwise::CrashConsistent) => CheckpointKind::CrashConsistent,
-                (Err(cause), Otherwise::Refuse) => return Err(cause),
-            },
+    /// What a checkpoint of the VM is going to be; a guest that is to freeze its file systems for it has done so.
+    async fn freeze_guest(
+        &mut self,
+        production: Option<Otherwise>,
+        ran: bool,
+    ) -> Result<(CheckpointKind, Option<Frozen>), Cause> {
+        let otherwise = match (&self.machine, production) {
+            (None, _) => return Ok((CheckpointKind::Off, None)),
+            (Some(_), None) => return Ok((CheckpointKind::Standard, None)),
+            (Some(_), Some(otherwise)) => otherwise,
         };
+        let frozen = match ran {
+            true => self.links.guest.freeze(FROZEN).await.map_err(|error| error.to_string()),
+            false => Err("the VM is paused".into()),
+        };
+        match (frozen, otherwise) {
+            (Ok(frozen), _) => Ok((CheckpointKind::Production, Some(frozen))),
+            (Err(_), Otherwise::CrashConsistent) => Ok((CheckpointKind::CrashConsistent, None)),
+            (Err(reason), Otherwise::Refuse) => {
+                let message = format!("the guest cannot freeze its file systems: {reason}");
+                let way_out =
+                    "take a standard checkpoint, or say that one as after a power cut will do (otherwise: crash-consistent)";
+                Err(Cause::new("no-agent", message, way_out))
+            }
+        }
+    }
+
+    /// Makes a checkpoint of the VM as it is now; if it runs, it is paused from then on. Gives since when, if it was not before.
+    async fn freeze_state(&mut self, id: Uuid, name: &str, kind: CheckpointKind, ran: bool) -> Result<Option<Instant>, Cause> {
+        let runs = self.machine.is_some();
         let vm = self.vm.record.clone();
         let memory = (kind == CheckpointKind::Standard).then(|| {
             let FileRef { volume, path } = vm.own_directory();
@@ -164,6 +195,7 @@ impl Actor {
         let mut pending = PendingRecord { checkpoint: Some(checkpoint), children, memory: memory.clone() };
         let stored = pending.clone();
         self.edit_tree(move |_, tree| tree.pending = Some(stored.clone())).await?;
+        let held_since = (runs && ran).then(Instant::now);
         if let Some(machine) = &mut self.machine {
             machine.monitor.call::<Value>(&Request::Pause, ANSWER).await.map_err(|error| refused(&error))?;
             machine.paused = true;
@@ -183,7 +215,7 @@ impl Actor {
             self.add_layers(&pending).await?;
         }
         self.commit_pending().await?;
-        Ok(runs && ran)
+        Ok(held_since)
     }
 
     async fn add_layers(&mut self, pending: &PendingRecord) -> Result<(), Cause> {
@@ -248,24 +280,13 @@ impl Actor {
     }
 
     /// The guest goes on, if it ran before.
-    async fn go_on_after(&mut self, ran: bool, frozen: bool) -> Result<(), Cause> {
+    async fn go_on_after(&mut self, ran: bool) -> Result<(), Cause> {
         if let Some(machine) = self.machine.as_mut().filter(|machine| ran && machine.paused) {
             machine.monitor.call::<Value>(&Request::Resume, ANSWER).await.map_err(|error| refused(&error))?;
             machine.paused = false;
         }
-        if frozen && ran && self.machine.is_some() {
-            self.thaw_file_systems().await;
-        }
         Ok(())
     }
-
-    /// Has the guest freeze its file systems.
-    async fn freeze_file_systems(&mut self, _ran: bool) -> Result<(), Cause> {
-        let way_out = "take a standard checkpoint, or say that one as after a power cut will do (otherwise: crash-consistent)";
-        Err(Cause::new("no-agent", "no agent in the guest can freeze its file systems", way_out))
-    }
-
-    async fn thaw_file_systems(&mut self) {}
 
     async fn apply_checkpoint(&mut self, task: Uuid, id: Uuid, before: Option<&(Uuid, String)>) -> Result<Went, Cause> {
         let mut tree = self.tree().await?;

@@ -18,12 +18,15 @@
 mod checkpoints;
 mod edit;
 mod limits;
+mod links;
 mod metering;
 mod operations;
 mod room;
 mod saved;
 mod transfer;
 mod work;
+
+pub use links::Links;
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -73,6 +76,7 @@ pub struct Actor {
     surroundings: Arc<Surroundings>,
     inputs: mpsc::UnboundedReceiver<Input>,
     live: watch::Sender<Live>,
+    links: Links,
     machine: Option<Machine>,
     queue: VecDeque<Uuid>,
     /// A task that waits for the monitor to end.
@@ -135,6 +139,7 @@ impl Actor {
         surroundings: Arc<Surroundings>,
         inputs: mpsc::UnboundedReceiver<Input>,
         live: watch::Sender<Live>,
+        links: Links,
         unfinished: Vec<Uuid>,
     ) -> Actor {
         Actor {
@@ -143,6 +148,7 @@ impl Actor {
             surroundings,
             inputs,
             live,
+            links,
             machine: None,
             queue: unfinished.into(),
             stopping: None,
@@ -290,6 +296,9 @@ impl Actor {
             Err(error) => self.event(EventKind::VmAlarm, format!("it runs, as process {}, but: {error}", monitor.pid())),
         };
         self.machine = Some(Machine { monitor, paused, told_end: None });
+        if status.is_ok() {
+            self.link().await;
+        }
         self.change(None, move |vm, _| {
             vm.power = Power::On;
             Some(event.clone())
@@ -368,6 +377,10 @@ impl Actor {
                 machine.paused = true;
                 return;
             }
+            Told::GuestAgent { open } => {
+                self.links.guest.set_open(open);
+                return;
+            }
             // By the guest, or by a task that says so itself.
             Told::Reset => return,
             Told::DeviceRemoved { .. } if self.work.is_some() => return,
@@ -398,6 +411,7 @@ impl Actor {
     async fn ended(&mut self, status: Option<std::process::ExitStatus>) {
         let Some(machine) = self.machine.take() else { return };
         let mut ending = Ending::find(machine.told_end.as_deref(), status, &self.files().log());
+        self.links.guest.detach().await;
         let stopping = self.stopping.take();
         if stopping.as_ref().is_some_and(|stopping| stopping.step == Step::Killed) {
             ending = Ending { reason: "its monitor was killed, since it did not end".into(), failed: false };

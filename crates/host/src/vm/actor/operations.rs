@@ -12,7 +12,7 @@ use super::super::delete::{self, DeleteError};
 use super::super::ending::Ending;
 use super::super::monitor::{CallError, Happened, Monitor};
 use super::super::process::{self, RunFiles};
-use super::super::{Live, Surroundings, config};
+use super::super::{Live, Surroundings, cloud_init, config};
 use super::limits;
 use super::{ANSWER, Actor, END, Input, Machine, START, STORE_AGAIN, Step, Stopping};
 use crate::records::{
@@ -138,7 +138,8 @@ impl Actor {
         let (surroundings, record) = (self.surroundings.clone(), self.vm.record.clone());
         let limit = self.start_limit();
         let spawned = tokio::task::spawn_blocking(move || {
-            let config = config::monitor(&record, &surroundings.volumes)?;
+            let mut config = config::monitor(&record, &surroundings.volumes)?;
+            cloud_init::attach(&surroundings, &record, &mut config)?;
             let saved = record.saved.as_ref().filter(|saved| saved.phase == SavedPhase::Saved);
             let saved = saved.map(|saved| surroundings.volumes.find(&saved.file)).transpose()?;
             limits::admit(&surroundings, &record, &record.resources.cpu)?;
@@ -164,12 +165,14 @@ impl Actor {
         match status {
             Ok(_) if self.vm.record.is_saved() => {
                 self.machine = Some(Machine { monitor, paused: true, told_end: None });
+                self.link().await;
                 self.meter_run().await;
                 self.go_on().await
             }
             Ok(_) => {
                 let text = format!("it runs, as process {}", monitor.pid());
                 self.machine = Some(Machine { monitor, paused: false, told_end: None });
+                self.link().await;
                 self.settle().await;
                 self.meter_run().await;
                 Ok(Went::Done(Some(self.event(EventKind::VmStarted, text))))
@@ -203,12 +206,19 @@ impl Actor {
             return Err(self.not_running());
         }
         let Some(machine) = &mut self.machine else { return Ok(Went::Done(None)) };
-        machine.monitor.call::<Value>(&Request::PowerButton, ANSWER).await.map_err(|error| refused(&error))?;
+        let asked = match self.links.guest.shut_down().await {
+            Ok(()) => "the guest agent was asked to shut down",
+            // There is none, or it cannot.
+            Err(_) => {
+                machine.monitor.call::<Value>(&Request::PowerButton, ANSWER).await.map_err(|error| refused(&error))?;
+                "the power button was pressed"
+            }
+        };
         // The time counts from the first try, also when marud was started anew meanwhile.
         let passed = task.started_at.map_or(Duration::ZERO, |at| (OffsetDateTime::now_utc() - at).try_into().unwrap_or_default());
         let left = Duration::from_secs(grace_seconds.into()).saturating_sub(passed);
         self.stopping = Some(Stopping { task: task.id, deadline: Instant::now() + left, step: Step::Guest });
-        self.note(task.id, format!("the power button was pressed; the guest has {} s to shut down", left.as_secs())).await;
+        self.note(task.id, format!("{asked}; the guest has {} s to shut down", left.as_secs())).await;
         Ok(Went::Waits)
     }
 

@@ -33,6 +33,8 @@ fn vm(leaf: &str) -> VmRecord {
         nets: Vec::new(),
         console: ConsoleRecord::Serial,
         balloon: false,
+        guest_agent: false,
+        cloud_init: None,
         auto_start: Default::default(),
         own_files: Vec::new(),
         made_by: None,

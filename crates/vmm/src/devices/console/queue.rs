@@ -18,10 +18,14 @@ pub(super) const PRINT_BYTES: usize = 1 << 20;
 const RECEIVE: u64 = 0;
 const TRANSMIT: u64 = 1;
 const INPUT: u64 = 2;
+const CONTROL_TO_DRIVER: u64 = 3;
+const CONTROL_FROM_DRIVER: u64 = 4;
 
 pub(super) struct ConsoleQueues {
     pub receive: Ring,
     pub transmit: Ring,
+    /// To the driver, and from it.
+    pub control: Option<(Ring, Ring)>,
     pub shared: Arc<Shared>,
 }
 
@@ -32,6 +36,14 @@ impl ConsoleQueues {
 
     fn transmit(&mut self) {
         self.transmit.serve(&mut self.shared, |_| true, |shared, chain| print_from(shared, chain));
+    }
+
+    /// Takes what the driver says, and answers.
+    fn control(&mut self) {
+        let (Some((to_driver, from_driver)), Some(port)) = (&mut self.control, &self.shared.port) else { return };
+        let mut port = port;
+        from_driver.serve(&mut port, |_| true, |port, chain| port.take(chain));
+        to_driver.serve(&mut port, |port| port.has_messages(), |port, chain| port.tell(chain));
     }
 }
 
@@ -78,6 +90,11 @@ impl Handler for ConsoleQueues {
         self.transmit.listen(sources, TRANSMIT);
         // Both descriptors are ours and valid. Without the input's, the next kick of the receive queue would bring it.
         let _ = sources.add(self.shared.wake.as_raw_fd(), INPUT, EventSet::IN);
+        if let Some((to_driver, from_driver)) = &mut self.control {
+            to_driver.listen(sources, CONTROL_TO_DRIVER);
+            from_driver.listen(sources, CONTROL_FROM_DRIVER);
+        }
+        self.control();
         self.receive();
         self.transmit();
     }
@@ -91,6 +108,13 @@ impl Handler for ConsoleQueues {
             TRANSMIT => {
                 self.transmit.clear_kick();
                 self.transmit();
+            }
+            CONTROL_TO_DRIVER | CONTROL_FROM_DRIVER => {
+                if let Some((to_driver, from_driver)) = &self.control {
+                    let ring = if token == CONTROL_TO_DRIVER { to_driver } else { from_driver };
+                    ring.clear_kick();
+                }
+                self.control();
             }
             _ => {
                 let _ = self.shared.wake.read();

@@ -157,9 +157,10 @@ fn garbage_is_no_state() {
     let mut setup = idle();
     let before = setup.harness.device.save();
     let encode = |state: ConsoleState| prost::Message::encode_to_vec(&state);
-    let input = encode(ConsoleState { pending_input: vec![0; PENDING_INPUT_BYTES + 1], columns: 1, rows: 1 });
-    let size = encode(ConsoleState { pending_input: vec![], columns: 65536, rows: 1 });
-    for garbage in [vec![0xff; 9], input, size] {
+    let input = encode(ConsoleState { pending_input: vec![0; PENDING_INPUT_BYTES + 1], ..Default::default() });
+    let size = encode(ConsoleState { columns: 65536, ..Default::default() });
+    let control = encode(ConsoleState { pending_control: 8, ..Default::default() });
+    for garbage in [vec![0xff; 9], input, size, control] {
         assert!(matches!(setup.harness.device.restore(&garbage), Err(RestoreError::Malformed { .. })));
         assert_eq!(setup.harness.device.save(), before);
     }
