@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ring::digest::{Context, SHA256};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use serde::Serialize;
@@ -11,7 +12,7 @@ use serde::de::DeserializeOwned;
 pub use ureq::http::Method;
 use ureq::http::{Request, Response};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
-use ureq::{Agent, Body, RequestExt};
+use ureq::{Agent, Body, RequestExt, SendBody};
 
 pub use crate::websocket::WebSocket;
 use crate::{BASE, Error, Event, Page, Task};
@@ -20,6 +21,8 @@ use crate::{BASE, Error, Event, Page, Task};
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long it may take to answer, beside the time that it is asked to wait.
 const ANSWER: Duration = Duration::from_secs(30);
+/// How long it may take to answer when it has all of a file, which must be durable then.
+const UPLOADED: Duration = Duration::from_secs(600);
 /// How long it is asked to wait at once, in seconds.
 const WAIT_SECONDS: u32 = 20;
 /// How long it is asked to wait for a task at once, so that progress is seen, in seconds.
@@ -170,6 +173,20 @@ impl Client {
         Ok((understand(response)?, tag))
     }
 
+    /// Sends this many bytes of a file, and understands the answer; gives SHA-256 of what was sent, too, in hexadecimal.
+    pub fn upload<T: DeserializeOwned>(&self, path: &str, body: impl Read, bytes: u64) -> Result<(T, String), ClientError> {
+        let mut body = Hashing { body: body.take(bytes), digest: Context::new(&SHA256) };
+        let request = Request::builder().method(Method::PUT).uri(format!("{}{BASE}{path}", self.server));
+        let request = request.header("authorization", format!("Bearer {}", self.secret)).header("content-length", bytes);
+        // A refusal is heard before all of it is sent.
+        let request = request.header("content-type", "application/octet-stream").header("expect", "100-continue");
+        let unreachable = |source: ureq::Error| ClientError::Unreachable { server: self.server.clone(), source: source.into() };
+        let request = request.body(SendBody::from_reader(&mut body)).map_err(|error| unreachable(error.into()))?;
+        let request = request.with_agent(&self.agent).configure().timeout_recv_response(Some(UPLOADED)).build();
+        let answer = understand(request.run().map_err(unreachable)?)?;
+        Ok((answer, hex(body.digest.finish().as_ref())))
+    }
+
     /// Changes something by a merge patch (RFC 7396), if it still has this `ETag`.
     pub fn patch<T: DeserializeOwned>(&self, path: &str, tag: &str, patch: &impl Serialize) -> Result<T, ClientError> {
         let body = serde_json::to_vec(patch).map_err(|error| ClientError::Strange { status: 0, reason: error.to_string() })?;
@@ -231,14 +248,31 @@ impl Client {
     }
 }
 
+/// What is read, with its hash.
+struct Hashing<R> {
+    body: R,
+    digest: Context,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let length = self.body.read(buffer)?;
+        self.digest.update(&buffer[..length]);
+        Ok(length)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// SHA-256 of the first certificate in PEM, in hexadecimal: what people compare.
 pub fn fingerprint(authority: &[u8]) -> Option<String> {
     let certificate = parse_pem(authority).find_map(|item| match item {
         Ok(PemItem::Certificate(certificate)) => Some(certificate),
         _ => None,
     })?;
-    let hash = ring::digest::digest(&ring::digest::SHA256, certificate.der());
-    Some(hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
+    Some(hex(ring::digest::digest(&SHA256, certificate.der()).as_ref()))
 }
 
 fn understand<T: DeserializeOwned>(response: Response<Body>) -> Result<T, ClientError> {

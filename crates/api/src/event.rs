@@ -56,6 +56,12 @@ pub enum EventKind {
     VmChanged,
     /// It was deleted.
     VmDeleted,
+    /// An image was made.
+    ImageCreated,
+    /// Its name, or what it says, was changed.
+    ImageChanged,
+    /// It was deleted.
+    ImageDeleted,
     /// A volume becomes full, or is nearly full.
     VolumeAlarm,
     /// It has more space again.

@@ -125,6 +125,8 @@ pub enum Operation {
     Export,
     /// Makes it from one.
     Import,
+    /// Makes an image.
+    ImportImage,
 }
 
 impl std::fmt::Display for Operation {
@@ -148,6 +150,7 @@ impl std::fmt::Display for Operation {
             Operation::Edit => "edit",
             Operation::Export => "export",
             Operation::Import => "import",
+            Operation::ImportImage => "import-image",
         })
     }
 }

@@ -25,7 +25,8 @@ pub struct VmSpec {
     /// Memory that it may have later, while it runs; as much as at start if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_memory_bytes: Option<u64>,
-    /// What it boots.
+    /// What it boots. May be left out if a disk is made from an image that says it.
+    #[serde(default)]
     pub boot: Boot,
     /// Disks, in the order in which the guest finds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -105,10 +106,12 @@ pub enum AutoStartPolicy {
 }
 
 /// What a VM boots. Files are in volumes: `VOLUME:PATH`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Boot {
-    /// A kernel: a bzImage (`vmlinuz`), or an ELF file with a PVH entry.
+    /// A kernel: a bzImage (`vmlinuz`), or an ELF file with a PVH entry. Left out, it is that of the image that a disk is based on, and so is the rest
+    /// that is left out.
+    #[serde(default)]
     #[schema(example = "local:vmlinuz")]
     pub kernel: String,
     /// Initial file system.
@@ -121,13 +124,13 @@ pub struct Boot {
 }
 
 /// A disk of a VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
     /// Its name in the VM; `disk0`, `disk1`... if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Its file, in a volume. May be left out with `size_bytes`: a new disk gets a file in a directory with the VM's name.
+    /// Its file, in a volume. May be left out with `size_bytes` or `image`: a new disk gets a file in a directory with the VM's name.
     #[serde(default)]
     #[schema(example = "local:web/root.vhdx")]
     pub file: String,
@@ -135,6 +138,11 @@ pub struct Disk {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = 21_474_836_480_u64)]
     pub size_bytes: Option<u64>,
+    /// In a request: makes a new disk from this image, by its name or id. It takes space for what differs from it, and is as large if no size is
+    /// given. Not told in answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "debian12")]
+    pub image: Option<String>,
     /// What the file means; by its extension if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<DiskFormat>,

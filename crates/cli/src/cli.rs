@@ -9,6 +9,7 @@ use lab::cli::LabCommand;
 use crate::disk::DiskCommand;
 use crate::event::EventCommand;
 use crate::host::HostCommand;
+use crate::image::ImageCommand;
 use crate::remote::ContextCommand;
 use crate::switch::{PortCommand, SwitchCommand};
 use crate::task::TaskCommand;
@@ -64,6 +65,9 @@ pub enum Command {
     /// Volumes: where a host keeps files of VMs
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Images: disks that VMs are made from
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Long work
     #[command(subcommand)]
     Task(TaskCommand),

@@ -19,8 +19,12 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const VARIABLE: &str = "COMPLETE";
 
 /// Arguments that are names, where they are lists in the API, and which field the name is.
-const NAMES: [(&str, &str, &[&str]); 3] =
-    [("vm", "/vms", &["spec", "name"]), ("task", "/tasks", &["id"]), ("volume", "/volumes", &["name"])];
+const NAMES: [(&str, &str, &[&str]); 4] = [
+    ("vm", "/vms", &["spec", "name"]),
+    ("task", "/tasks", &["id"]),
+    ("volume", "/volumes", &["name"]),
+    ("image", "/images", &["name"]),
+];
 
 /// Answers a shell that wants to complete something, and ends then; returns if nobody does.
 pub fn answer() {
@@ -47,6 +51,7 @@ fn with_names(command: Command) -> Command {
         "vm" => argument.add(ArgValueCandidates::new(|| names("vm"))),
         "task" => argument.add(ArgValueCandidates::new(|| names("task"))),
         "volume" => argument.add(ArgValueCandidates::new(|| names("volume"))),
+        "image" => argument.add(ArgValueCandidates::new(|| names("image"))),
         _ => argument,
     });
     command.mut_subcommands(with_names)

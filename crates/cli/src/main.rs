@@ -5,7 +5,7 @@
 //!                        ├──> disk ──> disk::tool
 //!                        ├──> switch ──> a running switch's control socket
 //!                        ├──> crate lab
-//!                        ├──> vm::manage, task, event, token ──> remote ──> marud's API
+//!                        ├──> vm::manage, volume, image, task, event, token ──> remote ──> marud's API
 //!                        ├──> vm::run ──> a monitor (maru-vmm) as a child, its console in this terminal
 //!                        └──> vm::control ──> a running monitor's control socket
 //! ```
@@ -18,6 +18,7 @@ mod complete;
 mod disk;
 mod event;
 mod host;
+mod image;
 mod init;
 mod options;
 mod output;
@@ -61,6 +62,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Host(HostCommand::Init(args)) => init::run(&args)?,
         Command::Host(HostCommand::Show(args)) => host::show(&args)?,
         Command::Volume(command) => volume::run(&command)?,
+        Command::Image(command) => image::run(command)?,
         Command::Task(command) => task::run(command)?,
         Command::Event(command) => event::run(&command)?,
         Command::Token(command) => token::run(command)?,

@@ -21,7 +21,10 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use crate::autostart;
-use crate::records::{EventKind, EventRecord, PlaceRecord, Power, TaskRecord, TaskStateRecord, VmRecord, VolumeRecord};
+use crate::images::{self, Library};
+use crate::records::{
+    EventKind, EventRecord, ImageRecord, OperationRecord, PlaceRecord, Power, TaskRecord, TaskStateRecord, VmRecord, VolumeRecord,
+};
 use crate::state::{Records, State, StateError};
 use crate::vm::console::Console;
 use crate::vm::{self, Actor, Input, Links, Live, Surroundings, staging};
@@ -44,6 +47,7 @@ pub struct Host {
     pub surroundings: Arc<Surroundings>,
     /// When this `marud` started.
     pub started_at: OffsetDateTime,
+    library: Arc<Library>,
     vms: Mutex<HashMap<Uuid, VmHandle>>,
     changes: broadcast::Sender<Changed>,
     runtime: Handle,
@@ -58,9 +62,11 @@ struct VmHandle {
 impl Host {
     /// Takes care of all VMs from now on: finds those that run, and goes on with what was not finished.
     pub fn start(state: State, surroundings: Surroundings, boot_id: Option<&str>) -> Result<Arc<Host>, StateError> {
+        let surroundings = Arc::new(surroundings);
         let host = Arc::new(Host {
+            library: Library::new(state.clone(), surroundings.clone(), Handle::current()),
             state,
-            surroundings: Arc::new(surroundings),
+            surroundings,
             started_at: OffsetDateTime::now_utc(),
             vms: Mutex::default(),
             changes: broadcast::channel(BEHIND).0,
@@ -70,6 +76,7 @@ impl Host {
         for record in host.state.all::<VolumeRecord>()?.into_iter().map(|stored| stored.record) {
             host.open_volume(&record);
         }
+        images::finish_deletions(&host.state, &host.surroundings.volumes)?;
         let text = format!("marud {} has started", env!("CARGO_PKG_VERSION"));
         host.state.commit(&Transaction::new().tell(&EventRecord::now(EventKind::HostStarted, text)))?;
         let revision = host.state.revision()?;
@@ -86,7 +93,7 @@ impl Host {
             autostart::note(&host.state, &vms, boot_id)?;
         }
         host.look_for_strangers(&vms)?;
-        host.look_for_half_made_files(&vms, &unfinished);
+        host.look_for_half_made_files(&vms, &unfinished)?;
         for vm in vms {
             let mut tasks = unfinished.remove(&Some(vm.record.id)).unwrap_or_default();
             // Their ids are in the order of time; what was begun goes first.
@@ -98,6 +105,10 @@ impl Host {
             );
         }
         for task in unfinished.into_values().flatten() {
+            if let OperationRecord::ImportImage(_) = task.operation {
+                host.library.begin(task.id);
+                continue;
+            }
             vm::refuse_task(&host.state, task.id)?;
         }
         let (watch, watching) = (host.state.watch(revision)?, host.clone());
@@ -179,18 +190,23 @@ impl Host {
     }
 
     /// Files that were being made when an earlier `marud` ended: those of unfinished tasks are theirs to remove.
-    fn look_for_half_made_files(&self, vms: &[Stored<VmRecord>], unfinished: &HashMap<Option<Uuid>, Vec<TaskRecord>>) {
-        let volumes = &self.surroundings.volumes;
+    fn look_for_half_made_files(
+        &self,
+        vms: &[Stored<VmRecord>],
+        unfinished: &HashMap<Option<Uuid>, Vec<TaskRecord>>,
+    ) -> Result<(), StateError> {
+        let (volumes, images) = (&self.surroundings.volumes, self.state.all::<ImageRecord>()?);
         for id in staging::list(volumes) {
-            if unfinished.values().flatten().any(|task| task.id == id || task.operation.makes() == Some(id)) {
+            if unfinished.values().flatten().any(|task| task.id == id || task.operation.stages(id)) {
                 continue;
             }
-            if vms.iter().any(|vm| vm.record.id == id) {
+            if vms.iter().any(|vm| vm.record.id == id) || images.iter().any(|image| image.record.id == id) {
                 staging::forget(volumes, id);
             } else if let Err(error) = staging::undo(volumes, id) {
                 tracing::warn!(%id, "half-made files stay: {error}");
             }
         }
+        Ok(())
     }
 
     /// Makes the actor of a VM.
@@ -244,6 +260,12 @@ impl Host {
             TaskStateRecord::Running if task.cancel_requested => Input::Cancel(id),
             _ => return,
         };
+        if let OperationRecord::ImportImage(_) = task.operation {
+            return match input {
+                Input::Cancel(task) => self.library.cancel(task),
+                _ => self.library.begin(task.id),
+            };
+        }
         if let Some(vm) = task.vm
             && !self.handles().contains_key(&vm)
             && let Ok(Some(vm)) = self.state.read::<VmRecord>(&vm.to_string())

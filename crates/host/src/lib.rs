@@ -23,6 +23,7 @@ pub mod audit;
 pub mod auth;
 pub mod autostart;
 pub mod host;
+pub mod images;
 pub mod options;
 pub mod records;
 pub mod state;

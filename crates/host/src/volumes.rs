@@ -115,7 +115,9 @@ impl Volumes {
         if path.is_empty() || !plain || path.contains('\0') {
             return Err(refuse(format!("'{path}' is no path inside of a volume")));
         }
-        Ok(FileRef { volume: volume.into(), path: path.into() })
+        // One file has one name: whose it is, is decided by names.
+        let path = Path::new(path).components().collect::<PathBuf>().display().to_string();
+        Ok(FileRef { volume: volume.into(), path })
     }
 
     /// Their names.
@@ -254,6 +256,9 @@ mod tests {
             (code("local:up/secret"), code("local:web"), code("local:no")),
             ("bad-file".into(), "bad-file".into(), "no-file".into())
         );
+        for text in ["local:web//root.raw", "local:web/./root.raw", "local:web/root.raw/"] {
+            assert_eq!(volumes.parse(text).unwrap().path, "web/root.raw", "{text}");
+        }
         let place = |text: &str| volumes.parse(text).and_then(|file| volumes.place(&file));
         assert_eq!(place("local:new/a.raw").unwrap(), inside.canonicalize().unwrap().join("new/a.raw"));
         for text in ["local:up/a.raw", "local:web/root.raw/a", "local:up/new/a"] {

@@ -6,7 +6,8 @@ use super::{OptionError, Parts};
 use crate::size::ByteSize;
 
 /// The form of a disk.
-pub const MANAGED_DISK_FORM: &str = "VOLUME:PATH|size=SIZE[,file=VOLUME:PATH][,format=raw|vhdx|vhd][,ro][,direct][,id=ID]";
+pub const MANAGED_DISK_FORM: &str =
+    "VOLUME:PATH|size=SIZE|image=IMAGE[,size=SIZE][,file=VOLUME:PATH][,format=raw|vhdx|vhd][,ro][,direct][,id=ID]";
 /// The form of a network card.
 pub const MANAGED_NET_FORM: &str = "tap=NAME[,mac=MAC][,id=ID][,disconnected]";
 
@@ -23,7 +24,7 @@ impl FromStr for ManagedDisk {
 
     fn from_str(text: &str) -> Result<ManagedDisk, OptionError> {
         // A new disk may do without a file's name.
-        let (file, mut parts) = match text.starts_with("size=") {
+        let (file, mut parts) = match text.starts_with("size=") || text.starts_with("image=") {
             true => (String::new(), Parts::new(text, MANAGED_DISK_FORM)?),
             false => Parts::with_head(text, "the file", MANAGED_DISK_FORM)?,
         };
@@ -40,6 +41,7 @@ impl FromStr for ManagedDisk {
             id: parts.text("id")?,
             file,
             size_bytes,
+            image: parts.text("image")?,
             format,
             read_only: parts.flag("ro")?,
             direct: parts.flag("direct")?,
@@ -73,6 +75,7 @@ mod tests {
             id: Some("d".into()),
             file: "local:a.img".into(),
             size_bytes: None,
+            image: None,
             format,
             read_only: true,
             direct: true,
@@ -82,6 +85,8 @@ mod tests {
         assert_eq!((new.0.file.as_str(), new.0.size_bytes), ("", Some(20 << 30)));
         let new: ManagedDisk = "size=1G,file=fast:a.vhdx".parse().unwrap();
         assert_eq!((new.0.file.as_str(), new.0.size_bytes), ("fast:a.vhdx", Some(1 << 30)));
+        let new: ManagedDisk = "image=debian12,size=20G,id=root".parse().unwrap();
+        assert_eq!((new.0.image.as_deref(), new.0.size_bytes, new.0.file.as_str()), (Some("debian12"), Some(20 << 30), ""));
         let net: ManagedNet = "tap=t0,mac=52:54:00:00:00:01".parse().unwrap();
         assert_eq!((net.0.tap.as_str(), net.0.mac.as_deref(), net.0.id), ("t0", Some("52:54:00:00:00:01"), None));
         for (error, expected) in [

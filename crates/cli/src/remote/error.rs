@@ -61,6 +61,16 @@ pub enum RemoteError {
     /// No change was named.
     #[error("nothing is to be changed: name what is, see --help")]
     NothingToDo,
+    /// The image is not what was sent.
+    #[error(
+        "marud has an image of other bytes (SHA-256 {found}) than those that were sent ({sent}): delete it, and send the file again"
+    )]
+    NotWhatWasSent {
+        /// Its checksum there.
+        found: String,
+        /// And here.
+        sent: String,
+    },
     /// No such device.
     #[error("the VM has no device '{id}' of this kind; it has: {known}")]
     NoDevice {

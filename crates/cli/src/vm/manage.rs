@@ -109,9 +109,9 @@ EXAMPLES
         --disk local:web/root.vhdx --net tap=tap0 --cpus 2 --memory 2G
     maru vm start web
 
-  A cloud image that cloud-init sets up at its first start:
-    maru vm create web --kernel local:vmlinuz --initrd local:initrd.img --cmdline 'root=/dev/vda1 ro' \\
-        --disk local:web/root.vhdx --net tap=tap0 --user alice --ssh-key ~/.ssh/id_ed25519.pub
+  A VM from an image (maru image import) that says what it boots, which cloud-init sets up at its first start; the same with a larger disk:
+    maru vm create web --image debian12 --net tap=tap0 --user alice --ssh-key ~/.ssh/id_ed25519.pub
+    maru vm create web --disk image=debian12,size=20G --net tap=tap0
 
   The same with a new disk of 20 GiB, local:web/disk0.vhdx:
     maru vm create web --kernel local:vmlinuz --initrd local:initrd.img --disk size=20G --memory 2G --max-memory 8G";
@@ -122,8 +122,11 @@ EXAMPLES
 pub struct CreateArgs {
     /// Its name
     name: String,
-    /// Kernel to boot: a bzImage (vmlinuz), or an ELF kernel with a PVH entry
-    #[arg(long, value_name = "VOLUME:PATH")]
+    /// The image that its first disk is made from
+    #[arg(long)]
+    image: Option<String>,
+    /// Kernel to boot: a bzImage (vmlinuz), or an ELF kernel with a PVH entry (the image's when left out)
+    #[arg(long, value_name = "VOLUME:PATH", default_value = "", hide_default_value = true)]
     kernel: String,
     /// Initial file system (initramfs)
     #[arg(long, value_name = "VOLUME:PATH")]
@@ -301,6 +304,7 @@ fn list(args: &ListArgs) -> Result<(), RemoteError> {
 }
 
 fn create(args: CreateArgs) -> Result<(), RemoteError> {
+    let first = args.image.map(|image| api::Disk { image: Some(image), ..api::Disk::default() });
     let spec = api::VmSpec {
         name: args.name,
         cpus: args.cpus,
@@ -308,7 +312,7 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
         memory_bytes: args.memory.0,
         max_memory_bytes: args.max_memory.map(|size| size.0),
         boot: api::Boot { kernel: args.kernel, initrd: args.initrd, command_line: args.cmdline },
-        disks: args.disks.into_iter().map(|disk| disk.0).collect(),
+        disks: first.into_iter().chain(args.disks.into_iter().map(|disk| disk.0)).collect(),
         nets: args.nets.into_iter().map(|net| net.0).collect(),
         console: api::Console::default(),
         balloon: args.balloon,

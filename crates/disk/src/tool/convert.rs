@@ -18,7 +18,25 @@ use crate::format::Format;
 /// # Errors
 /// See [`ToolError`]; nothing is left at `path` then, or what was there before.
 pub fn convert(from: (&Path, AnyFormat), path: &Path, disk: &NewDisk, existing: Existing, job: &Job) -> Result<(), ToolError> {
-    let source = Source::open(from.0, from.1)?;
+    convert_source(&Source::open(from.0, from.1)?, path, disk, existing, job)
+}
+
+/// The same for a disk that nobody trusts: its own file is all that is read. One that is made of several files, or based on another one, is refused:
+/// whoever made it would decide which files of this host are read.
+///
+/// # Errors
+/// See [`ToolError`]; nothing is left at `path` then, or what was there before.
+pub fn convert_alone(
+    from: (&Path, AnyFormat),
+    path: &Path,
+    disk: &NewDisk,
+    existing: Existing,
+    job: &Job,
+) -> Result<(), ToolError> {
+    convert_source(&Source::open_alone(from.0, from.1)?, path, disk, existing, job)
+}
+
+fn convert_source(source: &Source, path: &Path, disk: &NewDisk, existing: Existing, job: &Job) -> Result<(), ToolError> {
     // Only VHDX has sectors of other sizes.
     let theirs = if disk.format == Format::Vhdx { source.sector_size() } else { 512 };
     let sector = u64::from(disk.sector_size.unwrap_or(theirs));
@@ -40,7 +58,7 @@ pub fn convert(from: (&Path, AnyFormat), path: &Path, disk: &NewDisk, existing: 
     let new = NewFile::create(path, existing)?;
     disk.write(path, &new, None)?;
     let target = open_target(path, disk.format, &new)?;
-    in_parallel(&source, Segment::is_data, job, |window, buffer| {
+    in_parallel(source, Segment::is_data, job, |window, buffer| {
         source.read_all(window.offset, &window.segments, buffer)?;
         each_run(buffer, |run| write(&target, window.offset + run.start as u64, &buffer[run], sector))
     })?;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use vhdx::{Extent, Mapping, Place, Storage};
 
+use super::open::OpenImage;
 use super::{AnyFormat, ToolError};
-use crate::disk::{Access, Disk, OpenOptions};
-use crate::format::Identity;
+use crate::disk::{Access, Disk, Locking, OpenOptions};
+use crate::format::{Format, Identity};
 use crate::import::{self, Content};
 
 /// Where a part of the virtual disk is.
@@ -83,12 +84,29 @@ pub(super) struct Source {
 impl Source {
     /// Opens a disk with all its parents, and locks it against writers. Disks of other platforms cannot be locked.
     pub fn open(path: &Path, format: AnyFormat) -> Result<Source, ToolError> {
+        Source::open_with(path, format, import::References::Beside)
+    }
+
+    /// Opens a disk that is in one file, and no other file.
+    pub fn open_alone(path: &Path, format: AnyFormat) -> Result<Source, ToolError> {
+        let deny = import::References::Deny;
+        let AnyFormat::Own(own @ (Format::Vhdx | Format::Vhd)) = format else { return Source::open_with(path, format, deny) };
+        // Its lock keeps it as it is while it is opened again.
+        let alone = OpenImage::open(path, own, Access::ReadOnly, Locking::Now)?;
+        if alone.image.has_parent() {
+            let problem = "it is a differencing image, which needs another one, its parent; make one disk of them where both are";
+            return Err(ToolError::options(path, format!("{problem} (maru disk convert)")));
+        }
+        Source::open_with(path, format, deny)
+    }
+
+    fn open_with(path: &Path, format: AnyFormat, references: import::References) -> Result<Source, ToolError> {
         let (disk, foreign) = match format {
             AnyFormat::Own(format) => {
                 let options = OpenOptions { format, access: Access::ReadOnly, ..OpenOptions::default() };
                 (Some(Disk::open(path, options)?), None)
             }
-            AnyFormat::Foreign(format) => (None, Some(import::open(path, format, import::References::Beside)?)),
+            AnyFormat::Foreign(format) => (None, Some(import::open(path, format, references)?)),
         };
         let mut levels = Vec::new();
         if let Some(disk) = &disk {

@@ -6,6 +6,7 @@
 //! | `names/NAME` | the id of the VM that has this name |
 //! | `trees/VM` | the checkpoints of a VM, and the files of its disks that belong to them |
 //! | `tasks/ID` | a task; unfinished ones are the queues of their VMs |
+//! | `images/NAME` | an image, whose file is whole |
 //! | `volumes/NAME` | a volume: where it is, and its alarms |
 //! | `usage/ID` | what a VM has used |
 //! | `events/ID` | an event; its revision in the store is its number |
@@ -20,6 +21,7 @@ mod boot;
 mod checkpoint;
 mod cloud_init;
 mod event;
+mod image;
 mod resources;
 mod task;
 mod token;
@@ -31,6 +33,7 @@ pub use boot::{AutoStartPolicyRecord, AutoStartRecord, BootedRecord, PendingStar
 pub use checkpoint::{CheckpointKind, CheckpointRecord, LayerRecord, MemoryRecord, MergeRecord, PendingRecord, TreeRecord};
 pub use cloud_init::{CloudInitRecord, CloudNetRecord};
 pub use event::{EventKind, EventRecord, Pruned};
+pub use image::{ImageFormatRecord, ImageRecord, ImageSourceRecord, ImportImageRecord};
 pub use resources::{CpuRecord, DiskLimitsRecord, NetLimitsRecord, RateRecord, ResourcesRecord};
 pub use task::{
     Cause, CheckpointOperation, CloneRecord, DeleteDisks, ImportRecord, ImportedFile, LogRecord, OperationRecord, Otherwise,

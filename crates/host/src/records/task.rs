@@ -5,7 +5,7 @@ use store::record::Record;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::FileRef;
+use super::{FileRef, ImageSourceRecord, ImportImageRecord};
 
 /// `tasks/ID`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +126,8 @@ pub enum OperationRecord {
     },
     /// Makes it from one. Its record is there already.
     Import(ImportRecord),
+    /// Makes an image.
+    ImportImage(Box<ImportImageRecord>),
 }
 
 /// What is done with checkpoints.
@@ -215,6 +217,7 @@ impl OperationRecord {
                 | OperationRecord::Edit { .. }
                 | OperationRecord::Export { .. }
                 | OperationRecord::Import(_)
+                | OperationRecord::ImportImage(_)
                 | OperationRecord::Checkpoint(Apply { .. } | Delete { .. } | Merge)
         )
     }
@@ -230,6 +233,16 @@ impl OperationRecord {
             OperationRecord::Clone(clone) => Some(clone.id),
             OperationRecord::Import(import) => Some(import.id),
             _ => None,
+        }
+    }
+
+    /// Whether it makes files under this id, or needs those that are there.
+    pub fn stages(&self, id: Uuid) -> bool {
+        match self {
+            OperationRecord::ImportImage(image) => {
+                image.id == id || matches!(image.source, ImageSourceRecord::Upload { id: upload, .. } if upload == id)
+            }
+            operation => operation.makes() == Some(id),
         }
     }
 
@@ -317,6 +330,12 @@ impl TaskRecord {
         }
     }
 
+    /// A task that makes an image and waits to be done.
+    pub fn of_image(image: ImportImageRecord, created_by: String) -> TaskRecord {
+        let name = Some(image.name.clone());
+        TaskRecord { image: name, ..TaskRecord::of_host(OperationRecord::ImportImage(image.into()), created_by) }
+    }
+
     /// Whether there is more to do.
     pub fn is_unfinished(&self) -> bool {
         matches!(self.state, TaskStateRecord::Queued | TaskStateRecord::Running)
@@ -356,6 +375,7 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::Edit { .. } => api::Operation::Edit,
             OperationRecord::Export { .. } => api::Operation::Export,
             OperationRecord::Import(_) => api::Operation::Import,
+            OperationRecord::ImportImage(_) => api::Operation::ImportImage,
         }
     }
 }

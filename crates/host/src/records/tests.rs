@@ -98,6 +98,22 @@ fn records_of_version_1_are_read_and_written_as_ever() {
     let place = Some(PlaceRecord::Directory { path: "/srv/vms".into() });
     let volume = VolumeRecord { place, level: LevelRecord::Warning, ..VolumeRecord::new("big") };
     stays(&volume, include_str!("golden/volume-1.json"));
+    let image = ImageRecord {
+        id: VM,
+        name: "debian12".into(),
+        description: "Debian 12".into(),
+        file: file("images/1.vhdx"),
+        virtual_bytes: 1 << 31,
+        source: "upload".into(),
+        source_format: ImageFormatRecord::Qcow2,
+        source_bytes: 1 << 20,
+        sha256: "00ff".into(),
+        boot: Some(BootRecord { kernel: file("vmlinuz"), initrd: None, command_line: "quiet".into() }),
+        created_by: "admin".into(),
+        created_at: AT,
+        deleting: true,
+    };
+    stays(&image, include_str!("golden/image-1.json"));
     stays(&NameRecord { vm: VM }, include_str!("golden/name-1.json"));
     let booted = BootedRecord { boot_id: "b".into(), pending: vec![PendingStart { vm: VM, at: AT }] };
     stays(&booted, include_str!("golden/booted-1.json"));

@@ -243,11 +243,7 @@ impl VmRecord {
             max_cpus: (self.max_cpus != self.cpus).then_some(self.max_cpus),
             memory_bytes: self.memory_bytes,
             max_memory_bytes: self.max_memory_bytes,
-            boot: api::Boot {
-                kernel: self.boot.kernel.to_string(),
-                initrd: self.boot.initrd.as_ref().map(FileRef::to_string),
-                command_line: self.boot.command_line.clone(),
-            },
+            boot: api::Boot::from(&self.boot),
             disks: self.disks.iter().map(api::Disk::from).collect(),
             nets: self.nets.iter().map(api::Net::from).collect(),
             console: match self.console {
@@ -272,12 +268,23 @@ impl VmRecord {
     }
 }
 
+impl From<&BootRecord> for api::Boot {
+    fn from(boot: &BootRecord) -> api::Boot {
+        api::Boot {
+            kernel: boot.kernel.to_string(),
+            initrd: boot.initrd.as_ref().map(FileRef::to_string),
+            command_line: boot.command_line.clone(),
+        }
+    }
+}
+
 impl From<&DiskRecord> for api::Disk {
     fn from(disk: &DiskRecord) -> api::Disk {
         api::Disk {
             id: Some(disk.id.clone()),
             file: disk.file.to_string(),
             size_bytes: None,
+            image: None,
             format: disk.format.map(|format| match format {
                 FormatRecord::Raw => api::DiskFormat::Raw,
                 FormatRecord::Vhdx => api::DiskFormat::Vhdx,

@@ -12,8 +12,10 @@ use vmm::launch::command_line;
 use vmm::memory::MemoryConfig;
 
 use super::{cloud_init, disks, resources};
+use crate::images;
 use crate::records::{
-    BootRecord, Cause, ConsoleRecord, DiskRecord, FileRef, FormatRecord, NetRecord, Power, ResourcesRecord, VmRecord,
+    BootRecord, Cause, ConsoleRecord, DiskRecord, FileRef, FormatRecord, ImageRecord, NetRecord, ParentRecord, Power,
+    ResourcesRecord, VmRecord,
 };
 use crate::volumes::Volumes;
 
@@ -55,19 +57,27 @@ pub struct NewDisk {
     pub format: disk::Format,
     /// Bytes of the disk.
     pub size: u64,
+    /// The file of the image that it is based on.
+    pub parent: Option<FileRef>,
 }
 
-/// Checks what a VM is to be, and gives it an id.
-pub fn record(spec: &api::VmSpec, volumes: &Volumes) -> Result<Wanted, Cause> {
-    wanted(Uuid::new_v4(), None, spec, volumes)
+/// Checks what a VM is to be, and gives it an id. Its disks may be made from these images.
+pub fn record(spec: &api::VmSpec, volumes: &Volumes, images: &[ImageRecord]) -> Result<Wanted, Cause> {
+    wanted(Uuid::new_v4(), None, spec, volumes, images)
 }
 
 /// Checks what a VM is to become.
-pub fn edited(vm: &VmRecord, spec: &api::VmSpec, volumes: &Volumes) -> Result<Wanted, Cause> {
-    wanted(vm.id, Some(vm), spec, volumes)
+pub fn edited(vm: &VmRecord, spec: &api::VmSpec, volumes: &Volumes, images: &[ImageRecord]) -> Result<Wanted, Cause> {
+    wanted(vm.id, Some(vm), spec, volumes, images)
 }
 
-fn wanted(id: Uuid, old: Option<&VmRecord>, spec: &api::VmSpec, volumes: &Volumes) -> Result<Wanted, Cause> {
+fn wanted(
+    id: Uuid,
+    old: Option<&VmRecord>,
+    spec: &api::VmSpec,
+    volumes: &Volumes,
+    images: &[ImageRecord],
+) -> Result<Wanted, Cause> {
     check_name(&spec.name)?;
     let max_cpus = spec.max_cpus.unwrap_or(spec.cpus);
     if spec.cpus == 0 || max_cpus < spec.cpus {
@@ -83,36 +93,43 @@ fn wanted(id: Uuid, old: Option<&VmRecord>, spec: &api::VmSpec, volumes: &Volume
     if spec.disks.len() + spec.nets.len() + usize::from(spec.cloud_init.is_some()) > MAX_DEVICES {
         return Err(bad(format!("more than {MAX_DEVICES} disks and network cards"), "give it fewer"));
     }
-    if spec.boot.command_line.len() > MAX_COMMAND_LINE || spec.boot.command_line.contains('\0') {
-        return Err(bad(format!("a command line of {} bytes", spec.boot.command_line.len()), "give it 2047 at most"));
-    }
     let (mut make, mut grow) = (Vec::new(), Vec::new());
     let mut disks = Vec::new();
     let ids = ids("disk", spec.disks.iter().map(|disk| disk.id.as_deref()));
     for (disk, id) in spec.disks.iter().zip(ids) {
         let own = old.and_then(|old| old.disks.iter().find(|own| own.id == id));
         let own = own.filter(|own| disk.file.is_empty() || own.file.to_string() == disk.file);
-        let file = match (own, disk.size_bytes) {
+        // One that the VM has already was made from it.
+        let image = disk.image.as_deref().filter(|_| own.is_none()).map(|name| image(name, images)).transpose()?;
+        let size = disk.size_bytes.or(image.map(|image| image.virtual_bytes));
+        let file = match (own, size) {
             (Some(own), _) => own.file.clone(),
-            (None, Some(_)) if disk.file.is_empty() => new_file(&spec.name, &id, disk.format, volumes)?,
+            (None, Some(_)) if disk.file.is_empty() => {
+                new_file(&spec.name, &id, disk.format, image.map(|image| image.file.volume.as_str()), volumes)?
+            }
             (None, _) => volumes.parse(&disk.file)?,
         };
         let mut record = self::disk(disk, id, file);
-        match own {
-            Some(own) => record.parents = own.parents.clone(),
-            None if disk.size_bytes.is_none() => record.parents = disks::parents(&record, volumes),
-            None => {}
+        match (own, image) {
+            (Some(own), _) => record.parents = own.parents.clone(),
+            (None, Some(image)) => record.parents = vec![ParentRecord { file: image.file.clone(), inherited: false }],
+            (None, None) if size.is_none() => record.parents = disks::parents(&record, volumes),
+            (None, None) => {}
         }
-        match (own, disk.size_bytes) {
+        match (own, size) {
             (Some(_), Some(size)) => grow.push((record.id.clone(), size)),
             (None, Some(size)) => {
                 let format = super::clone::format(&record, Path::new(&record.file.path));
-                make.push(NewDisk { file: record.file.clone(), format, size });
+                if let Some(image) = image {
+                    check_child(&record, format, size, image)?;
+                }
+                make.push(NewDisk { file: record.file.clone(), format, size, parent: image.map(|image| image.file.clone()) });
             }
             (_, None) => {}
         }
         disks.push(record);
     }
+    let boot = boot_of(&spec.boot, &disks, volumes, images)?;
     let vm = VmRecord {
         id,
         name: spec.name.clone(),
@@ -120,11 +137,7 @@ fn wanted(id: Uuid, old: Option<&VmRecord>, spec: &api::VmSpec, volumes: &Volume
         max_cpus,
         memory_bytes: spec.memory_bytes,
         max_memory_bytes: spec.max_memory_bytes.filter(|max| *max > spec.memory_bytes),
-        boot: BootRecord {
-            kernel: volumes.parse(&spec.boot.kernel)?,
-            initrd: spec.boot.initrd.as_deref().map(|initrd| volumes.parse(initrd)).transpose()?,
-            command_line: spec.boot.command_line.clone(),
-        },
+        boot,
         disks,
         nets: nets(spec, id)?,
         console: match spec.console {
@@ -155,6 +168,54 @@ fn wanted(id: Uuid, old: Option<&VmRecord>, spec: &api::VmSpec, volumes: &Volume
     Ok(Wanted { vm, make, grow })
 }
 
+/// The image with this name or id.
+fn image<'a>(name: &str, images: &'a [ImageRecord]) -> Result<&'a ImageRecord, Cause> {
+    images.iter().find(|image| images::is(image, name)).ok_or_else(|| {
+        let known: Vec<&str> = images.iter().map(|image| image.name.as_str()).collect();
+        let message = format!("there is no image '{name}'; there are: {}", known.join(", "));
+        Cause::new("no-image", message, "name one of these, or import one (maru image import)")
+    })
+}
+
+/// Refuses a disk that cannot be based on an image.
+fn check_child(disk: &DiskRecord, format: disk::Format, size: u64, image: &ImageRecord) -> Result<(), Cause> {
+    if format != disk::Format::Vhdx {
+        let message = format!("the disk {} would be {format}, and what is based on an image is VHDX", disk.file);
+        return Err(bad(message, "let its file end with .vhdx, and name no other format"));
+    }
+    if size < image.virtual_bytes {
+        let message = format!("a disk of {size} bytes from the image '{}', which has {}", image.name, image.virtual_bytes);
+        return Err(bad(message, "give it as much, or more"));
+    }
+    Ok(())
+}
+
+/// What a VM boots.
+pub fn boot(wanted: &api::Boot, volumes: &Volumes) -> Result<BootRecord, Cause> {
+    let command_line = wanted.command_line.clone();
+    if command_line.len() > MAX_COMMAND_LINE || command_line.contains('\0') {
+        return Err(bad(format!("a command line of {} bytes", command_line.len()), "give it 2047 at most"));
+    }
+    let kernel = volumes.parse(&wanted.kernel)?;
+    let initrd = wanted.initrd.as_deref().map(|initrd| volumes.parse(initrd)).transpose()?;
+    Ok(BootRecord { kernel, initrd, command_line })
+}
+
+/// The same, with what is left out as the image says that a disk is based on.
+fn boot_of(wanted: &api::Boot, disks: &[DiskRecord], volumes: &Volumes, images: &[ImageRecord]) -> Result<BootRecord, Cause> {
+    if !wanted.kernel.is_empty() {
+        return boot(wanted, volumes);
+    }
+    let below = disks.iter().flat_map(|disk| &disk.parents);
+    let mut images = below.filter_map(|parent| images.iter().find(|image| image.file == parent.file));
+    let Some(usual) = images.find_map(|image| image.boot.as_ref()).map(api::Boot::from) else {
+        let way_out = "name a kernel (--kernel), or give the image one (maru image edit)";
+        return Err(bad("there is no kernel, and no disk is based on an image that has one", way_out));
+    };
+    let command_line = if wanted.command_line.is_empty() { usual.command_line } else { wanted.command_line.clone() };
+    boot(&api::Boot { kernel: usual.kernel, initrd: wanted.initrd.clone().or(usual.initrd), command_line }, volumes)
+}
+
 fn check_memory(spec: &api::VmSpec) -> Result<(), Cause> {
     let max = spec.max_memory_bytes.unwrap_or(spec.memory_bytes);
     for bytes in [spec.memory_bytes, max] {
@@ -183,9 +244,15 @@ fn ids<'a>(kind: &str, given: impl Iterator<Item = Option<&'a str>>) -> Vec<Stri
 }
 
 /// A place for a new disk that nothing is in.
-fn new_file(name: &str, id: &str, format: Option<api::DiskFormat>, volumes: &Volumes) -> Result<FileRef, Cause> {
+fn new_file(
+    name: &str,
+    id: &str,
+    format: Option<api::DiskFormat>,
+    volume: Option<&str>,
+    volumes: &Volumes,
+) -> Result<FileRef, Cause> {
     let names = volumes.names();
-    let volume = names.iter().find(|name| *name == "local").or(names.first());
+    let volume = names.iter().find(|name| *name == volume.unwrap_or("local")).or(names.first());
     let volume = volume.ok_or_else(|| Cause::new("no-volume", "there is no volume", "start marud with one"))?;
     let end = match format {
         Some(api::DiskFormat::Raw) => "raw",
@@ -343,19 +410,19 @@ mod tests {
         let mut wanted = spec(|_| {});
         wanted.disks = serde_json::from_str(r#"[{"file":"local:root.raw"}]"#).unwrap();
         wanted.nets = serde_json::from_str(r#"[{"tap":"tap0"},{"tap":"tap1"}]"#).unwrap();
-        let vm = record(&wanted, &volumes).unwrap().vm;
+        let vm = record(&wanted, &volumes, &[]).unwrap().vm;
         let config = monitor(&vm, &volumes).unwrap();
         assert_eq!((config.cpus.count, config.memory.size, config.boot.command_line.as_str()), (1, 64 << 20, "console=ttyS0"));
         assert_eq!((config.disks[0].id.as_str(), config.nets[1].id.as_str()), ("disk0", "net1"));
         assert_ne!(config.nets[0].mac, config.nets[1].mac);
-        assert_eq!(record(&vm.spec(), &volumes).unwrap().vm.spec(), vm.spec(), "what is shown can be created again");
+        assert_eq!(record(&vm.spec(), &volumes, &[]).unwrap().vm.spec(), vm.spec(), "what is shown can be created again");
     }
 
     #[test]
     fn what_makes_no_vm_is_refused_with_the_reason() {
         let directory = tempfile::tempdir().unwrap();
         let volumes = volumes(directory.path());
-        let code = |change: &dyn Fn(&mut api::VmSpec)| record(&spec(change), &volumes).unwrap_err().code;
+        let code = |change: &dyn Fn(&mut api::VmSpec)| record(&spec(change), &volumes, &[]).unwrap_err().code;
         for name in ["", "a b", "a/b", "..", "import", "7d9b5e0a-53f2-4d9e-9f0f-3f6f3a3a2b11"] {
             assert_eq!(code(&|vm| vm.name = name.into()), "bad-name", "{name}");
         }
@@ -365,12 +432,14 @@ mod tests {
         assert_eq!(code(&|vm| vm.memory_bytes = (64 << 20) + 1), "bad-vm");
         assert_eq!(code(&|vm| vm.max_memory_bytes = Some(62 << 20)), "bad-vm");
         assert_eq!(code(&|vm| vm.balloon_bytes = 1), "bad-vm");
+        assert_eq!(code(&|vm| vm.boot = api::Boot::default()), "bad-vm");
         assert_eq!(code(&|vm| vm.boot.kernel = "/etc/passwd".into()), "bad-file");
         assert_eq!(code(&|vm| vm.boot.kernel = "local:nothing".into()), "no-file");
         let disk = |id: &str| api::Disk {
             id: Some(id.into()),
             file: "local:root.raw".into(),
             size_bytes: None,
+            image: None,
             format: None,
             read_only: true,
             direct: false,

@@ -6,15 +6,21 @@ use super::clone;
 use super::config::NewDisk;
 use super::staging::Staging;
 use super::work::WorkError;
-use crate::records::{Cause, DiskRecord, ParentRecord, VmRecord};
+use crate::images;
+use crate::records::{Cause, DiskRecord, ImageRecord, ParentRecord, VmRecord};
 use crate::state::{State, StateError};
 use crate::volumes::Volumes;
 
-/// Refuses a disk that another VM writes, or that is to be written and another VM has. Hold the files meanwhile.
+/// Refuses a disk that is an image, one that another VM writes, or that is to be written and another VM has. Hold the files meanwhile.
 pub fn check(state: &State, vm: &VmRecord) -> Result<Result<(), Cause>, StateError> {
     for (index, disk) in vm.disks.iter().enumerate() {
         if vm.disks[..index].iter().any(|other| other.file == disk.file && !(other.read_only && disk.read_only)) {
             return Ok(Err(Cause::new("disk-twice", format!("the disk {} is there twice", disk.file), "name each disk once")));
+        }
+    }
+    for image in state.all::<ImageRecord>()?.into_iter().map(|stored| stored.record) {
+        if vm.disks.iter().any(|disk| disk.file == image.file) {
+            return Ok(Err(images::not_a_disk(&image)));
         }
     }
     for other in state.all::<VmRecord>()?.into_iter().map(|stored| stored.record) {
@@ -45,11 +51,12 @@ pub fn parents(disk: &DiskRecord, volumes: &Volumes) -> Vec<ParentRecord> {
     files.map(|file| ParentRecord { file, inherited: false }).collect()
 }
 
-/// Makes new, empty disks and gives them their places.
-pub fn make(staging: &mut Staging<'_>, disks: &[NewDisk]) -> Result<(), WorkError> {
+/// Makes new disks, empty or based on images, and gives them their places.
+pub fn make(staging: &mut Staging<'_>, disks: &[NewDisk], volumes: &Volumes) -> Result<(), WorkError> {
     for new in disks {
         let path = staging.place(&new.file)?;
-        tool::create(&path, &tool::NewDisk { format: new.format, size: Some(new.size), ..tool::NewDisk::default() })?;
+        let parent = new.parent.as_ref().map(|parent| Ok::<_, Cause>((volumes.find(parent)?, new.format))).transpose()?;
+        tool::create(&path, &tool::NewDisk { format: new.format, size: Some(new.size), parent, ..tool::NewDisk::default() })?;
     }
     Ok(staging.publish()?)
 }

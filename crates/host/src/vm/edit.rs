@@ -19,7 +19,8 @@ use super::config::{self, Wanted};
 use super::staging::Staging;
 use super::work::{Progress, WorkError};
 use super::{Surroundings, clone, disks, live, resources};
-use crate::records::{Cause, DiskRecord, EventKind, EventRecord, NameRecord, NetRecord, VmRecord};
+use crate::images;
+use crate::records::{Cause, DiskRecord, EventKind, EventRecord, ImageRecord, NameRecord, NetRecord, VmRecord};
 use crate::state::{Records, State, StateError};
 use crate::volumes::Volumes;
 
@@ -44,8 +45,14 @@ pub fn patched(vm: &VmRecord, patch: &Value) -> Result<api::VmSpec, Cause> {
 }
 
 /// The patch with all names written out: who does it again finds the same.
-pub fn resolved(vm: &VmRecord, patch: &Value, volumes: &Volumes) -> Result<(Value, Wanted), Cause> {
-    let wanted = config::edited(vm, &patched(vm, patch)?, volumes)?;
+pub fn resolved(vm: &VmRecord, patch: &Value, volumes: &Volumes, images: &[ImageRecord]) -> Result<(Value, Wanted), Cause> {
+    let spec = patched(vm, patch)?;
+    let is_own = |disk: &&api::Disk| disk.image.is_some() && vm.disks.iter().any(|own| Some(&own.id) == disk.id.as_ref());
+    if let Some(disk) = spec.disks.iter().find(is_own) {
+        let message = format!("the disk {} is there already, and is not made from an image", disk.id.as_deref().unwrap_or("?"));
+        return Err(Cause::new("bad-vm", message, "leave out its image, or give the new disk another id"));
+    }
+    let wanted = config::edited(vm, &spec, volumes, images)?;
     let size = |disk: &DiskRecord| {
         let grown = wanted.grow.iter().find(|(id, _)| *id == disk.id).map(|(_, bytes)| *bytes);
         grown.or(wanted.make.iter().find(|new| new.file == disk.file).map(|new| new.size))
@@ -53,7 +60,12 @@ pub fn resolved(vm: &VmRecord, patch: &Value, volumes: &Volumes) -> Result<(Valu
     let mut patch = patch.clone();
     let refuse = |error: serde_json::Error| Cause::new("bad-body", error.to_string(), "see the API's document for its form");
     if patch.get("disks").is_some() {
-        let told = |disk: &DiskRecord| api::Disk { size_bytes: size(disk), ..disk.into() };
+        // By its id: it may get another name before this is done.
+        let image = |disk: &DiskRecord| {
+            let parent = wanted.make.iter().find(|new| new.file == disk.file)?.parent.as_ref()?;
+            images.iter().find(|image| image.file == *parent).map(|image| image.id.to_string())
+        };
+        let told = |disk: &DiskRecord| api::Disk { size_bytes: size(disk), image: image(disk), ..disk.into() };
         patch["disks"] = serde_json::to_value(wanted.vm.disks.iter().map(told).collect::<Vec<_>>()).map_err(refuse)?;
     }
     if patch.get("nets").is_some() {
@@ -179,7 +191,7 @@ pub fn edit(
 ) -> Result<Option<EventRecord>, WorkError> {
     let volumes = &surroundings.volumes;
     let made = Staging::resume(volumes, task)?;
-    let wanted = config::edited(vm, &patched(vm, patch)?, volumes)?;
+    let wanted = config::edited(vm, &patched(vm, patch)?, volumes, &images::all(state)?)?;
     let plan = control.map(|_| plan(vm, &wanted)).transpose()?;
     if progress.is_cancelled() {
         // An earlier marud may have got far.
@@ -193,7 +205,7 @@ pub fn edit(
             let _held = surroundings.hold_files();
             disks::check(state, &wanted.vm)??;
             let mut staging = Staging::begin(volumes, task)?;
-            disks::make(&mut staging, &wanted.make)?;
+            disks::make(&mut staging, &wanted.make, volumes)?;
             staging
         }
     };

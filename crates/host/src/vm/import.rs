@@ -34,7 +34,7 @@ pub fn read(wanted: &api::ImportVm, volumes: &Volumes) -> Result<(VmRecord, Impo
             return Err(altered(&inside(&file.name), &format!("it has {length} bytes, and had {}", file.bytes)));
         }
     }
-    let mut vm = config::record(&spec, volumes)?.vm;
+    let mut vm = config::record(&spec, volumes, &[])?.vm;
     let volume = wanted.volume.clone().unwrap_or_else(|| from.volume.clone());
     volumes.root(&volume)?;
     let target = |name: &str| match wanted.mode {

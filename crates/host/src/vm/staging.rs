@@ -129,7 +129,16 @@ impl Drop for Staging<'_> {
     }
 }
 
-fn directory_name(id: Uuid) -> String {
+/// Makes the directory for files of an id, in a volume, beside those that get places: [`undo`] removes them, and so does the next start of `marud`
+/// if no task needs them.
+pub fn make_directory(volumes: &Volumes, volume: &str, id: Uuid) -> Result<PathBuf, Cause> {
+    let directory = volumes.root(volume)?.join(directory_name(id));
+    fs::create_dir(&directory).map_err(|error| failed(format_args!("{volume}:{}", directory_name(id)), &error))?;
+    Ok(directory)
+}
+
+/// What the directory for files of an id is called.
+pub fn directory_name(id: Uuid) -> String {
     format!("{PREFIX}{id}")
 }
 

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use disk::tool::{self, AnyFormat};
 use vmm::config::DiskConfig;
 
 use super::Volumes;
-use crate::records::VmRecord;
+use crate::records::{ImageRecord, VmRecord};
 use crate::vm::config;
 
 /// Bytes of one volume.
@@ -21,29 +21,32 @@ pub struct Account {
     pub provisioned: u64,
 }
 
-/// Counts the disks of these VMs by the volume that they are in: each file once. A disk that cannot be read, or is outside of all volumes, counts
+/// Counts the disks of these VMs, and these images, by the volume that they are in: each file once. A disk that cannot be read, or is outside of all volumes, counts
 /// for nothing; who starts its VM is told.
-pub fn count(volumes: &Volumes, vms: &[VmRecord]) -> BTreeMap<String, Account> {
+pub fn count(volumes: &Volumes, vms: &[VmRecord], images: &[ImageRecord]) -> BTreeMap<String, Account> {
     let mut seen: Vec<(u64, u64)> = Vec::new();
     let mut accounts: BTreeMap<String, Account> = BTreeMap::new();
+    let mut add = |path: &Path, virtual_size: Option<u64>| {
+        let Ok(metadata) = fs::metadata(path) else { return };
+        let Some(volume) = volumes.volume_of(path) else { return };
+        let identity = (metadata.dev(), metadata.ino());
+        if seen.contains(&identity) {
+            return;
+        }
+        seen.push(identity);
+        let (account, allocated) = (accounts.entry(volume).or_default(), metadata.blocks() * 512);
+        account.allocated += allocated;
+        account.provisioned += virtual_size.unwrap_or(allocated);
+    };
     for vm in vms {
         for disk in &vm.disks {
             let Ok(path) = volumes.find(&disk.file) else { continue };
             let found = config::monitor_disk(disk, &vm.resources, path);
-            for (path, virtual_size) in files(&found) {
-                let Ok(metadata) = fs::metadata(&path) else { continue };
-                let Some(volume) = volumes.volume_of(&path) else { continue };
-                let identity = (metadata.dev(), metadata.ino());
-                if seen.contains(&identity) {
-                    continue;
-                }
-                seen.push(identity);
-                let account = accounts.entry(volume).or_default();
-                account.allocated += metadata.blocks() * 512;
-                account.provisioned += virtual_size;
-            }
+            files(&found).iter().for_each(|(path, virtual_size)| add(path, Some(*virtual_size)));
         }
     }
+    // Those that no VM is based on are there, too.
+    images.iter().filter_map(|image| volumes.find(&image.file).ok()).for_each(|path| add(&path, None));
     accounts
 }
 

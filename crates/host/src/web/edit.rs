@@ -7,6 +7,7 @@ use super::Refusal;
 use super::extract::{Body, Params};
 use super::tasks::{Conditions, TaskAnswer, WaitParams};
 use super::vms::{Asked, check_room, disks_refused};
+use crate::images;
 use crate::records::{NameRecord, OperationRecord, VmRecord};
 use crate::vm::{clone, disks, edit};
 
@@ -27,7 +28,8 @@ pub async fn edit(Params(params): Params<WaitParams>, asked: Asked, body: Body) 
     let patch: serde_json::Value = body.parse()?;
     let (state, surroundings) = (asked.state(), asked.surroundings());
     let operation = move |vm: &VmRecord| {
-        let (patch, wanted) = edit::resolved(vm, &patch, &surroundings.volumes).map_err(Refusal::senseless)?;
+        let (patch, wanted) =
+            edit::resolved(vm, &patch, &surroundings.volumes, &images::all(&state)?).map_err(Refusal::senseless)?;
         check_room(&wanted.vm)?;
         disks::check(&state, &wanted.vm)?.map_err(disks_refused)?;
         if wanted.vm.name != vm.name && state.read::<NameRecord>(&wanted.vm.name)?.is_some() {

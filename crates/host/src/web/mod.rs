@@ -31,6 +31,7 @@ mod extract;
 mod fields;
 mod guard;
 mod host;
+mod images;
 mod metrics;
 mod once;
 mod requests;
@@ -40,6 +41,7 @@ mod suggest;
 mod tasks;
 mod tokens;
 mod transfer;
+mod upload;
 mod usage;
 mod vms;
 mod volumes;
@@ -91,6 +93,8 @@ pub fn router(app: App) -> Router {
         .route("/host", get(host::show))
         .route("/volumes", get(volumes::list).post(volumes::create))
         .route("/volumes/{volume}", get(volumes::show).patch(volumes::change).delete(volumes::delete))
+        .route("/images", get(images::list).post(images::import))
+        .route("/images/{image}", get(images::show).put(upload::upload).patch(images::change).delete(images::delete))
         .route("/vms", get(vms::list).post(vms::create))
         .route("/vms/{vm}", get(vms::show).patch(edit::edit).delete(vms::delete))
         .route("/vms/{vm}/start", post(vms::start))
@@ -147,6 +151,7 @@ pub fn router(app: App) -> Router {
     paths(
         host::show,
         volumes::list, volumes::create, volumes::show, volumes::change, volumes::delete,
+        images::list, images::import, upload::upload, images::show, images::change, images::delete,
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
         console::open, console::log,
         transfer::export, transfer::import,

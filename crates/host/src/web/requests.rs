@@ -60,8 +60,9 @@ fn name(method: &Method) -> &'static str {
 /// Counts a request.
 pub async fn count(State(requests): State<Arc<Requests>>, request: Request, next: Next) -> Response {
     let method = request.method().clone();
-    // How long a client wants to wait says nothing about this program.
-    let waits = request.uri().query().is_some_and(|query| query.split('&').any(|part| part.starts_with("wait=")));
+    // How long a client wants to wait, or takes to send a file, says nothing about this program.
+    let sends = method == Method::PUT && request.uri().path().contains("/images/");
+    let waits = sends || request.uri().query().is_some_and(|query| query.split('&').any(|part| part.starts_with("wait=")));
     let start = Instant::now();
     let response = next.run(request).await;
     requests.note(&method, response.status().as_u16(), (!waits).then(|| start.elapsed()));

@@ -20,12 +20,13 @@ use super::once::Once;
 use super::vms::{check_if_match, find};
 use super::{App, Refusal};
 use crate::host::Host;
+use crate::images;
 use crate::records::{CheckpointOperation, EventKind, EventRecord, OperationRecord, TaskRecord, TaskStateRecord, VmRecord};
 use crate::state::{Records, State};
 use crate::vm::{config, edit};
 
 /// Tasks that may wait for one VM.
-const MAX_WAITING: usize = 16;
+pub const MAX_WAITING: usize = 16;
 /// How long a request may wait, in seconds.
 const MAX_WAIT: u32 = 300;
 
@@ -166,7 +167,9 @@ fn refuse_now(host: &Host, vm: &VmRecord, operation: &OperationRecord) -> Result
             Err(Refusal::conflict("vm-paused", message, "resume it first, or stop it by force"))
         }
         (OperationRecord::Edit { patch }, Running | Paused) => {
-            let wanted = edit::patched(vm, patch).and_then(|spec| config::edited(vm, &spec, &host.surroundings.volumes));
+            let images = images::all(&host.state)?;
+            let edited = |spec: api::VmSpec| config::edited(vm, &spec, &host.surroundings.volumes, &images);
+            let wanted = edit::patched(vm, patch).and_then(edited);
             let planned = wanted.and_then(|wanted| edit::plan(vm, &wanted));
             planned.map(drop).map_err(|cause| Refusal { status: StatusCode::CONFLICT, cause })
         }

@@ -20,6 +20,7 @@ use super::suggest::did_you_mean;
 use super::tasks::{Conditions, TaskAnswer, WaitParams, answer, submit};
 use super::{App, Refusal};
 use crate::host::Host;
+use crate::images;
 use crate::records::{Cause, DeleteDisks, EventKind, EventRecord, NameRecord, OnceRecord, OperationRecord, VmRecord};
 use crate::state::{Records, State, StateError};
 use crate::vm::config::{self, Wanted};
@@ -215,15 +216,17 @@ fn insert(
         if let Some(made) = Once::made(once, state)? {
             return find(state, &made.to_string());
         }
-        let Wanted { vm, make, .. } = config::record(spec, &surroundings.volumes).map_err(Refusal::senseless)?;
+        // No image goes before the VM is stored that is made from it.
+        let _held = surroundings.hold_files();
+        let wanted = config::record(spec, &surroundings.volumes, &images::all(state)?);
+        let Wanted { vm, make, .. } = wanted.map_err(Refusal::senseless)?;
         check_room(&vm)?;
         if state.read::<NameRecord>(&vm.name)?.is_some() && once.is_none() {
             return Err(Refusal { status: StatusCode::CONFLICT, cause: clone::name_taken(&vm.name) });
         }
-        let _held = surroundings.hold_files();
         disks::check(state, &vm)?.map_err(disks_refused)?;
         let mut staging = Staging::begin(&surroundings.volumes, vm.id).map_err(Refusal::senseless)?;
-        disks::make(&mut staging, &make).map_err(not_made)?;
+        disks::make(&mut staging, &make, &surroundings.volumes).map_err(not_made)?;
         let event = EventRecord::now(EventKind::VmCreated, "it was created").of_vm(vm.id, &vm.name);
         let transaction = Transaction::new().create(&vm).tell(&event);
         match state.commit(&Once::note(once, transaction, vm.id))? {
@@ -253,7 +256,11 @@ pub fn check_room(vm: &VmRecord) -> Result<(), Refusal> {
 
 /// Disks that others have may be free later; one that is there twice never makes sense.
 pub fn disks_refused(cause: Cause) -> Refusal {
-    let status = if cause.code == "disk-in-use" { StatusCode::CONFLICT } else { StatusCode::UNPROCESSABLE_ENTITY };
+    let status = if matches!(cause.code.as_str(), "disk-in-use" | "image-file") {
+        StatusCode::CONFLICT
+    } else {
+        StatusCode::UNPROCESSABLE_ENTITY
+    };
     Refusal { status, cause }
 }
 

@@ -10,7 +10,8 @@ use vmm::config::check_id;
 
 use super::extract::{Body, Name, PageParams, Params};
 use super::{App, Refusal};
-use crate::records::{Cause, FileRef, PlaceRecord, VmRecord, VolumeRecord};
+use crate::images;
+use crate::records::{Cause, FileRef, ImageRecord, PlaceRecord, VmRecord, VolumeRecord};
 use crate::state::{Records, State, StateError};
 use crate::vm::Surroundings;
 use crate::volumes::{Account, account};
@@ -18,7 +19,7 @@ use crate::volumes::{Account, account};
 /// All volumes, as they are told.
 pub fn told(state: &State, surroundings: &Surroundings) -> Result<Vec<api::Volume>, StateError> {
     let vms: Vec<VmRecord> = state.all::<VmRecord>()?.into_iter().map(|stored| stored.record).collect();
-    let accounts = account::count(&surroundings.volumes, &vms);
+    let accounts = account::count(&surroundings.volumes, &vms, &images::all(state)?);
     let mut records: BTreeMap<String, VolumeRecord> =
         state.all::<VolumeRecord>()?.into_iter().map(|stored| (stored.record.name.clone(), stored.record)).collect();
     let mut names = surroundings.volumes.names();
@@ -194,7 +195,7 @@ fn edit(state: &State, name: &str, wanted: &api::VolumeChange) -> Result<(), Ref
 
 /// Delete a volume
 ///
-/// One that no VM uses. Its files stay where they are.
+/// One that no VM uses, and that has no image. Its files stay where they are.
 #[utoipa::path(delete, path = "/volumes/{volume}", tag = "volumes", operation_id = "delete_volume",
     params(("volume" = String, Path, description = "Its name")), responses(
     (status = 204, description = "It is no volume any more"),
@@ -222,6 +223,10 @@ fn forget(state: &State, surroundings: &Surroundings, name: &str) -> Result<(), 
                 let message = format!("the VM '{}' has files in the volume '{name}'", vm.name);
                 return Err(Refusal::conflict("volume-in-use", message, "delete that VM first, or give it other files"));
             }
+        }
+        if let Some(image) = state.all::<ImageRecord>()?.iter().find(|image| image.record.file.volume == name) {
+            let message = format!("the image '{}' is in the volume '{name}'", image.record.name);
+            return Err(Refusal::conflict("volume-in-use", message, "delete that image first"));
         }
         // A VM that is created meanwhile finds out when it is started, at the latest.
         let transaction = Transaction::new().if_still(name, &stored).forget::<VolumeRecord>(name);

@@ -1,5 +1,6 @@
 //! The power goes at any change or flush of what tools do to an image: what it held is there, and run again they finish.
 
+mod alone;
 mod compact;
 mod merge;
 

@@ -78,6 +78,7 @@ impl Actor {
             OperationRecord::Export { to } => self.export(&task, to.clone()),
             OperationRecord::Import(wanted) => Ok(self.import(&task, wanted.clone())),
             OperationRecord::Edit { patch } => self.edit(&task, patch.clone()),
+            OperationRecord::ImportImage(_) => Err(Cause::new("internal", "an image is no VM's", "ask for the image anew")),
         };
         match went {
             Ok(Went::Waits) => {}

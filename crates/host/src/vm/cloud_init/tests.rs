@@ -12,7 +12,7 @@ fn vm(cloud_init: Value) -> Result<VmRecord, Cause> {
         "name": "web", "memory_bytes": 64 << 20, "boot": {"kernel": "local:vmlinuz"},
         "nets": [{"tap": "tap0"}, {"tap": "tap1"}], "cloud_init": cloud_init,
     });
-    config::record(&serde_json::from_value(spec).unwrap(), &volumes).map(|wanted| wanted.vm)
+    config::record(&serde_json::from_value(spec).unwrap(), &volumes, &[]).map(|wanted| wanted.vm)
 }
 
 fn documents(vm: &VmRecord) -> [Value; 3] {
