@@ -114,8 +114,8 @@ impl TestHost {
         Client::new(&format!("https://{}", self.address), &authority, secret).unwrap()
     }
 
-    /// The status and the body that are at an address above the API's.
-    pub fn top(&self, path: &str, secret: &str) -> (u16, String) {
+    /// A connection, for what a client does not do.
+    pub fn connect(&self) -> StreamOwned<ClientConnection, TcpStream> {
         let authority = CertificateDer::from_pem_file(self.directory.path().join("state/tls/ca.pem")).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(authority).unwrap();
@@ -123,7 +123,12 @@ impl TestHost {
         let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
         let connection = ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
-        let mut stream = StreamOwned::new(connection, TcpStream::connect(&self.address).unwrap());
+        StreamOwned::new(connection, TcpStream::connect(&self.address).unwrap())
+    }
+
+    /// The status and the body that are at an address above the API's.
+    pub fn top(&self, path: &str, secret: &str) -> (u16, String) {
+        let mut stream = self.connect();
         let head =
             format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nauthorization: Bearer {secret}\r\n\r\n");
         stream.write_all(head.as_bytes()).unwrap();
