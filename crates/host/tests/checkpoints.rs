@@ -30,7 +30,11 @@ fn with_disk(host: &TestHost) -> Client {
 }
 
 fn leaf(host: &TestHost, client: &Client) -> PathBuf {
-    let file = client.vm("web").spec.disks[0].file.clone();
+    leaf_of(host, client, "web")
+}
+
+fn leaf_of(host: &TestHost, client: &Client, vm: &str) -> PathBuf {
+    let file = client.vm(vm).spec.disks[0].file.clone();
     host.volume(file.strip_prefix("local:").unwrap())
 }
 
@@ -53,7 +57,11 @@ fn fill(host: &TestHost, client: &Client, byte: u8) {
 
 /// The one byte that the VM's disk holds everywhere.
 fn content(host: &TestHost, client: &Client) -> u8 {
-    let (leaf, raw) = (leaf(host, client), host.directory.path().join("look.raw"));
+    content_of(host, client, "web")
+}
+
+fn content_of(host: &TestHost, client: &Client, vm: &str) -> u8 {
+    let (leaf, raw) = (leaf_of(host, client, vm), host.directory.path().join("look.raw"));
     tool::convert((&leaf, VHDX), &raw, &disk(Format::Raw), Existing::Replace, &Job::default()).unwrap();
     let bytes = fs::read(raw).unwrap();
     assert!(bytes.len() == SIZE as usize && bytes.iter().all(|byte| *byte == bytes[0]));
@@ -66,8 +74,11 @@ fn files_below(directory: &Path) -> usize {
 }
 
 fn checkpoint(client: &Client, name: &str) {
-    let wanted = json!({ "name": name });
-    let task: api::Task = client.call("POST".parse().unwrap(), "/vms/web/checkpoints", Some(&wanted)).unwrap();
+    posted(client, "/vms/web/checkpoints", &json!({ "name": name }));
+}
+
+fn posted(client: &Client, path: &str, body: &serde_json::Value) {
+    let task: api::Task = client.call("POST".parse().unwrap(), path, Some(body)).unwrap();
     client.wait(task, |_| {}).unwrap();
 }
 
@@ -107,6 +118,54 @@ fn each_branch_of_a_tree_keeps_its_bytes_through_apply_and_merge() {
     client.does("DELETE /vms/web/checkpoints/one?subtree=true");
     assert_eq!((content(&host, &client), list(&client).len(), files_below(&host.volume("vms"))), (3, 0, 0));
     assert_eq!(leaf(&host, &client), host.volume("root.vhdx"));
+}
+
+#[test]
+fn nobody_else_may_stand_on_what_checkpoints_change_and_what_they_stand_on_stays() {
+    let host = TestHost::new();
+    let client = with_disk(&host);
+    fill(&host, &client, 1);
+    checkpoint(&client, "one");
+    let json = ("content-type", "application/json");
+    let refused = |path: &str, body: serde_json::Value| client.refusal("POST", path, &[json], body.to_string().as_bytes());
+    for file in ["root.vhdx", "child.vhdx"] {
+        let parent = Some((host.volume("root.vhdx"), Format::Vhdx));
+        let _ = tool::create(&host.volume("child.vhdx"), &NewDisk { parent, ..disk(Format::Vhdx) });
+        for read_only in [false, true] {
+            let mut other = spec("other", "");
+            other["disks"] = json!([{"file": format!("local:{file}"), "read_only": read_only}]);
+            assert_eq!(refused("/vms", other), (409, "disk-in-use".into()), "{file}, {read_only}");
+        }
+    }
+    fs::remove_file(host.volume("child.vhdx")).unwrap();
+    let body = json!({"disks": [{"file": client.vm("web").spec.disks[0].file}, {"file": "local:root.vhdx"}]});
+    let patched =
+        client.refusal("PATCH", "/vms/web", &[("content-type", "application/merge-patch+json")], body.to_string().as_bytes());
+    assert_eq!(patched, (409, "disk-in-use".into()));
+    assert_eq!(refused("/vms/web/clone", json!({"name": "twin", "linked": true})), (409, "has-checkpoints".into()));
+    posted(&client, "/vms/web/clone", &json!({"name": "copy"}));
+    assert_eq!(content_of(&host, &client, "copy"), 1);
+
+    // A linked clone's checkpoint needs what it was made from, though the clone itself has other disks now.
+    client.does("DELETE /vms/web/checkpoints/one");
+    posted(&client, "/vms/web/clone", &json!({"name": "twin", "linked": true}));
+    fill(&host, &client, 2);
+    checkpoint(&client, "two");
+    posted(&client, "/vms/twin/checkpoints", &json!({"name": "old"}));
+    let no_disks = serde_json::to_vec(&json!({"disks": []})).unwrap();
+    let task = client.send(
+        "PATCH".parse().unwrap(),
+        "/vms/twin?wait=20",
+        &[("content-type", "application/merge-patch+json")],
+        &no_disks,
+    );
+    assert_eq!(task.unwrap().status(), 200);
+    client.does("DELETE /vms/web?disks=delete");
+    client.does("POST /vms/twin/checkpoints/old/apply");
+    assert_eq!(content_of(&host, &client, "twin"), 1);
+    client.does("DELETE /vms/twin?disks=delete");
+    client.does("DELETE /vms/copy?disks=delete");
+    assert_eq!(files_below(&host.volume("")), 1, "the kernel");
 }
 
 #[test]

@@ -263,7 +263,7 @@ fn vms_share_an_image_that_nobody_changes_and_outlives_them() {
         assert_eq!(create(&from_base("web", json!({ "file": file }))), (409, "image-file".into()));
         assert_eq!(create(&from_base("web", json!({"file": file, "read_only": true}))), (409, "image-file".into()));
     }
-    assert_eq!(files(&host), [own.clone()]);
+    assert_eq!(files(&host), [own.as_str()]);
 
     let web = client.create(&from_base("web", json!({"image": "base"})));
     assert_eq!((web.spec.disks[0].file.as_str(), &web.spec.disks[0].image), ("local:web/disk0.vhdx", &None));

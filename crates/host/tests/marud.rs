@@ -3,11 +3,13 @@
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use api::client::{Client, ClientError, WebSocket};
 use api::{ConsoleEvent, EventKind, TaskState, VmState};
+use rustls::StreamOwned;
 use serde_json::json;
 use support::{Asking, PATIENCE, TestHost, end, spec, until};
 use tungstenite::Message;
@@ -396,6 +398,47 @@ fn bad_requests_get_a_status_a_reason_and_a_way_out() {
     client.create(&shared("reader2", true));
     assert_eq!(refused("POST", "/vms", &[JSON], &body(shared("writer", false))), "409 disk-in-use");
     assert_eq!(client.list::<api::Vm>("/vms").unwrap().len(), 3, "nothing half done");
+}
+
+#[test]
+fn half_of_a_request_does_nothing_and_a_whole_one_is_done_whoever_goes_away() {
+    let host = TestHost::new();
+    let secret = fs::read_to_string(host.directory.path().join("state/admin.token")).unwrap();
+    let request = |name: &str| {
+        let body = spec(name, "").to_string();
+        let head = "POST /api/v1/vms HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+        format!("{head}authorization: Bearer {}\r\ncontent-length: {}\r\n\r\n{body}", secret.trim(), body.len()).into_bytes()
+    };
+    let send = |bytes: &[u8]| {
+        let mut stream = host.connect();
+        stream.write_all(bytes).unwrap();
+        stream.flush().unwrap();
+        stream
+    };
+    let half = request("half");
+    for length in (1..half.len()).step_by(16).chain([half.len() - 1]) {
+        drop(send(&half[..length]));
+    }
+    let stalled_body = send(&half[..half.len() - 1]);
+    let stalled_head = send(&half[..half.len() / 3]);
+
+    // Nobody waits for its answer.
+    drop(send(&request("whole")));
+    until("the VM is there", || host.client().list::<api::Vm>("/vms").unwrap().into_iter().find(|vm| vm.spec.name == "whole"));
+    let audit = || fs::read_to_string(host.directory.path().join("state/audit.log")).unwrap();
+    until("it is in the audit log", || audit().contains(r#""path":"/vms","status":201"#).then_some(()));
+
+    let told = |mut stream: StreamOwned<_, _>| {
+        let mut answer = String::new();
+        // Whether the end is announced is not what this is about.
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    };
+    let answer = told(stalled_body);
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("too-slow"), "{answer}");
+    let answer = told(stalled_head);
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert_eq!(host.client().list::<api::Vm>("/vms").unwrap().len(), 1);
 }
 
 #[test]

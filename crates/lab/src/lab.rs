@@ -63,6 +63,7 @@ pub struct LabSpec {
     programs: Vec<(PathBuf, String)>,
     files: Vec<(PathBuf, String)>,
     modules: Vec<String>,
+    managed: bool,
     kernel_words: String,
     qemu_arguments: Vec<String>,
     accelerator: Accelerator,
@@ -129,6 +130,14 @@ impl LabSpec {
     #[must_use]
     pub fn module(mut self, name: impl Into<String>) -> Self {
         self.modules.push(name.into());
+        self
+    }
+
+    /// Has the hosts run `marud` as a service, with a volume `local`, and counts them as up when it answers. Maru's programs have to be among
+    /// [their programs](LabSpec::binary).
+    #[must_use]
+    pub fn managed(mut self) -> Self {
+        self.managed = true;
         self
     }
 
@@ -226,6 +235,7 @@ impl LabSpec {
                 runtime_dir: dirs.runtime.clone(),
                 state_dir,
                 accelerator: self.accelerator,
+                managed: self.managed,
                 kernel_words: self.kernel_words.clone(),
                 qemu: std::env::var("MARU_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".into()),
                 qemu_arguments: self.qemu_arguments.clone(),
@@ -300,6 +310,7 @@ impl Lab {
             programs: Vec::new(),
             files: Vec::new(),
             modules: Vec::new(),
+            managed: false,
             kernel_words: String::new(),
             qemu_arguments: Vec::new(),
             accelerator: Accelerator::detect(),

@@ -2,31 +2,15 @@
 
 mod common;
 
+use std::process::Command;
 use std::time::Instant;
 
-use common::{PATIENCE, shell, vm_lab};
+use common::managed::{managed_lab, start_marud, until, vm};
+use common::{PATIENCE, shell};
 use lab::agent::{Event, Exec, Process};
-use lab::appliance::{agent_image, program};
+use lab::appliance::agent_image;
 use lab::host::Host;
 use serde_json::Value;
-
-fn start_marud(host: &Host) {
-    shell(host, "setsid marud --volume guest=/guest </dev/null >>/run/marud.log 2>&1 &");
-    until(host, "marud answers", |host| host.exec(["maru", "host", "show"]).unwrap().success());
-}
-
-fn until(host: &Host, what: &str, done: impl Fn(&Host) -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done(host) {
-        let seen =
-            || host.exec(["sh", "-c", "cat /run/marud.log; maru vm show web; maru vm console web --log"]).map(|log| log.text());
-        assert!(Instant::now() < deadline, "timed out waiting for: {what}\n{:?}", seen());
-    }
-}
-
-fn vm(host: &Host) -> Value {
-    serde_json::from_str(&shell(host, "maru vm show web -o json")).unwrap()
-}
 
 /// `maru vm console`, with what it has shown.
 struct Console {
@@ -59,28 +43,43 @@ impl Console {
     }
 }
 
+/// A file with an ext4 file system of 16 MiB.
+fn file_system() -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(16 << 20).unwrap();
+    let mut mke2fs = Command::new("mke2fs");
+    mke2fs.args(["-q", "-F", "-t", "ext4"]).arg(file.path()).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
+    assert!(mke2fs.status().expect("mke2fs, of e2fsprogs").success());
+    file
+}
+
+/// Starts the agent in the guest.
+const AGENT: &str = "qemu-ga --daemonize -m virtio-serial -p /dev/$(ls /sys/class/virtio-ports) -t /run -f /run/ga.pid";
+
 #[test]
 fn a_guest_reads_what_cloud_init_is_told_its_agent_tells_of_it_and_shuts_it_down_and_its_console_outlives_marud() {
     let image = agent_image().expect("a guest with an agent");
-    let lab =
-        vm_lab().binary(program("marud").expect("marud"), "/bin/marud").file(image.initramfs, "/guest/agent").start().unwrap();
+    let data = file_system();
+    let lab = managed_lab().file(image.initramfs, "/guest/agent").file(data.path(), "/guest/data.raw").start().unwrap();
     let host = lab.host(0);
-    start_marud(host);
+    start_marud(host, &["guest=/guest"]);
+    shell(host, "maru disk convert /guest/data.raw /guest/data.vhdx");
     shell(host, "echo 'ssh-ed25519 AAAA alice' > /run/key.pub; echo '$6$salt$hash' > /run/hash");
     shell(
         host,
-        "maru vm create web --kernel guest:vmlinuz --initrd guest:agent --memory 192M --user alice --ssh-key /run/key.pub \
+        "maru vm create web --kernel guest:vmlinuz --initrd guest:agent --memory 192M --disk guest:data.vhdx --user alice --ssh-key /run/key.pub \
          --password-hash-file /run/hash --host-name web.example --cmdline \
-         'console=ttyS0 quiet panic=-1 mitigations=off maru.modules=isofs maru.test=shell'",
+         'console=ttyS0 quiet panic=-1 mitigations=off maru.modules=isofs,ext4 maru.test=shell'",
     );
     shell(host, "maru vm start web");
     let mut console = Console::open(host, &[]);
     let mut viewer = Console::open(host, &["--read-only"]);
     console.wait("maru-guest: facts");
 
-    let seed = console.run("blkid /dev/vda; mount -t iso9660 -o ro /dev/vda /mnt; ls /mnt; cat /mnt/*; touch /mnt/x");
+    let seed = console.run("dd if=/dev/vdb bs=1 skip=32808 count=6 2>/dev/null; mount -t iso9660 -o ro /dev/vdb /mnt; ls /mnt; cat /mnt/*; touch /mnt/x");
     for text in [
-        r#"LABEL="cidata""#,
+        // The name of the file system: ECMA-119 8.4.8.
+        "cidata",
         "meta-data",
         "network-config",
         "user-data",
@@ -95,38 +94,51 @@ fn a_guest_reads_what_cloud_init_is_told_its_agent_tells_of_it_and_shuts_it_down
     assert!(!shell(host, "maru vm show web -o json; cat /run/marud.log; ps").contains("$6$"), "the hash is a secret");
     viewer.wait("web.example");
 
-    assert_eq!(vm(host)["guest"], Value::Null);
-    console.run("qemu-ga -m virtio-serial -p /dev/$(ls /sys/class/virtio-ports) -t /run -f /run/ga.pid >/run/ga.log 2>&1 &");
-    until(host, "the agent tells of its guest", |host| vm(host)["guest"]["agent_version"].is_string());
-    let guest = vm(host)["guest"].clone();
+    assert_eq!(vm(host, "web")["guest"], Value::Null);
+    console.run(AGENT);
+    until(host, "the agent tells of its guest", |host| vm(host, "web")["guest"]["agent_version"].is_string());
+    let guest = vm(host, "web")["guest"].clone();
     assert!(
         guest["nets"].as_array().unwrap().iter().any(|net| net["name"] == "lo" && net["addresses"][0] == "127.0.0.1"),
         "{guest}"
     );
 
     // marud is killed: the console comes back by itself, the next marud finds the agent, and the VM has not noticed.
-    let pid = vm(host)["pid"].clone();
+    let pid = vm(host, "web")["pid"].clone();
     console.seen.clear();
     shell(host, "kill -9 $(pidof marud)");
     console.wait("is lost");
-    start_marud(host);
+    start_marud(host, &["guest=/guest"]);
     console.wait("connected again");
     assert!(console.run("echo still here").contains("still here"));
-    until(host, "the agent was found again", |host| vm(host)["guest"]["agent_version"].is_string());
-    assert_eq!(vm(host)["pid"], pid);
+    until(host, "the agent was found again", |host| vm(host, "web")["guest"]["agent_version"].is_string());
+    assert_eq!(vm(host, "web")["pid"], pid);
+
+    // What was written before a production checkpoint is in it, in a file system that needs no repair, though the guest flushed nothing.
+    console.run("mkdir /data; mount -t ext4 /dev/vda /data; echo first > /data/first");
+    shell(host, "maru vm checkpoint create web clean --production");
+    let thawed = console.run("echo second > /data/second && sync && ls /data");
+    assert!(thawed.contains("first") && thawed.contains("second"), "{thawed}");
+    shell(host, "maru vm stop web --force; maru vm checkpoint apply web clean --discard; maru vm start web");
+    console.wait("maru-guest: facts");
+    let back = console.run("mkdir /data; mount -t ext4 /dev/vda /data; cat /data/*; dmesg");
+    assert!(back.contains("first\r\n") && !back.contains("second\r\n"), "{back}");
+    assert!(back.contains("mounted filesystem") && !back.contains("recovery"), "{back}");
+    console.run(AGENT);
+    until(host, "the agent tells again", |host| vm(host, "web")["guest"]["agent_version"].is_string());
 
     // An agent that ends takes its words along; without it, or when it cannot, there is the power button.
     console.run("kill $(cat /run/ga.pid)");
-    until(host, "the agent is gone", |host| vm(host)["guest"].is_null());
-    console.run("qemu-ga -m virtio-serial -p /dev/$(ls /sys/class/virtio-ports) -t /run -f /run/ga.pid >/run/ga.log 2>&1 &");
-    until(host, "the agent is back", |host| vm(host)["guest"]["agent_version"].is_string());
+    until(host, "the agent is gone", |host| vm(host, "web")["guest"].is_null());
+    console.run(AGENT);
+    until(host, "the agent is back", |host| vm(host, "web")["guest"]["agent_version"].is_string());
     console
         .run("mkdir -p /sbin; echo '#!/bin/sh' > /sbin/shutdown; echo 'poweroff -f' >> /sbin/shutdown; chmod +x /sbin/shutdown");
     let said = shell(host, "maru vm stop web 2>&1");
     assert!(said.contains("the guest agent was asked") && said.contains("web: stop done"), "{said}");
-    assert_eq!(vm(host)["last_end"]["reason"], "the guest powered off");
+    assert_eq!(vm(host, "web")["last_end"]["reason"], "the guest powered off");
     console.wait("the VM is off");
-    shell(host, "maru vm delete web");
+    shell(host, "maru vm delete web --disks delete");
     console.wait("the VM was deleted");
     assert_eq!(shell(host, "ls /run/maru/vms"), "");
 }

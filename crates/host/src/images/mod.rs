@@ -24,9 +24,9 @@ use store::{Outcome, Transaction};
 use uuid::Uuid;
 use vmm::config::check_id;
 
-use crate::records::{Cause, EventKind, EventRecord, FileRef, ImageRecord, OperationRecord, TaskRecord, TreeRecord, VmRecord};
+use crate::records::{Cause, EventKind, EventRecord, FileRef, ImageRecord, OperationRecord, TaskRecord, VmRecord};
 use crate::state::{Records, State, StateError};
-use crate::vm::Surroundings;
+use crate::vm::{Surroundings, checkpoints, disks};
 use crate::volumes::Volumes;
 
 /// What is left free of a volume when images are made, unless this is more than a fiftieth of it: VMs that find it full are paused.
@@ -78,15 +78,11 @@ pub fn not_a_disk(image: &ImageRecord) -> Cause {
 
 /// The names of the VMs that are based on an image, or were at one of their checkpoints.
 pub fn users(state: &State, image: &ImageRecord) -> Result<Vec<String>, StateError> {
-    let needs = |vm: &VmRecord| {
-        let mut files = vm.disks.iter().flat_map(|disk| disk.parents.iter().map(|parent| &parent.file).chain([&disk.file]));
-        files.any(|file| *file == image.file)
-    };
     let mut users = BTreeSet::new();
     for vm in state.all::<VmRecord>()?.into_iter().map(|stored| stored.record) {
-        let tree = state.read::<TreeRecord>(&vm.id.to_string())?;
-        let was = tree.is_some_and(|tree| tree.record.checkpoints.iter().any(|checkpoint| needs(&checkpoint.vm)));
-        if was || needs(&vm) {
+        let disks = disks::all_of(&vm, &checkpoints::tree(state, vm.id)?);
+        let mut files = disks.iter().flat_map(|disk| disk.parents.iter().map(|parent| &parent.file).chain([&disk.file]));
+        if files.any(|file| *file == image.file) {
             users.insert(vm.name);
         }
     }

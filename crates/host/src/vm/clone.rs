@@ -9,7 +9,7 @@ use vmm::config::DiskFormat;
 
 use super::staging::{self, Staging};
 use super::work::{Progress, WorkError};
-use super::{Surroundings, config};
+use super::{Surroundings, checkpoints, config};
 use crate::records::{
     Cause, CloneRecord, DiskRecord, EventKind, EventRecord, FileRef, FormatRecord, NameRecord, ParentRecord, Power, VmRecord,
 };
@@ -30,6 +30,9 @@ pub fn clone(
         // An earlier marud got as far as this.
         staging::forget(volumes, wanted.id);
         return Ok(None);
+    }
+    if wanted.linked {
+        can_be_linked(state, source)??;
     }
     let mut vm = VmRecord {
         id: wanted.id,
@@ -71,6 +74,16 @@ pub fn clone(
             Err(Cause::new("changed", format!("the VM '{}' was changed meanwhile", source.name), "try again").into())
         }
     }
+}
+
+/// Refuses a VM with checkpoints: they change their files when they are merged, and a clone would stand on these.
+pub fn can_be_linked(state: &State, source: &VmRecord) -> Result<Result<(), Cause>, StateError> {
+    if checkpoints::tree(state, source.id)?.layers.is_empty() {
+        return Ok(Ok(()));
+    }
+    let message = format!("the VM '{}' has checkpoints, or files of deleted ones that were not merged yet", source.name);
+    let way_out = "make a full clone; or delete the checkpoints first (maru vm checkpoint delete, maru vm checkpoint merge)";
+    Ok(Err(Cause::new("has-checkpoints", message, way_out)))
 }
 
 /// Puts both VMs on children of the disks that are written; gives those of the source. What the disks are now is not changed any more: both

@@ -5,8 +5,8 @@ use std::io;
 use store::{Outcome, Transaction};
 use uuid::Uuid;
 
-use super::Surroundings;
 use super::checkpoints::{self, files};
+use super::{Surroundings, disks};
 use crate::records::{
     Cause, DeleteDisks, DiskRecord, EventKind, EventRecord, FileRef, NameRecord, TaskRecord, TaskStateRecord, TreeRecord,
     UsageRecord, VmRecord,
@@ -71,22 +71,20 @@ fn delete_checkpoints(state: &State, surroundings: &Surroundings, vm: &VmRecord,
 }
 
 fn delete_disks(state: &State, surroundings: &Surroundings, vm: &VmRecord) -> Result<(), DeleteError> {
+    let mut others = Vec::new();
     for other in state.all::<VmRecord>()?.into_iter().map(|stored| stored.record).filter(|other| other.id != vm.id) {
-        let needs = |own: &&DiskRecord| {
-            other.disks.iter().any(|disk| disk.file == own.file || disk.parents.iter().any(|parent| parent.file == own.file))
-        };
-        if let Some(disk) = vm.disks.iter().find(needs) {
-            let message = format!("the disk {} belongs to the VM '{}', too", disk.file, other.name);
+        others.push((disks::all_of(&other, &checkpoints::tree(state, other.id)?), other));
+    }
+    let is_on = |disk: &DiskRecord, file: &FileRef| disk.file == *file || disk.parents.iter().any(|parent| parent.file == *file);
+    for own in &vm.disks {
+        if let Some((_, other)) = others.iter().find(|(theirs, _)| theirs.iter().any(|disk| is_on(disk, &own.file))) {
+            let message = format!("the disk {} belongs to the VM '{}', too", own.file, other.name);
             return Err(DeleteError::Refused(Cause::new("disk-in-use", message, "delete this VM and keep its disks")));
         }
     }
-    let others: Vec<VmRecord> =
-        state.all::<VmRecord>()?.into_iter().map(|stored| stored.record).filter(|other| other.id != vm.id).collect();
     let others_need = |file: &FileRef| {
-        let below = |disk: &DiskRecord| disk.file == *file || disk.parents.iter().any(|parent| parent.file == *file);
-        others
-            .iter()
-            .any(|other| other.disks.iter().any(below) || other.boot.kernel == *file || other.boot.initrd.as_ref() == Some(file))
+        let boots = |vm: &VmRecord| vm.boot.kernel == *file || vm.boot.initrd.as_ref() == Some(file);
+        others.iter().any(|(theirs, other)| theirs.iter().any(|disk| is_on(disk, file)) || boots(other))
     };
     let parents = vm.disks.iter().flat_map(|disk| &disk.parents).filter(|parent| parent.inherited).map(|parent| &parent.file);
     let shared = parents.chain(&vm.own_files).filter(|file| !others_need(file));

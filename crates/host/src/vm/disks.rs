@@ -2,16 +2,24 @@
 
 use disk::tool::{self, AnyFormat};
 
+use super::checkpoints::{self, files};
 use super::clone;
 use super::config::NewDisk;
 use super::staging::Staging;
 use super::work::WorkError;
 use crate::images;
-use crate::records::{Cause, DiskRecord, ImageRecord, ParentRecord, VmRecord};
+use crate::records::{Cause, DiskRecord, FileRef, ImageRecord, ParentRecord, TreeRecord, VmRecord};
 use crate::state::{State, StateError};
 use crate::volumes::Volumes;
 
-/// Refuses a disk that is an image, one that another VM writes, or that is to be written and another VM has. Hold the files meanwhile.
+/// The disks that a VM has, and those that its checkpoints have.
+pub fn all_of(vm: &VmRecord, tree: &TreeRecord) -> Vec<DiskRecord> {
+    let kept = tree.checkpoints.iter().flat_map(|checkpoint| &checkpoint.vm.disks);
+    vm.disks.iter().chain(kept).cloned().collect()
+}
+
+/// Refuses a disk that is an image, that another VM writes, that is to be written and another VM has, or that checkpoints are made of. Hold the
+/// files meanwhile.
 pub fn check(state: &State, vm: &VmRecord) -> Result<Result<(), Cause>, StateError> {
     for (index, disk) in vm.disks.iter().enumerate() {
         if vm.disks[..index].iter().any(|other| other.file == disk.file && !(other.read_only && disk.read_only)) {
@@ -23,9 +31,20 @@ pub fn check(state: &State, vm: &VmRecord) -> Result<Result<(), Cause>, StateErr
             return Ok(Err(images::not_a_disk(&image)));
         }
     }
-    for other in state.all::<VmRecord>()?.into_iter().map(|stored| stored.record) {
-        for (own, disk) in vm.disks.iter().flat_map(|own| other.disks.iter().map(move |disk| (own, disk))) {
-            if other.id != vm.id && own.file == disk.file && !(own.read_only && disk.read_only) {
+    let frozen = checkpoints::tree(state, vm.id)?.layers.into_iter().filter(|layer| layer.frozen);
+    if let Some(disk) = frozen.into_iter().find_map(|layer| vm.disks.iter().find(|disk| disk.file == layer.file)) {
+        return Ok(Err(of_checkpoints(&disk.file, &vm.name)));
+    }
+    for other in state.all::<VmRecord>()?.into_iter().map(|stored| stored.record).filter(|other| other.id != vm.id) {
+        let tree = checkpoints::tree(state, other.id)?;
+        let (layers, _) = files::all(&tree);
+        let mut files = vm.disks.iter().flat_map(|own| own.parents.iter().map(|parent| &parent.file).chain([&own.file]));
+        if let Some(file) = files.find(|file| layers.contains(file)) {
+            return Ok(Err(of_checkpoints(file, &other.name)));
+        }
+        let theirs = all_of(&other, &tree);
+        for (own, disk) in vm.disks.iter().flat_map(|own| theirs.iter().map(move |disk| (own, disk))) {
+            if own.file == disk.file && !(own.read_only && disk.read_only) {
                 let message = format!("the disk {} belongs to the VM '{}'", disk.file, other.name);
                 return Ok(Err(Cause::new("disk-in-use", message, "use a copy of it, or attach it read-only to both")));
             }
@@ -40,6 +59,11 @@ pub fn check(state: &State, vm: &VmRecord) -> Result<Result<(), Cause>, StateErr
         }
     }
     Ok(Ok(()))
+}
+
+fn of_checkpoints(file: &FileRef, vm: &str) -> Cause {
+    let message = format!("{file} is one of the files that the checkpoints of the VM '{vm}' are made of");
+    Cause::new("disk-in-use", message, "clone or export that VM, and use the copy")
 }
 
 /// The files that a disk is based on, as far as they can be found now.

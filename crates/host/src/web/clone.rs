@@ -25,12 +25,15 @@ pub async fn clone(Params(params): Params<WaitParams>, asked: Asked, body: Body)
     let wanted: api::CloneVm = body.parse()?;
     config::check_name(&wanted.name).map_err(Refusal::senseless)?;
     let (state, surroundings) = (asked.state(), asked.surroundings());
-    let operation = move |_: &VmRecord| {
+    let operation = move |source: &VmRecord| {
         if let Some(volume) = &wanted.volume {
             surroundings.volumes.root(volume).map_err(Refusal::senseless)?;
         }
         if state.read::<NameRecord>(&wanted.name)?.is_some() {
             return Err(Refusal { status: StatusCode::CONFLICT, cause: clone::name_taken(&wanted.name) });
+        }
+        if wanted.linked {
+            clone::can_be_linked(&state, source)?.map_err(|cause| Refusal { status: StatusCode::CONFLICT, cause })?;
         }
         Ok(OperationRecord::Clone(CloneRecord {
             id: Uuid::new_v4(),

@@ -6,8 +6,10 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 use utoipa::IntoParams;
 
+use super::server::PATIENCE;
 use super::{MAX_BODY, MAX_ITEMS, Refusal};
 use crate::records::Cause;
 
@@ -81,7 +83,12 @@ impl<S: Send + Sync> FromRequest<S> for Body {
             let message = format!("the body has more than {MAX_BODY} bytes");
             Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too-long", message, "send less")
         };
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| match rejection.status() {
+        let late = |_| {
+            let message = format!("the body was not there within {} s", PATIENCE.as_secs());
+            Refusal::new(StatusCode::REQUEST_TIMEOUT, "too-slow", message, "send it at once, and all of it")
+        };
+        let bytes = timeout(PATIENCE, Bytes::from_request(request, state)).await.map_err(late)?;
+        let bytes = bytes.map_err(|rejection| match rejection.status() {
             StatusCode::PAYLOAD_TOO_LARGE => too_long(),
             _ => Refusal::new(StatusCode::BAD_REQUEST, "bad-body", rejection.body_text(), "send the whole body"),
         })?;

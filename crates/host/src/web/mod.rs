@@ -10,6 +10,7 @@
 //! | 400 | the request is malformed |
 //! | 401, 403 | no token, or one that is not known; its role does not suffice |
 //! | 404, 405 | there is no such thing; there is, but not this method |
+//! | 408 | the body took too long |
 //! | 409 | not in this state, or the name is taken: the same request may be right later |
 //! | 410 | the events asked for were forgotten |
 //! | 412 | it is not what `If-Match` says any more |

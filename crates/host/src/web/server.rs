@@ -21,8 +21,8 @@ use super::guard::From;
 
 /// Connections at the same time; the others wait.
 const MAX_CONNECTIONS: usize = 512;
-/// How long a client may take to agree on keys, and to send the head of a request.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a client may take to agree on keys, to send the head of a request, and to send its body.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// After a failed `accept`, most likely for want of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -55,7 +55,9 @@ async fn connection(stream: TcpStream, from: SocketAddr, acceptor: TlsAcceptor, 
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(From(from));
-        router.clone().call(request)
+        let answer = router.clone().call(request);
+        // In a task of its own: a client that goes away leaves nothing half done, and what it asked for is in the audit log.
+        async move { tokio::spawn(answer).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);

@@ -103,7 +103,6 @@ pub async fn upload(
     images::check_sha256(wanted.sha256.as_deref(), &sha256).map_err(Refusal::senseless)?;
     let wanted = ImportImageRecord { source: ImageSourceRecord::Upload { id, sha256 }, ..wanted };
     let changes = app.host.changes();
-    // Not given up half-way when the client goes away.
     let task = app.host.state.run(move |state| {
         let task = submit(state, None, wanted, &by);
         if task.is_ok() {
@@ -171,7 +170,12 @@ async fn receive(mut upload: Upload, mut stream: BodyDataStream) -> Result<Uploa
                 }
                 Err(_late) => {
                     let message = format!("{PIECE} bytes took longer than {} s to come", PATIENCE.as_secs());
-                    return Err(Refusal::new(StatusCode::BAD_REQUEST, "too-slow", message, "try again with a better connection"));
+                    return Err(Refusal::new(
+                        StatusCode::REQUEST_TIMEOUT,
+                        "too-slow",
+                        message,
+                        "try again with a better connection",
+                    ));
                 }
             }
         }

@@ -413,7 +413,7 @@ pub async fn delete(Params(params): Params<DeleteParams>, asked: Asked) -> Resul
         None if vm.disks.is_empty() => Ok(OperationRecord::Delete { disks: DeleteDisks::Keep }),
         None => {
             let message = format!("the VM '{}' has disks", vm.name);
-            let way_out = "say what happens to their files: disks=keep or disks=delete";
+            let way_out = "say what happens to their files: disks=keep or disks=delete (--disks of maru vm delete)";
             Err(Refusal::senseless(Cause::new("disks", message, way_out)))
         }
     };

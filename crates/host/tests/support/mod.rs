@@ -114,7 +114,7 @@ impl TestHost {
         Client::new(&format!("https://{}", self.address), &authority, secret).unwrap()
     }
 
-    /// A connection that one can say anything on.
+    /// A connection, for what a client does not do.
     pub fn connect(&self) -> StreamOwned<ClientConnection, TcpStream> {
         let authority = CertificateDer::from_pem_file(self.directory.path().join("state/tls/ca.pem")).unwrap();
         let mut roots = RootCertStore::empty();

@@ -75,6 +75,7 @@ pub fn up(up: Up) -> Result<ExitCode, CliError> {
         shared_disks_mib: up.shared_disk,
         programs,
         guest: up.guest,
+        managed: up.managed,
     };
     let spec = serde_json::to_string(&spec).map_err(io::Error::from).map_err(local("describe the lab"))?;
     let own = std::env::current_exe().map_err(local("find this program"))?;

@@ -67,6 +67,10 @@ fn start(spec: &DaemonSpec) -> Result<Lab, crate::LabError> {
         tell(&StartEvent::Doing("making the test guest, unless it is there".into()));
         let image = guest_image()?;
         lab = lab.file(image.kernel, "/guest/vmlinuz").file(image.initramfs, "/guest/initramfs");
+        lab = lab.kernel_words("maru.volume=guest=/guest");
+    }
+    if spec.managed {
+        lab = lab.managed();
     }
     lab.start_with(&mut |progress| match progress {
         Progress::Kernel => tell(&StartEvent::Doing("fetching the kernel, unless it is there".into())),

@@ -199,6 +199,9 @@ pub struct Up {
     /// Put the kernel and initramfs of a small test guest into the hosts, as /guest/vmlinuz and /guest/initramfs
     #[arg(long)]
     guest: bool,
+    /// Have the hosts run marud, with the volume local, and with --guest the volume guest
+    #[arg(long)]
+    managed: bool,
     /// A program to put into the hosts besides Maru's own, as LOCAL:PATH; repeatable
     #[arg(long, value_parser = units::pair)]
     binary: Vec<(String, String)>,

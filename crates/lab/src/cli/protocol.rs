@@ -28,6 +28,8 @@ pub struct DaemonSpec {
     pub programs: Vec<(String, String)>,
     /// Whether the hosts get the test guest's image.
     pub guest: bool,
+    /// Whether the hosts run `marud`.
+    pub managed: bool,
 }
 
 /// What the starting daemon tells `maru lab up`, one line each.

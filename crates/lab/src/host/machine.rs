@@ -90,11 +90,25 @@ impl Host {
         Ok(())
     }
 
-    /// Waits until the host is up: its agent answers. Gives the time since power-on.
+    /// Waits until the host is up: its agent answers, and so does its `marud`, if it has one. Gives the time since power-on.
     ///
     /// # Errors
     /// When it does not come up in time, with the end of its console.
     pub fn wait_ready(&self) -> Result<Duration, HostError> {
+        let time = self.wait_agent()?;
+        if !self.spec.managed {
+            return Ok(time);
+        }
+        let start = Instant::now();
+        while !self.exec(["maru", "host", "show"])?.success() {
+            if start.elapsed() > START_LIMIT {
+                return Err(self.not_ready(START_LIMIT));
+            }
+        }
+        Ok(time + start.elapsed())
+    }
+
+    fn wait_agent(&self) -> Result<Duration, HostError> {
         let start = Instant::now();
         let _connecting = self.connecting.lock().unwrap_or_else(PoisonError::into_inner);
         while start.elapsed() < START_LIMIT {

@@ -47,6 +47,8 @@ pub struct HostSpec {
     pub state_dir: PathBuf,
     /// What executes the processors.
     pub accelerator: Accelerator,
+    /// Whether it runs `marud`.
+    pub managed: bool,
     /// Words added to the kernel's command line.
     pub kernel_words: String,
     /// QEMU program.
@@ -101,6 +103,9 @@ impl HostSpec {
         );
         for cable in 0..2 {
             line += &format!(" maru.nic=cable{cable},{},{}/24", self.cable_mac(cable), self.cable_address(cable));
+        }
+        if self.managed {
+            line += " maru.marud=1 maru.volume=local=/var/lib/maru/volumes/local";
         }
         format!("{line} {}", self.kernel_words)
     }

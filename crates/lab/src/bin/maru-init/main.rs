@@ -14,6 +14,8 @@
 //! | `maru.nameserver=ADDRESS` | resolver |
 //! | `maru.boot_processor=kernel` | programs run on the other processors only |
 //! | `maru.lab=1` | start the exec agent on the virtio-serial port |
+//! | `maru.marud=1` | start `marud` |
+//! | `maru.volume=NAME=DIRECTORY` | a volume of `marud`; repeatable |
 //!
 //! The agent gives root to whoever holds the other end of that port, so it runs only where the command line asks for it,
 //! and never listens on a network.
@@ -102,6 +104,12 @@ fn init() -> ExitCode {
         problems.push("there is no /dev/kvm: this processor has no virtualization, or the firmware has switched it off".into());
     }
     problems.extend(network::configure(&line));
+    // Network cards of VMs are on TAPs, which whoever creates VMs makes.
+    if services::manages(&line)
+        && let Err(error) = pid1::load_module("tun", "")
+    {
+        problems.push(format!("VMs cannot have network cards: {error}"));
+    }
     let mut table = services::Table::start(&line);
     for problem in problems {
         println!("maru: {problem}");

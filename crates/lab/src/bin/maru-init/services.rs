@@ -29,7 +29,16 @@ fn services(line: &CommandLine) -> Vec<Service> {
     for nic in line.all("maru.nic").filter_map(|description| description.strip_suffix(",dhcp")) {
         services.push(service(&["/init", "dhcp", nic.split(',').next().unwrap_or(nic)]));
     }
+    if manages(line) {
+        let volumes = line.all("maru.volume").flat_map(|volume| ["--volume", volume]);
+        services.push(service(&["/bin/marud"].into_iter().chain(volumes).collect::<Vec<_>>()));
+    }
     services
+}
+
+/// Whether the host manages VMs.
+pub fn manages(line: &CommandLine) -> bool {
+    line.get("maru.marud") == Some("1")
 }
 
 /// The running services.
