@@ -1,6 +1,7 @@
 //! Whoever makes images: tasks that are no VM's, a few at a time.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -46,10 +47,10 @@ impl Library {
 
     /// Begins with a task, or goes on with one of an earlier `marud`. One that was begun already is not begun again.
     pub fn begin(self: &Arc<Library>, task: Uuid) {
-        let progress = Arc::new(Progress::default());
-        if self.works().insert(task, progress.clone()).is_some() {
-            return;
-        }
+        let progress = match self.works().entry(task) {
+            Entry::Occupied(_) => return,
+            Entry::Vacant(free) => free.insert(Arc::default()).clone(),
+        };
         let library = self.clone();
         self.runtime.spawn(async move {
             library.perform(task, progress).await;

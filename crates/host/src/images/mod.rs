@@ -24,7 +24,7 @@ use store::{Outcome, Transaction};
 use uuid::Uuid;
 use vmm::config::check_id;
 
-use crate::records::{Cause, EventKind, EventRecord, FileRef, ImageRecord, OperationRecord, TaskRecord, VmRecord};
+use crate::records::{Cause, DiskRecord, EventKind, EventRecord, FileRef, ImageRecord, OperationRecord, TaskRecord, VmRecord};
 use crate::state::{Records, State, StateError};
 use crate::vm::{Surroundings, checkpoints, disks};
 use crate::volumes::Volumes;
@@ -76,26 +76,38 @@ pub fn not_a_disk(image: &ImageRecord) -> Cause {
     Cause::new("image-file", message, format!("make a disk from it: \"image\": \"{0}\" (maru vm create --image {0})", image.name))
 }
 
-/// The names of the VMs that are based on an image, or were at one of their checkpoints.
-pub fn users(state: &State, image: &ImageRecord) -> Result<Vec<String>, StateError> {
-    let mut users = BTreeSet::new();
-    for vm in state.all::<VmRecord>()?.into_iter().map(|stored| stored.record) {
-        let disks = disks::all_of(&vm, &checkpoints::tree(state, vm.id)?);
-        let mut files = disks.iter().flat_map(|disk| disk.parents.iter().map(|parent| &parent.file).chain([&disk.file]));
-        if files.any(|file| *file == image.file) {
-            users.insert(vm.name);
+/// Who is based on images.
+pub struct Users {
+    /// VMs by their names, with the files of their disks, also at their checkpoints.
+    vms: Vec<(String, BTreeSet<FileRef>)>,
+    /// VMs to which disks are about to be added, with the images that these are made from.
+    soon: Vec<(String, String)>,
+}
+
+impl Users {
+    /// Those that there are now.
+    pub fn find(state: &State) -> Result<Users, StateError> {
+        let mut users = Users { vms: Vec::new(), soon: Vec::new() };
+        for vm in state.all::<VmRecord>()?.into_iter().map(|stored| stored.record) {
+            let disks = disks::all_of(&vm, &checkpoints::tree(state, vm.id)?);
+            let below = |disk: DiskRecord| disk.parents.into_iter().map(|parent| parent.file).chain([disk.file]);
+            users.vms.push((vm.name, disks.into_iter().flat_map(below).collect()));
         }
-    }
-    // Disks that are about to be added.
-    for task in state.all::<TaskRecord>()?.into_iter().map(|stored| stored.record).filter(TaskRecord::is_unfinished) {
-        if let (OperationRecord::Edit { patch }, Some(name)) = (&task.operation, &task.vm_name) {
-            let mut disks = patch["disks"].as_array().into_iter().flatten();
-            if disks.any(|disk| disk["image"].as_str().is_some_and(|name| is(image, name))) {
-                users.insert(name.clone());
+        for task in state.all::<TaskRecord>()?.into_iter().map(|stored| stored.record).filter(TaskRecord::is_unfinished) {
+            if let (OperationRecord::Edit { patch }, Some(vm)) = (&task.operation, &task.vm_name) {
+                let images = patch["disks"].as_array().into_iter().flatten().filter_map(|disk| disk["image"].as_str());
+                users.soon.extend(images.map(|image| (vm.clone(), image.into())));
             }
         }
+        Ok(users)
     }
-    Ok(users.into_iter().collect())
+
+    /// The names of the VMs that are based on an image, or were at one of their checkpoints.
+    pub fn of(&self, image: &ImageRecord) -> Vec<String> {
+        let now = self.vms.iter().filter(|(_, files)| files.contains(&image.file)).map(|(vm, _)| vm);
+        let soon = self.soon.iter().filter(|(_, name)| is(image, name)).map(|(vm, _)| vm);
+        now.chain(soon).cloned().collect::<BTreeSet<_>>().into_iter().collect()
+    }
 }
 
 /// Refuses to take so many bytes more of a volume, if too little would be left.
@@ -133,7 +145,7 @@ pub fn delete(state: &State, surroundings: &Surroundings, name: &str) -> Result<
     loop {
         let stored = find(state, name)?.ok_or_else(|| StateError::Gone(format!("the image '{name}'")))?;
         let image = ImageRecord { deleting: true, ..stored.record.clone() };
-        let users = users(state, &image)?;
+        let users = Users::find(state)?.of(&image);
         if !users.is_empty() {
             let message = format!("these VMs are based on the image '{}': {}", image.name, users.join(", "));
             let way_out = "delete them first, or put copies in their places (maru vm clone makes disks that need no image)";

@@ -16,9 +16,9 @@ use super::once::Once;
 use super::suggest::did_you_mean;
 use super::tasks::{MAX_WAITING, TaskAnswer, WaitParams, answer, read};
 use super::{App, Refusal};
-use crate::images::{self, DeleteError};
+use crate::images::{self, DeleteError, Users};
 use crate::records::{BootRecord, Cause, ImageRecord, ImageSourceRecord, ImportImageRecord, OperationRecord, TaskRecord};
-use crate::state::{Records, State, StateError};
+use crate::state::{Records, State};
 use crate::vm::config;
 use crate::volumes::Volumes;
 
@@ -42,12 +42,12 @@ pub struct ListParams {
 }
 
 /// An image as it is told.
-fn told(state: &State, volumes: &Volumes, image: &ImageRecord) -> Result<api::Image, StateError> {
+fn told(users: &Users, volumes: &Volumes, image: &ImageRecord) -> api::Image {
     let looked = volumes.find(&image.file).map_err(|cause| cause.message).and_then(|path| {
         let chain = tool::info(&path, AnyFormat::Own(disk::Format::Vhdx)).map_err(|error| error.to_string())?;
         Ok(chain.first().map_or(0, |disk| disk.disk_usage))
     });
-    Ok(api::Image {
+    api::Image {
         id: image.id,
         name: image.name.clone(),
         description: image.description.clone(),
@@ -60,11 +60,11 @@ fn told(state: &State, volumes: &Volumes, image: &ImageRecord) -> Result<api::Im
         source_bytes: image.source_bytes,
         sha256: image.sha256.clone(),
         boot: image.boot.as_ref().map(api::Boot::from),
-        vms: images::users(state, image)?,
+        vms: users.of(image),
         created_by: image.created_by.clone(),
         created_at: image.created_at,
         error: looked.err(),
-    })
+    }
 }
 
 fn find(state: &State, name: &str) -> Result<ImageRecord, Refusal> {
@@ -91,8 +91,8 @@ pub async fn list(Shared(app): Shared<App>, Params(params): Params<ListParams>) 
         found.retain(|image| params.name.as_ref().is_none_or(|name| *name == image.name));
         found.retain(|image| params.volume.as_ref().is_none_or(|volume| *volume == image.file.volume));
         let part = page(found, params.after.as_deref(), limit, |image| image.name.clone());
-        let items = part.items.iter().map(|image| told(state, &volumes, image)).collect::<Result<_, _>>()?;
-        Ok(api::Page { items, next: part.next })
+        let users = Users::find(state)?;
+        Ok(api::Page { items: part.items.iter().map(|image| told(&users, &volumes, image)).collect(), next: part.next })
     });
     Ok(Json(listed.await?))
 }
@@ -105,7 +105,10 @@ pub async fn list(Shared(app): Shared<App>, Params(params): Params<ListParams>) 
 ))]
 pub async fn show(Shared(app): Shared<App>, Name(name): Name) -> Result<Json<api::Image>, Refusal> {
     let volumes = app.host.surroundings.volumes.clone();
-    let shown = app.host.state.run(move |state| Ok(find(state, &name).and_then(|image| Ok(told(state, &volumes, &image)?))));
+    let shown = app
+        .host
+        .state
+        .run(move |state| Ok(find(state, &name).and_then(|image| Ok(told(&Users::find(state)?, &volumes, &image)))));
     Ok(Json(shown.await??))
 }
 
@@ -248,7 +251,7 @@ fn edit(state: &State, volumes: &Volumes, name: &str, wanted: &api::ImageChange)
         image.boot = boot.clone().unwrap_or_else(|| image.boot.clone());
     })?;
     let image = changed.map_err(|cause| Refusal { status: StatusCode::CONFLICT, cause })?;
-    Ok(told(state, volumes, &image)?)
+    Ok(told(&Users::find(state)?, volumes, &image))
 }
 
 /// Delete an image
