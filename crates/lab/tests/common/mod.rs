@@ -60,7 +60,7 @@ pub fn flushed(output: &str) -> Option<u64> {
 /// Runs a command line in the host's shell; fails the test if it fails.
 pub fn shell(host: &Host, script: &str) -> String {
     let output = answer(host, host.exec(["sh", "-ec", script]));
-    assert!(output.success(), "{script}\n{}{}", output.text(), output.error_text());
+    assert!(output.success(), "{script}\n{:?}\n{}{}", output.status, output.text(), output.error_text());
     output.text()
 }
 
