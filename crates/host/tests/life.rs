@@ -221,9 +221,14 @@ fn a_vm_that_runs_is_changed_at_once_or_not_at_all() {
     patched(&client, &json!({"disks": [{"id": "disk0"}]}));
     assert_eq!(monitored(&host, &vm).0.disks.len(), 1);
     assert!(host.volume("web/disk1.vhdx").exists(), "its file stays");
+    // With all that it may have, and with fewer again: how many it may have stays.
+    for cpus in [4, 1, 2] {
+        patched(&client, &json!({ "cpus": cpus }));
+        let (config, _) = monitored(&host, &vm);
+        assert_eq!((config.cpus.count, config.cpus.max, client.vm("web").spec.max_cpus.unwrap_or(cpus)), (cpus, 4, 4));
+    }
     // What cannot be done is refused with everything beside it.
     for refused in [
-        json!({"cpus": 1}),
         json!({"cpus": 5, "max_cpus": 5}),
         json!({"memory_bytes": 512 << 20, "max_memory_bytes": null}),
         json!({"boot": {"kernel": "local:root.raw"}}),

@@ -33,6 +33,11 @@ fn disks_nics_vcpus_and_memory_are_added_and_removed_while_the_guest_runs() {
     vm.wait_for_facts("three vCPUs", |facts| facts["cpus"] == 3);
     let refused = vm.try_control(&["set-cpus", "4"]);
     assert!(!refused.success() && refused.error_text().contains("made for"), "{}", refused.error_text());
+    // Two at once go one after the other, and come back.
+    vm.control(&["set-cpus", "1"]);
+    vm.wait_for_facts("one vCPU", |facts| facts["cpus"] == 1);
+    vm.control(&["set-cpus", "3"]);
+    vm.wait_for_facts("three vCPUs again", |facts| facts["cpus"] == 3);
 
     vm.control(&["set-memory", "+128M"]);
     vm.wait_for_facts("more memory", |facts| memory(facts) >= memory(&first) + 120 * 1024);

@@ -53,8 +53,15 @@ fn a_real_guest_is_changed_while_it_runs_and_its_disks_go_to_clones_and_out_and_
     shell(host, &format!("maru task wait {}", task.trim()));
     sees(host, "web", "the devices gone", |facts| disks(facts) == 1 && facts["nics"].as_array().unwrap().is_empty());
     assert_eq!(vm(host, "web")["spec"]["disks"].as_array().unwrap().len(), 1);
-    let refused = host.exec(["maru", "vm", "edit", "web", "--cpus", "1"]).unwrap();
+    let refused = host.exec(["maru", "vm", "edit", "web", "--max-cpus", "4"]).unwrap();
     assert!(!refused.success() && refused.error_text().contains("while the VM runs"), "{}", refused.error_text());
+    // vCPUs go and come back, also after the VM was saved with fewer than it had.
+    shell(host, "maru vm edit web --cpus 1");
+    sees(host, "web", "one vCPU", |facts| facts["cpus"] == 1);
+    shell(host, "maru vm edit web --cpus 2");
+    sees(host, "web", "both vCPUs", |facts| facts["cpus"] == 2);
+    shell(host, "maru vm edit web --cpus 1 && maru vm save web && maru vm start web && maru vm edit web --cpus 2");
+    sees(host, "web", "both vCPUs after a restore", |facts| facts["cpus"] == 2);
     shell(host, "maru vm stop web");
 
     shell(host, "maru vm clone web whole && maru vm clone web linked --linked && maru vm export linked local:out/linked");

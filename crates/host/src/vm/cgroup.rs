@@ -3,11 +3,16 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 /// The time in which a cap counts, in microseconds: the kernel's own. In a shorter one, a cap of 1 % would be less than the kernel takes.
 const PERIOD_US: u64 = 100_000;
+/// How long a group may take to become empty.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is looked whether it is.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// The directory in which each running VM has a control group.
 #[derive(Clone, Debug)]
@@ -84,12 +89,19 @@ impl Cgroups {
         fs::read_to_string(self.group(vm)?.join("memory.current")).ok()?.trim().parse().ok()
     }
 
-    /// Removes the group of a VM that has ended.
+    /// Removes the group of a VM that has ended. The kernel's threads for a VM, and a process that is no child of ours, are gone a moment
+    /// later than the VM has ended: that is waited for.
     pub fn remove(&self, vm: Uuid) -> io::Result<()> {
         let Some(group) = self.group(vm) else { return Ok(()) };
-        match fs::remove_dir(group) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        let start = Instant::now();
+        loop {
+            match fs::remove_dir(&group) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && start.elapsed() < PATIENCE => {
+                    std::thread::sleep(LOOK_AGAIN);
+                }
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => return Ok(()),
+            }
         }
     }
 

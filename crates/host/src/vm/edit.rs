@@ -34,6 +34,10 @@ pub fn patched(vm: &VmRecord, patch: &Value) -> Result<api::VmSpec, Cause> {
     resources::merge(&mut spec, patch);
     let spec: Result<api::VmSpec, _> = serde_json::from_value(spec);
     let mut spec = spec.map_err(|error| refuse(format!("the patch makes no VM: {error}")))?;
+    if patch.get("max_cpus").is_none() && spec.cpus < vm.max_cpus {
+        // What is not named stays, though it goes without saying while it is the number of vCPUs.
+        spec.max_cpus = Some(vm.max_cpus);
+    }
     if patch.get("resources").is_none() {
         // The limits of devices go with them.
         let api::VmSpec { disks, nets, resources, .. } = &mut spec;
@@ -93,8 +97,8 @@ pub fn plan(old: &VmRecord, wanted: &Wanted) -> Result<Plan, Cause> {
     if (&new.boot, new.console, new.balloon, new.guest_agent) != (&old.boot, old.console, old.balloon, old.guest_agent) {
         return refuse("what it boots, its console, and whether it has a balloon and a port for a guest agent".into());
     }
-    if new.cpus < old.cpus || new.max_cpus != old.max_cpus {
-        return refuse("vCPUs can be added up to the maximum; fewer vCPUs, and another maximum,".into());
+    if new.max_cpus != old.max_cpus {
+        return refuse("the maximum of vCPUs".into());
     }
     let max = |vm: &VmRecord| vm.max_memory_bytes.unwrap_or(vm.memory_bytes);
     if max(new) != max(old) {

@@ -1,6 +1,6 @@
 //! Changing a VM that runs, through its monitor: all of it, or nothing.
 //!
-//! What is most likely to fail goes first: devices that the guest must give back, then new ones; behind them is what a monitor refuses only
+//! What is most likely to fail goes first: vCPUs and devices that the guest must give back, then new ones; behind them is what a monitor refuses only
 //! if it was not checked. When something fails, what was done before is undone.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -19,7 +19,7 @@ use super::work::{Progress, WorkError};
 use crate::records::{Cause, DiskRecord, NetRecord, ResourcesRecord, VmRecord};
 use crate::volumes::Volumes;
 
-/// How long a guest has to give a device back.
+/// How long a guest has to give a device or vCPUs back.
 const REMOVAL: Duration = Duration::from_secs(60);
 /// How long it has for one that was added in vain.
 const UNDOING: Duration = Duration::from_secs(10);
@@ -36,6 +36,7 @@ struct Machine<'a> {
 }
 
 enum Done {
+    Cpus,
     Removed(String),
     Added(String),
 }
@@ -76,6 +77,9 @@ pub fn take_back(control: &Path, volumes: &Volumes, old: &VmRecord, plan: &Plan)
             machine.done.push(Done::Removed(id.clone()));
         }
     }
+    if plan.cpus.is_some() {
+        machine.done.push(Done::Cpus);
+    }
     Err(undo(machine, WorkError::Cancelled))
 }
 
@@ -87,6 +91,7 @@ fn undo(machine: Machine<'_>, error: WorkError) -> WorkError {
     let mut left = Vec::new();
     for done in done.into_iter().rev() {
         let (undone, id) = match done {
+            Done::Cpus => (machine.set_cpus(machine.old.cpus, UNDOING), "the number of vCPUs".into()),
             Done::Added(id) => (machine.remove(&id, UNDOING), id),
             Done::Removed(id) => (machine.put_back(&id), id),
         };
@@ -124,9 +129,13 @@ impl Machine<'_> {
         // What cannot be opened is better known before anything is done.
         let disks = plan.disks.iter().map(|disk| self.open_disk(disk)).collect::<Result<Vec<_>, _>>()?;
         let nets = plan.nets.iter().map(|net| open_net(net, &self.old.resources)).collect::<Result<Vec<_>, _>>()?;
-        if !plan.removed.is_empty() && self.status()?.state == RunStatus::Paused {
-            let message = "a guest that is paused cannot give devices back";
+        let fewer_cpus = plan.cpus.filter(|count| *count < config.cpus.count);
+        if (!plan.removed.is_empty() || fewer_cpus.is_some()) && self.status()?.state == RunStatus::Paused {
+            let message = "a guest that is paused cannot give devices or vCPUs back";
             return Err(Cause::new("vm-paused", message, "resume the VM first").into());
+        }
+        if let Some(count) = fewer_cpus {
+            self.set_cpus(count, REMOVAL)?;
         }
         for id in &plan.removed {
             self.remove(id, REMOVAL)?;
@@ -151,9 +160,17 @@ impl Machine<'_> {
             self.call(&Request::SetLink { id, up: !disconnected }, &[])?;
         }
         if let Some(count) = plan.cpus {
-            self.call(&Request::SetCpus { count }, &[])?;
+            self.set_cpus(count, REMOVAL)?;
         }
         Ok(())
+    }
+
+    /// Adds vCPUs, or asks the guest for some and waits until they are gone.
+    fn set_cpus(&mut self, count: u32, patience: Duration) -> Result<(), WorkError> {
+        self.call(&Request::SetCpus { count }, &[])?;
+        // Also if it comes to nothing: the guest is not to give them back later.
+        self.done.push(Done::Cpus);
+        self.wait("vCPUs", patience, |machine| Ok(machine.config()?.cpus.count == count))
     }
 
     fn has(&mut self, id: &str) -> Result<bool, WorkError> {
@@ -167,19 +184,30 @@ impl Machine<'_> {
             return Ok(());
         }
         self.call(&Request::Remove { id: id.into() }, &[])?;
+        self.wait(id, patience, |machine| Ok(!machine.has(id)?))?;
+        self.done.push(Done::Removed(id.into()));
+        Ok(())
+    }
+
+    /// Waits until the guest has given something back.
+    fn wait(
+        &mut self,
+        what: &str,
+        patience: Duration,
+        mut is_gone: impl FnMut(&mut Self) -> Result<bool, WorkError>,
+    ) -> Result<(), WorkError> {
         let deadline = Instant::now() + patience;
-        while self.has(id)? {
+        while !is_gone(self)? {
             if self.progress.is_cancelled() {
                 return Err(WorkError::Cancelled);
             }
             if Instant::now() >= deadline {
-                let message = format!("the guest has not given {id} back within {} s", patience.as_secs());
+                let message = format!("the guest has not given {what} back within {} s", patience.as_secs());
                 let way_out = "see in the guest what uses it, and whether it has booted; or stop the VM first";
                 return Err(Cause::new("guest", message, way_out).into());
             }
             std::thread::sleep(LOOK_AGAIN);
         }
-        self.done.push(Done::Removed(id.into()));
         Ok(())
     }
 

@@ -7,7 +7,7 @@
 //! | 0x02 | 1 | reset: writing 1 resets the machine |
 //! | 0x04 | 4 | pending events; reading clears them |
 //! | 0x08 | 4 | vCPU selector |
-//! | 0x0c | 4 | flags of the selected vCPU: bit 0 present, bit 1 new (writing it clears it) |
+//! | 0x0c | 4 | flags of the selected vCPU: bit 0 present, bit 1 new, bit 2 should go (writing 1 clears these two); writing bit 3 ejects it |
 //! | 0x10 | 4 | slots with a new device; reading clears them |
 //! | 0x14 | 4 | slots whose device should go; reading clears them |
 //! | 0x18 | 4 | writing a slot's bit ejects its device |
@@ -35,7 +35,7 @@ const SLOTS_EJECT: u64 = 0x18;
 /// Length of the register block.
 pub const SIZE: u64 = 0x20;
 
-/// Event: a vCPU was added.
+/// Event: a vCPU was added, or should go.
 pub const EVENT_CPU: u32 = 1;
 /// Event: a PCI slot changed.
 pub const EVENT_PCI: u32 = 2;
@@ -44,7 +44,12 @@ pub const EVENT_POWER_BUTTON: u32 = 4;
 /// Event: the VM generation ID changed.
 pub const EVENT_GENERATION: u32 = 8;
 const CPU_PRESENT: u32 = 1;
-const CPU_NEW: u32 = 2;
+/// Flag: the vCPU is new.
+pub const CPU_NEW: u32 = 2;
+/// Flag: the vCPU should go.
+pub const CPU_LEAVING: u32 = 4;
+/// Written: the guest is done with the vCPU.
+pub const CPU_EJECT: u32 = 8;
 /// Sleep type of S5, as the tables name it, and the bit that enters it.
 pub const SLEEP_TYPE_S5: u8 = 5;
 const SLEEP_ENABLE: u8 = 1 << 5;
@@ -58,6 +63,8 @@ pub enum AcpiRequest {
     Reset,
     /// The guest is done with the device in this slot.
     Eject(u8),
+    /// It is done with a vCPU that it was asked for: fewer are [present](AcpiController::present_cpus) now.
+    EjectCpu,
 }
 
 /// The controller.
@@ -85,6 +92,9 @@ pub struct AcpiState {
     /// Slots whose device should go.
     #[prost(uint32, tag = "5")]
     pub slots_leaving: u32,
+    /// How many vCPUs are to stay; 0 if the guest is asked for none.
+    #[prost(uint32, tag = "6")]
+    pub cpus_wanted: u32,
 }
 
 impl AcpiController {
@@ -123,6 +133,37 @@ impl AcpiController {
         }
     }
 
+    /// Asks the guest to give vCPUs back until `count` are left: one after the other, the last first. It answers with
+    /// [`AcpiRequest::EjectCpu`]. With as many as there are, an earlier wish is taken back.
+    pub fn want_cpus(&mut self, count: u32) {
+        self.state.cpus_wanted = if count < self.present_cpus() { count } else { 0 };
+        self.state.cpus.iter_mut().for_each(|flags| *flags &= !CPU_LEAVING);
+        self.ask_for_cpu();
+    }
+
+    fn ask_for_cpu(&mut self) {
+        if let Some(leaving) = self.leaving_cpu() {
+            self.state.cpus[leaving] |= CPU_LEAVING;
+            self.notify(EVENT_CPU);
+        }
+    }
+
+    /// The vCPU that the guest is to give back next.
+    fn leaving_cpu(&self) -> Option<usize> {
+        let last = self.state.cpus.iter().rposition(|flags| flags & CPU_PRESENT != 0)?;
+        let wanted = self.state.cpus_wanted as usize;
+        (wanted != 0 && last >= wanted).then_some(last)
+    }
+
+    fn eject_selected_cpu(&mut self) {
+        let selected = self.state.cpu_select as usize;
+        if self.leaving_cpu() == Some(selected) {
+            self.state.cpus[selected] = 0;
+            (self.request)(AcpiRequest::EjectCpu);
+            self.ask_for_cpu();
+        }
+    }
+
     /// How many vCPUs are present.
     pub fn present_cpus(&self) -> u32 {
         self.state.cpus.iter().filter(|&&flags| flags & CPU_PRESENT != 0).count() as u32
@@ -140,8 +181,11 @@ impl AcpiController {
         self.notify(EVENT_PCI);
     }
 
-    /// Forgets what the guest was told: it starts anew and finds everything by itself.
+    /// Forgets what the guest was told: it starts anew and finds everything by itself. vCPUs that it was asked for are gone.
     pub fn reset(&mut self) {
+        while let Some(leaving) = self.leaving_cpu() {
+            self.state.cpus[leaving] = 0;
+        }
         let cpus = self.state.cpus.iter().map(|flags| flags & CPU_PRESENT).collect();
         self.state = AcpiState { cpus, ..Default::default() };
     }
@@ -190,9 +234,13 @@ impl BusDevice for AcpiController {
             }
             (RESET, &[RESET_VALUE]) => (self.request)(AcpiRequest::Reset),
             (CPU_SELECT, &[a, b, c, d]) => self.state.cpu_select = u32::from_le_bytes([a, b, c, d]),
-            (CPU_FLAGS, &[a, ..]) if u32::from(a) & CPU_NEW != 0 => {
+            (CPU_FLAGS, &[a, ..]) => {
+                let written = u32::from(a);
                 if let Some(flags) = self.state.cpus.get_mut(self.state.cpu_select as usize) {
-                    *flags &= !CPU_NEW;
+                    *flags &= !(written & (CPU_NEW | CPU_LEAVING));
+                }
+                if written & CPU_EJECT != 0 {
+                    self.eject_selected_cpu();
                 }
             }
             (SLOTS_EJECT, &[a, b, c, d]) => {
@@ -234,6 +282,38 @@ mod tests {
         controller.write(SLOTS_EJECT, &0x0000_0009u32.to_le_bytes());
         let got: Vec<AcpiRequest> = requests.try_iter().collect();
         assert_eq!(got, [AcpiRequest::PowerOff, AcpiRequest::Reset, AcpiRequest::Eject(3)]);
+    }
+
+    #[test]
+    fn only_a_vcpu_that_was_asked_for_is_given_back_the_last_first() {
+        let (mut controller, requests) = controller();
+        let flags = |controller: &mut AcpiController, cpu: u32| {
+            controller.write(CPU_SELECT, &cpu.to_le_bytes());
+            read(controller, CPU_FLAGS)
+        };
+        let eject = |controller: &mut AcpiController, cpu: u32| {
+            controller.write(CPU_SELECT, &cpu.to_le_bytes());
+            controller.write(CPU_FLAGS, &CPU_EJECT.to_le_bytes());
+            controller.present_cpus()
+        };
+        controller.cpu_added(2);
+        assert_eq!([1, 2, 3, u32::MAX].map(|cpu| eject(&mut controller, cpu)), [3; 4]);
+
+        controller.want_cpus(1);
+        assert_eq!(read(&mut controller, EVENTS), EVENT_CPU);
+        assert_eq!([0, 1, 2].map(|cpu| flags(&mut controller, cpu) & CPU_LEAVING), [0, 0, CPU_LEAVING]);
+        controller.write(CPU_FLAGS, &CPU_LEAVING.to_le_bytes());
+        assert_eq!(flags(&mut controller, 2) & CPU_LEAVING, 0, "told once");
+        assert_eq!([1, 0, 2].map(|cpu| eject(&mut controller, cpu)), [3, 3, 2]);
+        assert_eq!((read(&mut controller, EVENTS), flags(&mut controller, 1)), (EVENT_CPU, CPU_PRESENT | CPU_LEAVING));
+        assert_eq!([2, 0].map(|cpu| eject(&mut controller, cpu)), [2, 2]);
+        controller.want_cpus(2);
+        assert_eq!((eject(&mut controller, 1), flags(&mut controller, 1)), (2, CPU_PRESENT), "the wish was taken back");
+        assert_eq!(requests.try_iter().collect::<Vec<_>>(), [AcpiRequest::EjectCpu]);
+
+        controller.want_cpus(1);
+        controller.reset();
+        assert_eq!((controller.present_cpus(), eject(&mut controller, 0)), (1, 1));
     }
 
     #[test]

@@ -7,7 +7,9 @@ use acpi_tables::aml::{
     Name, Notify, OpRegion, OpRegionSpace, Package, Path, Release, ResourceTemplate, Return, Scope, Store, While, ZERO,
 };
 
-use super::controller::{EVENT_CPU, EVENT_GENERATION, EVENT_PCI, EVENT_POWER_BUTTON, SIZE, SLEEP_TYPE_S5};
+use super::controller::{
+    CPU_EJECT, CPU_LEAVING, CPU_NEW, EVENT_CPU, EVENT_GENERATION, EVENT_PCI, EVENT_POWER_BUTTON, SIZE, SLEEP_TYPE_S5,
+};
 use super::{AcpiConfig, Encoded, bytes};
 use crate::devices::{pvpanic, rtc, serial, vmgenid};
 use crate::memory::layout::{ACPI_IRQ, ACPI_PORT, ECAM_SIZE, ECAM_START, PCI_WINDOW_32, VM_GENERATION_ID};
@@ -155,15 +157,27 @@ fn cpus(config: &AcpiConfig) -> Encoded {
             encode(&Return::new(&Local(0))),
         ],
     );
-    // CTFY(index): Notify takes a name, so each vCPU has its line.
+    // CEJC(index): the system is done with the vCPU.
+    let eject =
+        [lock(), encode(&Store::new(&path("CSEL"), &Arg(0))), encode(&Store::new(&path("CFLG"), &(CPU_EJECT as u8))), unlock()];
+    // CTFY(index, code): Notify takes a name, so each vCPU has its line.
     let tell: Vec<Encoded> = (0..max)
-        .map(|index| encode(&If::new(&Equal::new(&Arg(0), &(index as u8)), vec![&notify(&cpu_name(index), 1)])))
+        .map(|index| {
+            let (cpu, code) = (path(&cpu_name(index)), Arg(1));
+            let notify = Notify::new(&cpu, &code);
+            encode(&If::new(&Equal::new(&Arg(0), &(index as u8)), vec![&notify]))
+        })
         .collect();
-    // CSCN finds the vCPUs that are new, and tells the system.
-    let new_cpu = [encode(&Store::new(&path("CFLG"), &2u8)), encode(&MethodCall::new("CTFY".into(), vec![&Local(0)]))];
+    // CSCN finds the vCPUs that are new or should go, and tells the system. Notification 1: look for a new device; 3: eject was asked for.
+    let told = |flag: u32, code: u8| {
+        let clear = encode(&Store::new(&path("CFLG"), &(flag as u8)));
+        let tell = encode(&MethodCall::new("CTFY".into(), vec![&Local(0), &code]));
+        when_bit(&path("CFLG"), flag, &[clear, tell])
+    };
     let each = [
         encode(&Store::new(&path("CSEL"), &Local(0))),
-        when_bit(&path("CFLG"), 2, &new_cpu),
+        told(CPU_NEW, 1),
+        told(CPU_LEAVING, 3),
         encode(&Add::new(&Local(0), &Local(0), &1u8)),
     ];
     let scan = method(
@@ -176,18 +190,26 @@ fn cpus(config: &AcpiConfig) -> Encoded {
             unlock(),
         ],
     );
-    let mut children =
-        vec![name("_HID", &"ACPI0010"), name("_CID", &EISAName::new("PNP0A05")), status, method("CTFY", 1, &tell), scan];
+    let mut children = vec![
+        name("_HID", &"ACPI0010"),
+        name("_CID", &EISAName::new("PNP0A05")),
+        status,
+        method("CEJC", 1, &eject),
+        method("CTFY", 2, &tell),
+        scan,
+    ];
     for index in 0..max {
         // The same entry as in the MADT (ACPI 6.5 §6.2.11): type, length, uid, APIC id, flags.
         let entry = vec![0, 8, index as u8, config.topology.apic_id(index) as u8, 1, 0, 0, 0];
         let status = encode(&Return::new(&MethodCall::new("CSTA".into(), vec![&(index as u8)])));
+        let eject = encode(&MethodCall::new("CEJC".into(), vec![&(index as u8)]));
         children.push(device(
             &cpu_name(index),
             &[
                 name("_HID", &"ACPI0007"),
                 name("_UID", &(index as u8)),
                 method("_STA", 0, &[status]),
+                method("_EJ0", 1, &[eject]),
                 name("_MAT", &BufferData::new(entry)),
             ],
         ));

@@ -90,9 +90,9 @@ pub enum Request {
         /// The limits; what is left out has none.
         limits: NetLimits,
     },
-    /// Have this many vCPUs.
+    /// Have this many vCPUs. The guest is asked for those that are too many; the event `cpus-removed` says when it gave one back.
     SetCpus {
-        /// Their number; never less than now.
+        /// Their number: from 1 to the configured maximum.
         count: u32,
     },
     /// Have this much memory beside that at start (virtio-mem).
@@ -217,6 +217,11 @@ pub enum EventKind {
     GuestAgent {
         /// Whether it is open now.
         open: bool,
+    },
+    /// The guest has given a vCPU back.
+    CpusRemoved {
+        /// How many are left.
+        count: u32,
     },
     /// The guest has given a device back.
     DeviceRemoved {

@@ -21,6 +21,8 @@ pub enum MachineEvent {
     GuestAgent,
     /// The guest has given back the device in this slot.
     Eject(u8),
+    /// The guest has given a vCPU back.
+    EjectCpu,
     /// A vCPU stopped by itself.
     Vcpu {
         /// Which one.

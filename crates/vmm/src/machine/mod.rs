@@ -81,13 +81,11 @@ pub enum MachineError {
     /// A vCPU's thread is gone.
     #[error("vCPU {0} does not answer: its thread has ended")]
     VcpuGone(u32),
-    /// More vCPUs than planned.
-    #[error("{wanted} vCPUs wanted, but the VM was made for {count} to {max}; vCPUs cannot be taken away while it runs")]
+    /// None, or more vCPUs than planned.
+    #[error("{wanted} vCPUs wanted, but the VM was made for 1 to {max}")]
     VcpuCount {
         /// vCPUs asked for.
         wanted: u32,
-        /// vCPUs that it has.
-        count: u32,
         /// vCPUs that it may have.
         max: u32,
     },
@@ -117,6 +115,8 @@ pub struct Machine {
     serial_output: ConsoleOutput,
     slots: Vec<DeviceSlot>,
     vcpus: Vec<Vcpu>,
+    /// vCPUs that the guest gave back, the first one last, with what they are at power-on: KVM keeps them as long as the VM.
+    parked: Vec<(Vcpu, VcpuState)>,
     boot: BootFiles,
     /// What vCPUs and interrupt controllers are at power-on, to which a reset takes them back.
     power_on: (Vec<VcpuState>, KvmState),
@@ -153,6 +153,7 @@ impl Machine {
                 AcpiRequest::PowerOff => MachineEvent::PowerOff,
                 AcpiRequest::Reset => MachineEvent::Reset,
                 AcpiRequest::Eject(slot) => MachineEvent::Eject(slot),
+                AcpiRequest::EjectCpu => MachineEvent::EjectCpu,
             });
         });
         let acpi = Arc::new(Mutex::new(acpi));
@@ -176,6 +177,7 @@ impl Machine {
             serial_output,
             slots: Vec::new(),
             vcpus: Vec::new(),
+            parked: Vec::new(),
             boot,
             power_on,
             events,
@@ -205,7 +207,13 @@ impl Machine {
         Ok(())
     }
 
+    /// Makes a vCPU, or takes up the one that there was.
     fn create_vcpu(&mut self, index: u32) -> Result<(), MachineError> {
+        if let Some((vcpu, state)) = self.parked.pop() {
+            self.vcpus.push(vcpu);
+            self.power_on.0.push(state.clone());
+            return Ok(self.on_vcpu(index, move |fd, _| restore_vcpu(fd, &state, 0))??);
+        }
         let apic_id = self.kvm.topology.apic_id(index);
         let fd = self.kvm.vm.create_vcpu(u64::from(apic_id)).map_err(call("creating a vCPU"))?;
         let table = cpuid::for_vcpu(&self.kvm.supported_cpuid, &self.kvm.topology, apic_id, self.kvm.tsc_deadline);
@@ -218,13 +226,16 @@ impl Machine {
         Ok(())
     }
 
-    /// Adds vCPUs until there are `count`; the guest is told.
-    pub fn add_vcpus(&mut self, count: u32) -> Result<(), MachineError> {
-        let (present, max) = (self.config.cpus.count, self.kvm.topology.max);
-        if count < present || count > max {
-            return Err(MachineError::VcpuCount { wanted: count, count: present, max });
+    /// Adds vCPUs until there are `count`, and tells the guest; or asks it to give back what is beyond, which
+    /// [`MachineEvent::EjectCpu`] reports for each, and a reset does.
+    pub fn set_vcpus(&mut self, count: u32) -> Result<(), MachineError> {
+        let max = self.kvm.topology.max;
+        if count == 0 || count > max {
+            return Err(MachineError::VcpuCount { wanted: count, max });
         }
-        for index in present..count {
+        self.take_ejected_vcpus();
+        self.acpi.lock().expect("device lock").want_cpus(count);
+        for index in self.config.cpus.count..count {
             self.create_vcpu(index)?;
             self.config.cpus.count = index + 1;
             // KVM finds a vCPU by its APIC id in a map that it makes anew when an APIC's state is set, but not when a vCPU is made:
@@ -237,6 +248,20 @@ impl Machine {
             self.acpi.lock().expect("device lock").cpu_added(index);
         }
         Ok(())
+    }
+
+    /// Takes away the vCPUs that the guest has given back; whether there were any.
+    pub fn take_ejected_vcpus(&mut self) -> bool {
+        let present = self.acpi.lock().expect("device lock").present_cpus().max(1);
+        let before = self.vcpus.len();
+        while self.vcpus.len() > present as usize {
+            let (Some(vcpu), Some(state)) = (self.vcpus.pop(), self.power_on.0.pop()) else { break };
+            // One that has ended hangs up, which is as good as paused.
+            let _ = vcpu.pause().recv();
+            self.parked.push((vcpu, state));
+            self.config.cpus.count = self.vcpus.len() as u32;
+        }
+        self.vcpus.len() < before
     }
 
     /// Runs a job on a paused vCPU's thread.
@@ -354,6 +379,7 @@ impl Machine {
             slot.transport.lock().expect("device lock").map_registers();
         }
         self.acpi.lock().expect("device lock").reset();
+        self.take_ejected_vcpus();
         self.platform_devices.reset();
         self.reset_memory_device();
         self.power_on.1.restore_controllers(&self.kvm.vm)?;
@@ -405,6 +431,7 @@ impl Machine {
     pub fn stop(&mut self) {
         self.pause();
         self.vcpus.clear();
+        self.parked.clear();
     }
 }
 

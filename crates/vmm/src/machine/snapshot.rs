@@ -195,6 +195,7 @@ impl Machine {
         if !self.acpi.lock().expect("device lock").restore(acpi) {
             return Err(StateError::malformed("acpi", "another number of vCPUs").into());
         }
+        self.take_ejected_vcpus();
         for section in platform {
             let kind = section.kind.as_str();
             let restored = self.platform_devices.restore(kind, &section.payload);

@@ -235,6 +235,11 @@ impl Monitor {
                         self.publish(EventKind::DeviceRemoved { id });
                     }
                 }
+                MachineEvent::EjectCpu => {
+                    if self.machine.take_ejected_vcpus() {
+                        self.publish(EventKind::CpusRemoved { count: self.machine.config().cpus.count });
+                    }
+                }
                 MachineEvent::DeviceFailed { id, reason } => self.publish(EventKind::DeviceFailed { id, reason }),
                 MachineEvent::DiskFailed { id, reason, pause } => {
                     if pause && self.machine.run_state() == RunState::Running {

@@ -97,7 +97,7 @@ impl Monitor {
             }
             Request::SetDiskLimits { id, limits } => machine.set_disk_limits(&id, limits).map_err(failure).map(|()| Value::Null),
             Request::SetNetLimits { id, limits } => machine.set_net_limits(&id, limits).map_err(failure).map(|()| Value::Null),
-            Request::SetCpus { count } => machine.add_vcpus(count).map_err(failure).map(|()| Value::Null),
+            Request::SetCpus { count } => machine.set_vcpus(count).map_err(failure).map(|()| Value::Null),
             Request::SetHotplugMemory { bytes } => {
                 let Ok(DeviceHandle::Memory(memory)) = machine.device("memory").map(|device| &device.handle) else {
                     return Err(refuse("the VM was made without memory for hot add; start it with `hotplug=SIZE`"));

@@ -36,6 +36,7 @@ fn text(event: &Event) -> String {
         EventKind::DiskFailed { id, reason } => format!("disk '{id}' failed a request: {reason}"),
         EventKind::GuestAgent { open: true } => "the guest agent is there".into(),
         EventKind::GuestAgent { open: false } => "the guest agent is gone".into(),
+        EventKind::CpusRemoved { count } => format!("the guest has given a vCPU back; vCPUs left: {count}"),
         EventKind::DeviceRemoved { id } => format!("the guest has given device '{id}' back"),
     };
     format!("{:>5}  {what}", event.sequence)

@@ -382,7 +382,7 @@ impl Actor {
                 return;
             }
             // By the guest, or by a task that says so itself.
-            Told::Reset => return,
+            Told::Reset | Told::CpusRemoved { .. } => return,
             Told::DeviceRemoved { .. } if self.work.is_some() => return,
             Told::DeviceRemoved { id } => format!(
                 "the guest has given {id} back, which nobody waits for: it is not plugged in any more, until the VM is started again"
