@@ -64,6 +64,10 @@ test-api: deps-api ## ask the API whatever its document allows, and what it does
 	cargo build --release $(if $(CI),--locked) --package maru-host --bins --examples
 	@scripts/test-api
 
+.PHONY: test-deb
+test-deb: deps build ## install the Debian package on a real Debian in a virtual machine, and use it (as root; needs mmdebstrap)
+	@scripts/test-deb
+
 .PHONY: fuzz
 fuzz: ## look for inputs that do harm, a minute for each target, or FUZZ_SECONDS (needs a nightly toolchain and cargo-fuzz)
 	@scripts/fuzz

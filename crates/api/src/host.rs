@@ -9,6 +9,8 @@ use utoipa::ToSchema;
 pub struct HostInfo {
     /// Its name.
     pub name: String,
+    /// Names and addresses that its certificate is for: by which clients may know it.
+    pub names: Vec<String>,
     /// The version of `marud`.
     pub version: String,
     /// When `marud` started.

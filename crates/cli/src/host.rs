@@ -39,6 +39,7 @@ pub fn show(args: &ShowArgs) -> Result<(), RemoteError> {
     show_one(args.output, &host, || {
         fields(&[
             ("name", host.name.clone()),
+            ("known as", host.names.join(", ")),
             ("marud", format!("{}, since {}", host.version, shown_time(host.started_at))),
             ("processors", host.cpus.to_string()),
             ("memory", format!("{}, {} available", shown_size(host.memory_bytes), shown_size(host.memory_available_bytes))),

@@ -78,7 +78,7 @@ async fn run(options: &Options) -> anyhow::Result<()> {
     });
     let host = Host::start(state.clone(), surroundings(options)?, boot_id.ok().as_deref())?;
     tracing::info!("listening at {address}, for clients that know this host as {}", names.join(", "));
-    let router = web::router(App { host, audit: Arc::new(audit) });
+    let router = web::router(App { host, audit: Arc::new(audit), names: names.into() });
     let [terminated, interrupted] = &mut ends;
     tokio::select! {
         () = web::serve(listener, tls, router) => {}

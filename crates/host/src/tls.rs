@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -104,10 +104,12 @@ fn valid_for(params: &mut CertificateParams, days: i64) {
     params.not_after = now + Duration::days(days);
 }
 
-/// Names that clients may know a server by: those given, the host's name, and this machine itself.
+/// Names that clients may know a server by: those given, the host's name, this machine itself, and the addresses by which it reaches others.
 pub fn names(host: &str, listen: IpAddr, more: &[String]) -> Vec<String> {
     let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1", host].map(String::from).to_vec();
-    if !listen.is_unspecified() {
+    if listen.is_unspecified() {
+        names.extend(outward().iter().map(IpAddr::to_string));
+    } else {
         names.push(listen.to_string());
     }
     names.extend_from_slice(more);
@@ -115,4 +117,16 @@ pub fn names(host: &str, listen: IpAddr, more: &[String]) -> Vec<String> {
     names.dedup();
     names.retain(|name| !name.is_empty());
     names
+}
+
+/// The addresses by which this machine reaches others, where it has a way to them. Nothing is sent.
+fn outward() -> Vec<IpAddr> {
+    // Nobody has these addresses (RFC 5737, RFC 3849), but the kernel knows from which of its own it would write to them.
+    let ways = [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")];
+    let own = |(from, to)| {
+        let socket = UdpSocket::bind::<&str>(from)?;
+        socket.connect::<&str>(to)?;
+        socket.local_addr()
+    };
+    ways.into_iter().filter_map(|way| own(way).ok()).map(|address| address.ip()).collect()
 }

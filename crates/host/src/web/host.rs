@@ -19,6 +19,7 @@ pub async fn show(State(app): State<App>) -> Result<Json<api::HostInfo>, Refusal
     let (memory_bytes, memory_available_bytes) = memory();
     Ok(Json(api::HostInfo {
         name: host_name(),
+        names: app.names.to_vec(),
         version: env!("CARGO_PKG_VERSION").into(),
         started_at: app.host.started_at,
         cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),

@@ -76,6 +76,8 @@ pub struct App {
     pub host: Arc<Host>,
     /// Where requests are noted.
     pub audit: Arc<Audit>,
+    /// What the certificate is for.
+    pub names: Arc<[String]>,
 }
 
 /// All routes.
