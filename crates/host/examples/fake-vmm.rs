@@ -2,7 +2,7 @@
 //!
 //! Words of the kernel's command line say what it does: `fake=fail` ends at once with an error; `fake=deaf` does not react to the power
 //! button; `fake=stubborn` answers neither that nor a request to stop; `fake=unsavable` cannot be saved;
-//! `fake=keeps` gives no device back. A limit of 13 operations is refused;
+//! `fake=keeps` gives no device back, and writes to its first disk that it was asked. A limit of 13 operations is refused;
 //! with one of 14, there is no space.
 //!
 //! Its guest's memory is a number, which grows when the guest goes on after it was restored, and is then appended to the first disk: a guest
@@ -172,7 +172,9 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
             }
             Request::Remove { id } => {
                 reply(Value::Null);
-                if !does("fake=keeps") {
+                if does("fake=keeps") {
+                    machine.write_to_disk("asked");
+                } else {
                     machine.config.disks.retain(|disk| disk.id != id);
                     machine.config.nets.retain(|net| net.id != id);
                     machine.tell(EventKind::DeviceRemoved { id });
@@ -286,9 +288,13 @@ impl Machine {
 
     fn go_on(&mut self) {
         self.memory += 1;
+        self.write_to_disk(&self.memory.to_string());
+    }
+
+    fn write_to_disk(&self, line: &str) {
         if let Some(disk) = self.config.disks.first() {
             let mut file = File::options().append(true).open(&disk.path).expect("the disk");
-            writeln!(file, "{}", self.memory).expect("room");
+            writeln!(file, "{line}").expect("room");
         }
     }
 

@@ -257,26 +257,24 @@ fn a_vm_that_runs_is_changed_at_once_or_not_at_all() {
 fn a_guest_that_keeps_a_device_can_be_waited_for_given_up_and_stopped() {
     let host = TestHost::new();
     let client = host.client();
-    fs::write(host.volume("root.raw"), [0; 4096]).unwrap();
+    fs::write(host.volume("root.raw"), "").unwrap();
     let mut wanted = spec("web", "fake=keeps");
     wanted["disks"] = json!([{"file": "local:root.raw"}]);
     client.create(&wanted);
     client.does("POST /vms/web/start");
-    let removing = || -> api::Task { client.patch("/vms/web", "*", &json!({"disks": []})).unwrap() };
-    let running = |task: &api::Task| {
-        until("the removal has begun", || {
-            let task: api::Task = client.get(&format!("/tasks/{}", task.id)).unwrap();
-            (task.state == TaskState::Running).then_some(())
-        });
+    let asked = || fs::read_to_string(host.volume("root.raw")).unwrap().matches("asked").count();
+    let removing = || -> api::Task {
+        let before = asked();
+        let task = client.patch("/vms/web", "*", &json!({"disks": []})).unwrap();
+        until("the guest is asked for the disk", || (asked() > before).then_some(()));
+        task
     };
     let task = removing();
-    running(&task);
     client.does("POST /vms/web/pause");
     client.does("POST /vms/web/resume");
     let task: api::Task = client.post(&format!("/tasks/{}/cancel?wait=20", task.id)).unwrap();
     assert_eq!((task.state, client.vm("web").spec.disks.len()), (TaskState::Cancelled, 1));
     let task = removing();
-    running(&task);
     client.does("POST /vms/web/stop?force=true");
     let task: api::Task = client.get(&format!("/tasks/{}?wait=20", task.id)).unwrap();
     assert_eq!((task.state, task.error.unwrap().code), (TaskState::Failed, "vm-ended".into()));

@@ -71,7 +71,7 @@ fn a_real_guest_is_changed_while_it_runs_and_its_disks_go_to_clones_and_out_and_
         sees(host, name, "its disk", |facts| facts["disks"][0]["size_bytes"] == 64 << 20);
         shell(host, &format!("maru vm stop {name} && maru vm delete {name} --disks delete"));
     }
-    shell(host, "rm -r /srv/out /srv/web/data.vhdx && rmdir /srv/web");
+    shell(host, "rm -r /srv/out /srv/web/data.vhdx && rmdir /srv/web /srv/vms");
     let left = shell(host, "ls -A /srv /run/maru/vms; pidof maru-vmm || true");
     assert_eq!(left.trim(), "/run/maru/vms:\n\n/srv:", "{left}");
 }

@@ -55,9 +55,9 @@ async fn connection(stream: TcpStream, from: SocketAddr, acceptor: TlsAcceptor, 
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(From(from));
-        let answer = router.clone().call(request);
         // In a task of its own: a client that goes away leaves nothing half done, and what it asked for is in the audit log.
-        async move { tokio::spawn(answer).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) }
+        let answer = tokio::spawn(router.clone().call(request));
+        async move { answer.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);

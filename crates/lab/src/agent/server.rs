@@ -246,7 +246,8 @@ impl Server {
             terminal: Mutex::new(None),
             given_up: AtomicBool::new(false),
         });
-        let (sender, input) = self::channel();
+        let (sender, received) = self::channel();
+        let input = Inflow { link: self.link.clone(), session: self.session, number: frame.channel, received };
         self.channels.retain(|_, (channel, _)| Arc::strong_count(channel) > 1);
         self.channels.insert(frame.channel, (channel.clone(), Some(sender)));
         let request = serde_json::from_slice(&frame.payload);
@@ -260,7 +261,7 @@ impl Server {
     }
 }
 
-fn carry_out(request: Request, channel: &Arc<Channel>, input: Receiver<Vec<u8>>) -> io::Result<ExitStatus> {
+fn carry_out(request: Request, channel: &Arc<Channel>, input: Inflow) -> io::Result<ExitStatus> {
     match request {
         Request::Exec { argv, env, cwd, terminal } => {
             let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("no program was named"))?;
@@ -296,41 +297,45 @@ fn carry_out(request: Request, channel: &Arc<Channel>, input: Receiver<Vec<u8>>)
     }
 }
 
-/// Hands received bytes to `sink`, opening the window again as they are taken.
-fn drain(channel: &Channel, input: &Receiver<Vec<u8>>, sink: &mut impl Write) -> io::Result<()> {
-    while let Ok(bytes) = input.recv() {
-        sink.write_all(&bytes)?;
-        let credit = Frame::credit(channel.number, Stream::In, bytes.len());
-        channel.link.send(channel.session, &credit, Preamble::No);
-    }
-    Ok(())
+/// What comes in for a program or a file. It does not keep the channel: a program that has ended takes nothing any more, and then the
+/// channel goes, and with it the other end of `received`.
+struct Inflow {
+    link: Arc<Link>,
+    session: u64,
+    number: u32,
+    received: Receiver<Vec<u8>>,
 }
 
-fn run_on_terminal(
-    command: Command,
-    size: TerminalSize,
-    channel: &Arc<Channel>,
-    input: Receiver<Vec<u8>>,
-) -> io::Result<ExitStatus> {
+impl Inflow {
+    /// Hands received bytes to `sink`, opening the window again as they are taken.
+    fn drain(&self, sink: &mut impl Write) -> io::Result<()> {
+        while let Ok(bytes) = self.received.recv() {
+            sink.write_all(&bytes)?;
+            self.link.send(self.session, &Frame::credit(self.number, Stream::In, bytes.len()), Preamble::No);
+        }
+        Ok(())
+    }
+}
+
+fn run_on_terminal(command: Command, size: TerminalSize, channel: &Arc<Channel>, input: Inflow) -> io::Result<ExitStatus> {
     let (mut child, terminal) = terminal::spawn(command, size)?;
     channel.started(child.id() as libc::pid_t);
     *lock(&channel.terminal) = Some(terminal.try_clone()?);
-    let (typing, mut keyboard) = (channel.clone(), terminal.try_clone()?);
-    thread::spawn(move || drain(&typing, &input, &mut keyboard));
+    let mut keyboard = terminal.try_clone()?;
+    thread::spawn(move || input.drain(&mut keyboard));
     if channel.send_all(Stream::Out, terminal).is_err() {
         channel.signal(libc::SIGKILL);
     }
     wait(&mut child, channel)
 }
 
-fn run(mut command: Command, channel: &Arc<Channel>, input: Receiver<Vec<u8>>) -> io::Result<ExitStatus> {
+fn run(mut command: Command, channel: &Arc<Channel>, input: Inflow) -> io::Result<ExitStatus> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn()?;
     channel.started(child.id() as libc::pid_t);
     if let Some(mut stdin) = child.stdin.take() {
-        let channel = channel.clone();
-        // Not joined: it ends when the client ends the stream or goes away.
-        thread::spawn(move || drain(&channel, &input, &mut stdin));
+        // Not joined: it ends when the client ends the stream or goes away, or after the program.
+        thread::spawn(move || input.drain(&mut stdin));
     }
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let errors = channel.clone();
@@ -365,16 +370,15 @@ fn wait(child: &mut Child, channel: &Channel) -> io::Result<ExitStatus> {
 }
 
 /// Writes beside the file and renames, so that a running program can be replaced and a cut leaves the old file.
-fn receive_file(path: &str, mode: u32, channel: &Channel, input: &Receiver<Vec<u8>>) -> io::Result<ExitStatus> {
+fn receive_file(path: &str, mode: u32, channel: &Channel, input: &Inflow) -> io::Result<ExitStatus> {
     let partial = format!("{path}.{}.partial", channel.number);
     let mut file = File::options().write(true).create(true).truncate(true).mode(mode).open(&partial)?;
-    let received =
-        drain(channel, input, &mut file).and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode))).and_then(|()| {
-            if channel.given_up.load(Ordering::SeqCst) {
-                return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the sender went away"));
-            }
-            fs::rename(&partial, path)
-        });
+    let received = input.drain(&mut file).and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode))).and_then(|()| {
+        if channel.given_up.load(Ordering::SeqCst) {
+            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the sender went away"));
+        }
+        fs::rename(&partial, path)
+    });
     if received.is_err() {
         let _ = fs::remove_file(&partial);
     }

@@ -210,10 +210,12 @@ impl Actor {
         let asked = match self.links.guest.shut_down().await {
             Ok(()) => "the guest agent was asked to shut down",
             // There is none, or it cannot.
-            Err(_) => {
-                machine.monitor.call::<Value>(&Request::PowerButton, ANSWER).await.map_err(|error| refused(&error))?;
-                "the power button was pressed"
-            }
+            Err(_) => match machine.monitor.call::<Value>(&Request::PowerButton, ANSWER).await {
+                Ok(_) => "the power button was pressed",
+                // As is wanted: its guest has shut down, most likely because the same was asked before marud was started anew.
+                Err(CallError::Gone) => "the VM is about to end",
+                Err(error) => return Err(refused(&error)),
+            },
         };
         // The time counts from the first try, also when marud was started anew meanwhile.
         let passed = task.started_at.map_or(Duration::ZERO, |at| (OffsetDateTime::now_utc() - at).try_into().unwrap_or_default());
