@@ -367,6 +367,7 @@ fn bad_requests_get_a_status_a_reason_and_a_way_out() {
     assert_eq!(refused("POST", "/vms", &[JSON], &body(spec("web", ""))), "409 name-taken");
     assert_eq!(refused("POST", "/vms", &[JSON], b"{"), "400 bad-body");
     assert_eq!(refused("POST", "/vms", &[JSON], b"{}"), "422 bad-body");
+    assert_eq!(refused("PATCH", "/volumes/local", &[JSON], b"[null, null]"), "422 bad-body");
     assert_eq!(refused("POST", "/vms", &[], b"{}"), "415 not-json");
     assert_eq!(refused("POST", "/vms", &[JSON], &vec![b' '; 300 * 1024]), "413 too-long");
     let mut unknown = spec("a", "");

@@ -9,35 +9,35 @@ use super::fields;
 /// The longest `Idempotency-Key`.
 pub const MAX_KEY: usize = 128;
 
-/// Adds it.
+/// Adds how to show who asks.
 pub struct Common;
 
 impl utoipa::Modify for Common {
     fn modify(&self, document: &mut OpenApi) {
         let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
         document.components.get_or_insert_default().add_security_scheme("token", scheme);
-        // As JSON, where every operation is reached in the same way. It came from there, so it fits.
-        let Ok(mut json) = serde_json::to_value(&*document) else { return };
-        let operations = json["paths"].as_object_mut().into_iter().flatten();
-        for (method, operation) in operations.filter_map(|(_, methods)| methods.as_object_mut()).flatten() {
-            for parameter in operation["parameters"].as_array_mut().into_iter().flatten() {
-                if parameter["name"] == "Idempotency-Key" {
-                    parameter["schema"] = json!({"type": "string", "pattern": format!("^[!-~]{{1,{MAX_KEY}}}$")});
-                }
-            }
-            if method == "get" {
-                describe_fields(operation);
+    }
+}
+
+/// Adds what operations have in common, where every operation is reached in the same way.
+pub fn complete(document: &mut Value) {
+    let operations = document.get_mut("paths").and_then(Value::as_object_mut).into_iter().flatten();
+    for (method, operation) in operations.filter_map(|(_, methods)| methods.as_object_mut()).flatten() {
+        // By `get`, here and below: an index would add what is not there.
+        for parameter in operation.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten() {
+            if parameter["name"] == "Idempotency-Key" {
+                parameter["schema"] = json!({"type": "string", "pattern": format!("^[!-~]{{1,{MAX_KEY}}}$")});
             }
         }
-        if let Ok(whole) = serde_json::from_value(json) {
-            *document = whole;
+        if method == "get" {
+            describe_fields(operation);
         }
     }
 }
 
 /// `fields`, for what answers with JSON.
 fn describe_fields(operation: &mut Value) {
-    if operation["responses"]["200"]["content"].get("application/json").is_none() {
+    if operation.pointer("/responses/200/content/application~1json").is_none() {
         return;
     }
     operation["responses"]["200"]["content"][fields::PARTIAL] =
@@ -47,7 +47,7 @@ fn describe_fields(operation: &mut Value) {
         "description": "Only these fields of the item, or of each item of a list: names with commas between them, and dots for what is \
                         inside of one, like `id,spec.name`",
     });
-    match operation["parameters"].as_array_mut() {
+    match operation.get_mut("parameters").and_then(Value::as_array_mut) {
         Some(parameters) => parameters.push(parameter),
         None => operation["parameters"] = json!([parameter]),
     }

@@ -103,6 +103,10 @@ impl Body {
     /// What it says.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
         let way_out = "see /api/v1/openapi.json for its form";
+        // Where names are expected, a list of values in their order would do, too, and mean something else after the next release.
+        if self.0.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+            return Err(Refusal::senseless(Cause::new("bad-body", "the body is a list, and no object", way_out)));
+        }
         serde_json::from_slice(&self.0).map_err(|error| {
             let cause = Cause::new("bad-body", format!("the body cannot be understood: {error}"), way_out);
             if error.is_data() { Refusal::senseless(cause) } else { Refusal { status: StatusCode::BAD_REQUEST, cause } }
