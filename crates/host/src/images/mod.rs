@@ -26,6 +26,7 @@ use vmm::config::check_id;
 
 use crate::records::{Cause, DiskRecord, EventKind, EventRecord, FileRef, ImageRecord, OperationRecord, TaskRecord, VmRecord};
 use crate::state::{Records, State, StateError};
+use crate::vm::delete::DeleteError;
 use crate::vm::{Surroundings, checkpoints, disks};
 use crate::volumes::Volumes;
 
@@ -45,8 +46,8 @@ pub fn all(state: &State) -> Result<Vec<ImageRecord>, StateError> {
 
 /// The image with this name or id, as it is stored.
 pub fn find(state: &State, name: &str) -> Result<Option<Stored<ImageRecord>>, StateError> {
-    let images = state.all::<ImageRecord>()?.into_iter();
-    Ok(images.into_iter().find(|image| is(&image.record, name) && !image.record.deleting))
+    let mut images = state.all::<ImageRecord>()?.into_iter();
+    Ok(images.find(|image| is(&image.record, name) && !image.record.deleting))
 }
 
 /// Whether an image is meant by a name or an id.
@@ -123,20 +124,6 @@ pub fn check_space(volumes: &Volumes, volume: &str, bytes: u64) -> Result<(), Ca
         return Err(Cause::new("no-space", message, "make room in it, or name another volume"));
     }
     Ok(())
-}
-
-/// Why an image is not deleted.
-pub enum DeleteError {
-    /// It cannot be.
-    Refused(Cause),
-    /// The store cannot be used now.
-    State(StateError),
-}
-
-impl<E: Into<StateError>> From<E> for DeleteError {
-    fn from(error: E) -> DeleteError {
-        DeleteError::State(error.into())
-    }
 }
 
 /// Deletes an image that no VM is based on. Whatever ends `marud` meanwhile, the next one goes on with it.

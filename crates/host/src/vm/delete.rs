@@ -13,7 +13,7 @@ use crate::records::{
 };
 use crate::state::{Records, State, StateError};
 
-/// Why a VM is not deleted.
+/// Why something is not deleted.
 pub enum DeleteError {
     /// It cannot be.
     Refused(Cause),

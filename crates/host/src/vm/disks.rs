@@ -31,8 +31,8 @@ pub fn check(state: &State, vm: &VmRecord) -> Result<Result<(), Cause>, StateErr
             return Ok(Err(images::not_a_disk(&image)));
         }
     }
-    let frozen = checkpoints::tree(state, vm.id)?.layers.into_iter().filter(|layer| layer.frozen);
-    if let Some(disk) = frozen.into_iter().find_map(|layer| vm.disks.iter().find(|disk| disk.file == layer.file)) {
+    let mut frozen = checkpoints::tree(state, vm.id)?.layers.into_iter().filter(|layer| layer.frozen);
+    if let Some(disk) = frozen.find_map(|layer| vm.disks.iter().find(|disk| disk.file == layer.file)) {
         return Ok(Err(of_checkpoints(&disk.file, &vm.name)));
     }
     for other in state.all::<VmRecord>()?.into_iter().map(|stored| stored.record).filter(|other| other.id != vm.id) {

@@ -17,7 +17,7 @@ pub mod clone;
 pub mod cloud_init;
 pub mod config;
 pub mod console;
-mod delete;
+pub mod delete;
 pub mod disks;
 pub mod edit;
 mod ending;

@@ -1,7 +1,5 @@
 //! `?fields=id,spec.name`: only some fields of what is asked for, whatever it is.
 
-use std::sync::LazyLock;
-
 use axum::body::{Body, to_bytes};
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
@@ -9,15 +7,13 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
-use super::{Refusal, document};
+use super::{DOCUMENT, Refusal};
 use crate::records::Cause;
 
 /// The type of an answer that has not all of its fields.
 pub const PARTIAL: &str = "application/vnd.maru.partial+json";
 /// The longest answer that fields are picked from, in bytes.
 const MAX_ANSWER: usize = 64 << 20;
-
-static DOCUMENT: LazyLock<Value> = LazyLock::new(document);
 
 /// Takes `fields` out of a request, and what they do not name out of the answer.
 pub async fn pick(mut request: Request, next: Next) -> Response {

@@ -16,10 +16,11 @@ use super::once::Once;
 use super::suggest::did_you_mean;
 use super::tasks::{MAX_WAITING, TaskAnswer, WaitParams, answer, read};
 use super::{App, Refusal};
-use crate::images::{self, DeleteError, Users};
+use crate::images::{self, Users};
 use crate::records::{BootRecord, Cause, ImageRecord, ImageSourceRecord, ImportImageRecord, OperationRecord, TaskRecord};
 use crate::state::{Records, State};
 use crate::vm::config;
+use crate::vm::delete::DeleteError;
 use crate::volumes::Volumes;
 
 /// The longest description, in characters.

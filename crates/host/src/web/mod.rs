@@ -52,7 +52,7 @@ pub use error::Refusal;
 pub use host::{host_name, memory};
 pub use server::serve;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
@@ -137,7 +137,7 @@ pub fn router(app: App) -> Router {
         .nest(api::BASE, guarded(v1))
         // Where Prometheus looks if nothing else is said.
         .merge(guarded(Router::new().route("/metrics", get(metrics::show))))
-        .route(&format!("{}/openapi.json", api::BASE), get(async || axum::Json(document())))
+        .route(&format!("{}/openapi.json", api::BASE), get(async || axum::Json(&*DOCUMENT)))
         .fallback(error::no_such_address)
 }
 
@@ -175,12 +175,12 @@ pub fn router(app: App) -> Router {
 struct Document;
 
 /// The OpenAPI document.
-pub fn document() -> serde_json::Value {
+static DOCUMENT: LazyLock<serde_json::Value> = LazyLock::new(|| {
     // It has no map whose keys are no texts, so it becomes JSON.
     let mut document = serde_json::to_value(Document::openapi()).unwrap_or_default();
     document::complete(&mut document);
     document
-}
+});
 
 #[cfg(test)]
 mod tests;
