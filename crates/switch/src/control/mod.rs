@@ -8,5 +8,5 @@ mod protocol;
 mod server;
 
 pub use client::{Client, ClientError};
-pub use protocol::{Backend, Failure, PortConfig, PortStatus, Reply, Request, StationStatus, Status};
+pub use protocol::{Backend, Failure, PortConfig, PortStatus, Reply, Request, StationStatus, Status, Work};
 pub use server::serve;
