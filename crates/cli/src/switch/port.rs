@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::Value;
-use switch::control::{Backend, PortConfig, Request};
+use switch::control::{Backend, DEFAULT_SWITCH, PortConfig, Request};
 use switch::mac::MacAddress;
 use switch::policy::{Permission, PortPolicy};
 use switch::vlan::{Vlan, VlanMode};
@@ -65,6 +65,9 @@ pub struct AddArgs {
     socket: Socket,
     /// Its name
     name: String,
+    /// The switch that it belongs to
+    #[arg(long, value_name = "SWITCH", default_value = DEFAULT_SWITCH)]
+    switch: String,
     #[command(flatten)]
     backend: BackendArgs,
     /// Queue pairs that a VM may use
@@ -137,7 +140,7 @@ fn read_file(path: &Path) -> anyhow::Result<PortPolicy> {
 pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
     match command {
         PortCommand::Add(args) => {
-            let AddArgs { socket, name, backend, queues, mode, policy } = *args;
+            let AddArgs { socket, name, switch, backend, queues, mode, policy } = *args;
             let backend = match backend {
                 BackendArgs { tap: Some(name), .. } => Backend::Tap(name),
                 BackendArgs { uplink: Some(name), .. } => Backend::Uplink(name),
@@ -146,7 +149,7 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
                     Backend::VhostUser { socket, mode, queues }
                 }
             };
-            let port = PortConfig { name, backend, policy: policy.read()? };
+            let port = PortConfig { name, switch, backend, policy: policy.read()? };
             socket.connect()?.call::<Value>(&Request::AddPort { port })?;
         }
         PortCommand::Set { socket, name, policy } => {
@@ -159,11 +162,12 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
             let ports: Vec<PortConfig> = socket.connect()?.call(&Request::Config)?;
             let line = |port: &PortConfig| {
                 let policy = serde_json::to_string(&port.policy).unwrap_or_default();
-                match &port.backend {
-                    Backend::VhostUser { socket, .. } => format!("{}: vhost-user {}, {policy}\n", port.name, socket.display()),
-                    Backend::Tap(name) => format!("{}: tap {name}, {policy}\n", port.name),
-                    Backend::Uplink(name) => format!("{}: uplink {name}, {policy}\n", port.name),
-                }
+                let backend = match &port.backend {
+                    Backend::VhostUser { socket, .. } => format!("vhost-user {}", socket.display()),
+                    Backend::Tap(name) => format!("tap {name}"),
+                    Backend::Uplink(name) => format!("uplink {name}"),
+                };
+                format!("{} of {}: {backend}, {policy}\n", port.name, port.switch)
             };
             show(output, &ports, || ports.iter().map(line).collect())?;
         }

@@ -8,5 +8,8 @@ mod protocol;
 mod server;
 
 pub use client::{Client, ClientError};
-pub use protocol::{Backend, Failure, PortConfig, PortStatus, Reply, Request, StationStatus, Status};
+pub use protocol::{
+    Backend, DEFAULT_SWITCH, Failure, PortConfig, PortStatus, Reply, Request, StationStatus, Status, SwitchConfig, SwitchKind,
+    SwitchStatus,
+};
 pub use server::serve;

@@ -19,6 +19,20 @@ pub enum Request {
     Config,
     /// Who is behind which port; answered with a list of [`StationStatus`].
     Stations,
+    /// The switches; answered with a list of [`SwitchStatus`].
+    Switches,
+    /// Add a switch.
+    AddSwitch {
+        /// Its name, unique in the process.
+        name: String,
+        /// What it connects.
+        kind: SwitchKind,
+    },
+    /// Remove a switch that has no ports.
+    RemoveSwitch {
+        /// The switch.
+        name: String,
+    },
     /// Add a port.
     AddPort {
         /// The port.
@@ -42,13 +56,52 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PortConfig {
-    /// Its name, unique in the switch.
+    /// Its name, unique among the ports of all switches.
     pub name: String,
+    /// The switch that it belongs to; [`DEFAULT_SWITCH`] if it is left out.
+    #[serde(default = "default_switch")]
+    pub switch: String,
     /// What is behind it.
     pub backend: Backend,
     /// What it may do.
     #[serde(default)]
     pub policy: PortPolicy,
+}
+
+/// What a switch connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SwitchKind {
+    /// VMs, the host and the wire.
+    External,
+    /// VMs and the host.
+    Internal,
+    /// VMs.
+    Private,
+}
+
+/// A switch, as it is configured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SwitchConfig {
+    /// Its name, unique in the process.
+    pub name: String,
+    /// What it connects.
+    pub kind: SwitchKind,
+}
+
+/// A switch, and how much there is of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SwitchStatus {
+    /// Its name.
+    pub name: String,
+    /// What it connects.
+    pub kind: SwitchKind,
+    /// Its ports.
+    pub ports: usize,
+    /// Stations that are known in it.
+    pub stations: usize,
 }
 
 /// What is behind a port.
@@ -71,6 +124,13 @@ pub enum Backend {
     Tap(String),
     /// The wire: a NIC of the host.
     Uplink(String),
+}
+
+/// The switch that is always there: an external one.
+pub const DEFAULT_SWITCH: &str = "default";
+
+fn default_switch() -> String {
+    DEFAULT_SWITCH.into()
 }
 
 fn default_mode() -> u32 {
@@ -121,6 +181,8 @@ pub struct Status {
 pub struct PortStatus {
     /// Its name.
     pub name: String,
+    /// Its switch.
+    pub switch: String,
     /// What is behind it.
     pub backend: Backend,
     /// Whether there is somebody: of a VM, whether its monitor is connected.
@@ -139,6 +201,8 @@ pub struct StationStatus {
     pub mac: MacAddress,
     /// Its VLAN; of a private VLAN, the primary; 0 for none.
     pub vlan: u16,
+    /// The switch.
+    pub switch: String,
     /// The port.
     pub port: String,
 }

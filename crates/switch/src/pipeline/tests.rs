@@ -189,6 +189,25 @@ fn stations_of_two_vlans_do_not_know_each_other() {
     assert_eq!(lab.to(3, &arp(2, mac(1))), set([2]));
 }
 
+#[test]
+fn switches_share_nothing() {
+    let source = PortPolicy { mirroring: Mirroring::Source, ..PortPolicy::default() };
+    let copies = PortPolicy { mirroring: Mirroring::Destination, ..open(VlanMode::Access { vlan: vlan(99) }) };
+    let mut lab = Lab::new(vec![source.clone(), PortPolicy::default(), copies.clone()]);
+    for policy in [source, PortPolicy::default(), copies] {
+        lab.switch.add_port_to(7, policy).unwrap();
+    }
+    assert_eq!(lab.to(0, &arp(1, MacAddress::BROADCAST)), set([1, 2]), "a flood, and its copy, stay in the switch");
+    assert_eq!(lab.to(3, &arp(1, MacAddress::BROADCAST)), set([4, 5]), "the same address is another station");
+    assert_eq!((lab.to(1, &arp(2, mac(1))), lab.to(4, &arp(2, mac(1)))), (set([0, 2]), set([3, 5])));
+    assert_eq!(lab.switch.counters(3).unwrap().moves, 0);
+    // A VLAN may be private in one of them and anything in the other.
+    let isolated = |primary, secondary| open(VlanMode::Isolated { primary: vlan(primary), secondary: vlan(secondary) });
+    lab.switch.add_port_to(0, isolated(100, 101)).unwrap();
+    lab.switch.add_port_to(7, isolated(101, 102)).unwrap();
+    assert!(lab.switch.add_port_to(0, isolated(101, 102)).is_err());
+}
+
 fn private_ports() -> Vec<PortPolicy> {
     let primary = vlan(100);
     let secondaries = vec![vlan(101), vlan(102), vlan(103)];
