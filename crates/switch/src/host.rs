@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::control::{Backend, PortConfig, PortStatus, Request, StationStatus, Status, SwitchConfig, SwitchStatus};
-use crate::pipeline::{PortError, PortNumber};
+use crate::pipeline::{ImportError, Imported, PortError, PortNumber, PortState};
 use crate::policy::PortPolicy;
 use crate::ports::fd::{FdPort, FdPortError};
 use crate::ports::vhost_user::FrontDoor;
@@ -19,6 +19,11 @@ use crate::worker::{Device, Ended, Handle, Worker};
 
 /// The most queue pairs of a port.
 const MAX_PAIRS: u16 = 64;
+
+/// So many places of a table are looked at before frames have their turn.
+const PLACES_AT_ONCE: usize = 4096;
+/// So many connections are imported before frames have their turn.
+const CONNECTIONS_AT_ONCE: usize = 256;
 
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +43,9 @@ pub enum HostError {
     /// The port or its policy.
     #[error(transparent)]
     Port(#[from] PortError),
+    /// What another port knew.
+    #[error(transparent)]
+    Import(#[from] ImportError),
     /// The switch.
     #[error(transparent)]
     Switch(#[from] SwitchError),
@@ -120,9 +128,9 @@ impl Host {
     /// Does what a client asks for.
     pub fn execute(&mut self, request: Request) -> Result<Value, HostError> {
         let is_change = match &request {
-            Request::Status | Request::Config | Request::Stations | Request::Switches => false,
+            Request::Status | Request::Config | Request::Stations | Request::Switches | Request::ExportPort { .. } => false,
             Request::AddSwitch { .. } | Request::RemoveSwitch { .. } => true,
-            Request::AddPort { .. } | Request::SetPolicy { .. } | Request::RemovePort { .. } => true,
+            Request::AddPort { .. } | Request::SetPolicy { .. } | Request::ImportPort { .. } | Request::RemovePort { .. } => true,
         };
         let value = match request {
             Request::Status => to_value(&self.status()?),
@@ -133,6 +141,8 @@ impl Host {
             Request::RemoveSwitch { name } => self.remove_switch(&name).map(|()| Value::Null)?,
             Request::AddPort { port } => self.add(port).map(|()| Value::Null)?,
             Request::SetPolicy { name, policy } => self.set_policy(&name, policy).map(|()| Value::Null)?,
+            Request::ExportPort { name } => to_value(&self.export(&name)?),
+            Request::ImportPort { name, state } => to_value(&self.import(&name, *state)?),
             Request::RemovePort { name } => self.remove(&name).map(|()| Value::Null)?,
         };
         if is_change && let Some(path) = &self.state {
@@ -217,6 +227,35 @@ impl Host {
         Ok(())
     }
 
+    fn export(&mut self, name: &str) -> Result<PortState, HostError> {
+        let number = self.entry(name)?.number;
+        let mut state = self.worker.call(move |worker| worker.switch.export_port(number))??;
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let part = move |worker: &mut Worker| worker.switch.export_connections(number, from, PLACES_AT_ONCE, worker.now());
+            let (connections, more) = self.worker.call(part)?;
+            state.connections.extend(connections);
+            next = more;
+        }
+        Ok(state)
+    }
+
+    fn import(&mut self, name: &str, state: PortState) -> Result<Imported, HostError> {
+        let number = self.entry(name)?.number;
+        let (policy, connections) = (state.policy.clone(), state.connections.clone());
+        let all_else = move |worker: &mut Worker| worker.switch.import_port(number, &state, worker.now());
+        let mut imported = self.worker.call(all_else)??;
+        self.entry(name)?.config.policy = policy;
+        for part in connections.chunks(CONNECTIONS_AT_ONCE) {
+            let connections = part.to_vec();
+            let some = move |worker: &mut Worker| worker.switch.import_connections(number, &connections, worker.now());
+            let standing = self.worker.call(some)??;
+            imported.connections += standing;
+            imported.connections_left_out += part.len() - standing;
+        }
+        Ok(imported)
+    }
+
     fn remove(&mut self, name: &str) -> Result<(), HostError> {
         let entry = self.ports.remove(name).ok_or_else(|| HostError::NoPort(name.into()))?;
         // The front end first: its thread uses the port.
@@ -285,8 +324,9 @@ mod tests {
     use packet::Listener;
 
     use super::*;
+    use crate::acl::Direction;
     use crate::control::{Client, ClientError, DEFAULT_SWITCH, SwitchKind, serve};
-    use crate::pipeline::{Limits, Switch};
+    use crate::pipeline::{ConnectionState, Limits, Switch};
     use crate::policy::Permission;
 
     fn start(directory: &Path) -> Client {
@@ -355,6 +395,38 @@ mod tests {
         let switches: Vec<SwitchStatus> = start(other.path()).call(&Request::Switches).unwrap();
         let status = |name: &str, kind, ports| SwitchStatus { name: name.into(), kind, ports, stations: 0 };
         assert_eq!(switches, [status(DEFAULT_SWITCH, SwitchKind::External, 0), status("inner", SwitchKind::Private, 1)]);
+    }
+
+    #[test]
+    fn a_ports_state_crosses_the_socket_however_long_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut client = start(directory.path());
+        client.call::<Value>(&Request::AddPort { port: port(directory.path(), "a") }).unwrap();
+        let mut state: PortState = client.call(&Request::ExportPort { name: "a".into() }).unwrap();
+        let rule = r#"{"effect": {"allow-stateful": {"idle-timeout-s": 60}}, "direction": "outbound", "weight": 1}"#;
+        state.policy.extended_acl = vec![serde_json::from_str(rule).unwrap()];
+        state.connections = (0..5000u16)
+            .map(|number| ConnectionState {
+                local: "10.0.0.1".parse().unwrap(),
+                remote: "10.0.0.2".parse().unwrap(),
+                protocol: 6,
+                local_port: number,
+                remote_port: 80,
+                opened: Direction::Outbound,
+                // One of them is over.
+                idle_ms: if number == 0 { 60_001 } else { 30_000 },
+                idle_timeout_ms: 60_000,
+            })
+            .collect();
+        assert!(serde_json::to_vec(&state).unwrap().len() > 4 * packet::MAX_PACKET);
+        let import = Request::ImportPort { name: "a".into(), state: Box::new(state.clone()) };
+        let imported: Imported = client.call(&import).unwrap();
+        assert_eq!((imported.connections, imported.connections_left_out), (4999, 1));
+        let again: PortState = client.call(&Request::ExportPort { name: "a".into() }).unwrap();
+        assert_eq!((again.policy, again.connections.len()), (state.policy.clone(), 4999));
+        assert!(again.connections.iter().all(|one| (30_000..60_000).contains(&one.idle_ms)));
+        let kept: Vec<PortConfig> = client.call(&Request::Config).unwrap();
+        assert_eq!(kept[0].policy, state.policy);
     }
 
     #[test]

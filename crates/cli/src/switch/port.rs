@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::Value;
-use switch::control::{Backend, DEFAULT_SWITCH, PortConfig, Request};
+use switch::control::{Backend, DEFAULT_SWITCH, Imported, PortConfig, PortState, Request};
 use switch::mac::MacAddress;
 use switch::policy::{Permission, PortPolicy};
 use switch::vlan::{Vlan, VlanMode};
 
 use super::{Output, Socket, show};
+use crate::output::print;
 
 const ADD_HELP: &str = "\
 EXAMPLES
@@ -47,6 +48,22 @@ pub enum PortCommand {
         socket: Socket,
         /// The port
         name: String,
+    },
+    /// Print all that a port knows, as JSON, to move with its VM: policy, connections, stations, counters
+    Export {
+        #[command(flatten)]
+        socket: Socket,
+        /// The port
+        name: String,
+    },
+    /// Give a port what another one knew; its policy and what it has counted are replaced
+    Import {
+        #[command(flatten)]
+        socket: Socket,
+        /// The port
+        name: String,
+        /// What `maru port export` printed; - is standard input
+        file: PathBuf,
     },
     /// Show the ports as they are configured
     List {
@@ -157,6 +174,21 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
         }
         PortCommand::Remove { socket, name } => {
             socket.connect()?.call::<Value>(&Request::RemovePort { name })?;
+        }
+        PortCommand::Export { socket, name } => {
+            let state: PortState = socket.connect()?.call(&Request::ExportPort { name })?;
+            print(&(serde_json::to_string(&state)? + "\n"))?;
+        }
+        PortCommand::Import { socket, name, file } => {
+            let text =
+                if file.as_os_str() == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(&file) };
+            let text = text.with_context(|| format!("cannot read {}", file.display()))?;
+            let state = serde_json::from_str(&text).with_context(|| format!("{} is no state of a port", file.display()))?;
+            let imported: Imported = socket.connect()?.call(&Request::ImportPort { name, state: Box::new(state) })?;
+            let Imported { connections, connections_left_out, stations, stations_left_out } = imported;
+            print(&format!(
+                "{connections} connections and {stations} stations; left out: {connections_left_out} and {stations_left_out}\n"
+            ))?;
         }
         PortCommand::List { socket, output } => {
             let ports: Vec<PortConfig> = socket.connect()?.call(&Request::Config)?;

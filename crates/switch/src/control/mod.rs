@@ -14,3 +14,5 @@ pub use protocol::{
     SwitchStatus,
 };
 pub use server::serve;
+
+pub use crate::pipeline::{ConnectionState, Imported, PortState, StationState};

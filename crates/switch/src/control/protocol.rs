@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::counters::CounterReport;
 use crate::mac::MacAddress;
+use crate::pipeline::PortState;
 use crate::policy::PortPolicy;
 
 /// What a client asks for.
@@ -44,6 +45,19 @@ pub enum Request {
         name: String,
         /// All of its policy; what is left out is as of a new port.
         policy: PortPolicy,
+    },
+    /// All that a port knows, to move with its VM; answered with a [`PortState`].
+    ExportPort {
+        /// The port.
+        name: String,
+    },
+    /// Give a port the policy of another one, and what that one knew; answered with [`crate::pipeline::Imported`]. What the port has
+    /// counted so far is replaced.
+    ImportPort {
+        /// The port.
+        name: String,
+        /// What the other one had.
+        state: Box<PortState>,
     },
     /// Remove a port; its VM loses its link's other end.
     RemovePort {

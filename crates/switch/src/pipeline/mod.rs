@@ -19,9 +19,11 @@ mod decide;
 mod port;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 pub use action::{Action, TagEdit};
 pub use port::{PortNumber, SwitchNumber};
+pub use transfer::{ConnectionState, ImportError, Imported, PORT_STATE_VERSION, PortState, StationState};
 
 use crate::acl::{ConnectionKey, Direction};
 use crate::counters::{Counters, DropReason};
@@ -135,7 +137,7 @@ impl Switch {
         port.keep_counters(old);
         let moved = old.policy.vlan != port.policy.vlan || old.policy.mac != port.policy.mac;
         let domains = self.domains_with(usize::from(number), Some(&port))?;
-        self.connections.retain(number, |key, opened| port.remembers(key, opened));
+        self.connections.retain(number, |key, opened| port.remembers(key, opened).is_some());
         if moved {
             self.stations.forget_port(number);
         }

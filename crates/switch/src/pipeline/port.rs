@@ -28,6 +28,7 @@ pub(super) struct Port {
 
 impl Port {
     pub fn new(switch: SwitchNumber, policy: PortPolicy) -> Result<Port, PolicyError> {
+        policy.check_lengths()?;
         let addresses = policy.acl.iter().filter_map(|rule: &PrefixRule| match rule.address {
             Address::LocalMac(mac) => Some(mac),
             _ => None,
@@ -58,8 +59,8 @@ impl Port {
         self.policy.mac.filter(|_| self.policy.mac_spoofing == Permission::Deny)
     }
 
-    /// Whether the rules would remember a connection if it were opened now.
-    pub fn remembers(&self, key: &ConnectionKey, opened: Direction) -> bool {
+    /// For how long the rules would remember a connection that is opened now.
+    pub fn remembers(&self, key: &ConnectionKey, opened: Direction) -> Option<Millis> {
         let sides = |local, remote| match opened {
             Direction::Outbound => (local, remote),
             Direction::Inbound => (remote, local),
@@ -79,7 +80,10 @@ impl Port {
         let packet = Some(PacketSubject { local: key.local, remote: key.remote, ip });
         let nobody = MacAddress([0; 6]);
         let subject = Subject { direction: opened, local_mac: nobody, remote_mac: nobody, packet };
-        matches!(self.extended.decide(&subject), Verdict::Remember { .. })
+        match self.extended.decide(&subject) {
+            Verdict::Remember { idle_timeout_ms } => Some(idle_timeout_ms),
+            Verdict::Allow | Verdict::Deny => None,
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::{Millis, Ref};
 use crate::mac::MacAddress;
 
 /// Where stations know each other: a VLAN of a switch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Domain {
     /// The switch.
     pub switch: u16,
