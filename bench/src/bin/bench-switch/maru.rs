@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use switch::acl::{Direction, Effect, ExtendedRule};
-use switch::control::{Backend, Client, PortConfig, Request, Status, Work};
+use switch::control::{Backend, Client, DEFAULT_SWITCH, PortConfig, Request, Status, Work};
 use switch::policy::{Permission, PortPolicy};
 use switch::vlan::{Vlan, VlanMode};
 
@@ -54,7 +54,8 @@ impl Switch {
         for (number, policy) in policies.iter().enumerate() {
             let socket = directory.join(format!("port{number}"));
             let backend = Backend::VhostUser { socket: socket.clone(), mode: 0o600, queues: 1 };
-            let port = PortConfig { name: format!("port{number}"), backend, policy: policy.clone() };
+            let port =
+                PortConfig { name: format!("port{number}"), switch: DEFAULT_SWITCH.into(), backend, policy: policy.clone() };
             switch.client.call::<()>(&Request::AddPort { port })?;
             switch.sockets.push(socket);
         }
