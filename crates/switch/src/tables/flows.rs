@@ -4,8 +4,11 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 
 use super::{Millis, Ref};
-use crate::frame::{Fragment, Frame, Transport};
+use crate::frame::{Fragment, Frame, MAX_FRAME_BYTES, TCP, TYPE_IPV4, Transport, UDP};
 use crate::pipeline::Action;
+
+/// How a key says that there are ports.
+const PORTS: u64 = 1;
 
 /// All that decisions look at, of a frame at a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +36,7 @@ impl FlowKey {
             };
             let (kind, a, b) = match ip.transport {
                 Transport::None => (0, 0, 0),
-                Transport::Ports { source, destination } => (1, source, destination),
+                Transport::Ports { source, destination } => (PORTS, source, destination),
                 Transport::Icmp { kind, code, id } => (2, u16::from_be_bytes([kind, code]), id),
                 Transport::Unknown => (3, 0, 0),
             };
@@ -41,6 +44,29 @@ impl FlowKey {
             words[7] = 1;
         }
         FlowKey(words)
+    }
+
+    /// The same, straight from the bytes of what is most common: TCP or UDP over IPv4 that is whole and has neither a tag nor options.
+    /// `None` says nothing about the frame.
+    #[inline]
+    pub fn quick(port: u16, head: &[u8], length: usize) -> Option<FlowKey> {
+        // Ethernet, IPv4, and what is looked at of TCP or UDP.
+        let head: &[u8; 38] = head.first_chunk()?;
+        let word = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
+        let long = |at: usize| u64::from(u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
+        let total = usize::from(word(16));
+        let least = match head[23] {
+            TCP => 40,
+            UDP => 28,
+            _ => return None,
+        };
+        let is_plain = word(12) == TYPE_IPV4 && head[14] == 0x45 && word(20) & 0x3fff == 0;
+        if !is_plain || total < least || total > length - 14 || length > MAX_FRAME_BYTES {
+            return None;
+        }
+        let mac = |at: usize| u64::from(word(at)) << 48 | long(at + 2) << 16;
+        let kind = u64::from(TYPE_IPV4) << 48 | u64::from(head[23]) << 40 | PORTS << 32 | long(34);
+        Some(FlowKey([mac(6) | u64::from(port), mac(0), 0, long(26), 0, long(30), kind, 1]))
     }
 
     /// Well spread, and not to be foreseen without the seed: each pair of words is multiplied to 128 bits and folded.
@@ -96,12 +122,14 @@ pub struct Flow {
     pub decided: Millis,
     /// When its last frame came.
     pub used: Millis,
+    /// When, and with which state of the tables, it was last found to be true.
+    pub checked: (Millis, u64),
 }
 
 impl Flow {
     /// A decision that was just made.
     pub fn new(key: FlowKey, generation: u64, basis: Basis, actions: &[Action], now: Millis) -> Flow {
-        Flow { key, generation, basis, actions: actions.into(), decided: now, used: now }
+        Flow { key, generation, basis, actions: actions.into(), decided: now, used: now, checked: (now, 0) }
     }
 }
 
@@ -154,5 +182,42 @@ impl Flows {
         self.tags[bucket][place % WAYS] = (hash >> 32) as u32;
         self.flows[place] = Some(flow);
         place
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::frame::HEADER_BYTES;
+    use crate::frame::build::{ethernet, mac};
+
+    fn key(frame: &[u8], length: usize) -> Option<FlowKey> {
+        Frame::parse(frame, length).ok().map(|frame| FlowKey::new(3, &frame))
+    }
+
+    proptest! {
+        #[test]
+        fn the_quick_key_is_the_same_key(
+            is_udp: bool, a: u16, b: u16, from: u32, to: u32, at in 0usize..54, byte: u8, less in 0usize..30, more in 0usize..2000
+        ) {
+            let (from, to) = ((IpAddr::V4(from.into()), a), (IpAddr::V4(to.into()), b));
+            let frame = if is_udp { ethernet(mac(1), mac(2)).udp(from, to) } else { ethernet(mac(1), mac(2)).tcp(from, to) };
+            prop_assert_eq!(FlowKey::quick(3, &frame, frame.len()), key(&frame, frame.len()));
+            prop_assert!(FlowKey::quick(3, &frame, frame.len()).is_some());
+            // With a byte changed, cut off, or longer, there may be none; but never another one.
+            let mut other = frame.clone();
+            let last = other.len() - 1;
+            other[at.min(last)] = byte;
+            other.truncate(frame.len().saturating_sub(less));
+            let longer = if other.len() == frame.len() { HEADER_BYTES.max(frame.len()) + more } else { other.len() };
+            other.resize(longer.min(HEADER_BYTES), byte);
+            for length in [other.len(), longer] {
+                if let Some(quick) = FlowKey::quick(3, &other, length) {
+                    prop_assert_eq!(Some(quick), key(&other, length));
+                }
+            }
+        }
     }
 }

@@ -23,6 +23,7 @@ use crate::ports::packet::Packet;
 use crate::ports::virtio::VirtioPort;
 use crate::ring::split::Chain;
 use deliver::Scratch;
+use pass::BATCH;
 
 /// A thing that the worker is to do between two batches.
 type Command = Box<dyn FnOnce(&mut Worker) + Send>;
@@ -58,7 +59,8 @@ pub struct Worker {
     wake: EventFd,
     poll: Duration,
     begun: Instant,
-    chain: Chain,
+    /// The chains that were taken from a ring.
+    batch: Vec<Chain>,
     packet: Packet,
     scratch: Scratch,
     /// Whether somebody waits for bandwidth.
@@ -135,7 +137,7 @@ impl Worker {
             wake,
             poll,
             begun: Instant::now(),
-            chain: Chain::default(),
+            batch: std::iter::repeat_with(Chain::default).take(BATCH).collect(),
             packet: Packet::default(),
             scratch: Scratch::default(),
             holding: false,
@@ -153,7 +155,11 @@ impl Worker {
 
     /// Milliseconds on the worker's own clock.
     pub fn now(&self) -> u64 {
-        CLOCK_BEGIN + self.begun.elapsed().as_millis() as u64
+        self.clock(Instant::now())
+    }
+
+    fn clock(&self, time: Instant) -> u64 {
+        CLOCK_BEGIN + (time - self.begun).as_millis() as u64
     }
 
     /// Puts a device behind a port. Of a VM, the kicks are listened to with `listen`.
@@ -213,22 +219,22 @@ impl Worker {
             self.switch.elapse((time - last).as_nanos() as u64);
             last = time;
             passes = passes.wrapping_add(1);
-            let packets = self.pass();
+            let packets = self.pass(self.clock(time));
             if packets > 0 {
                 self.work.packets += packets as u64;
                 self.work.busy_cycles += cycles() - begun;
                 worked = time;
-                // System calls are for every so many batches.
-                if !passes.is_multiple_of(PASSES) {
-                    continue;
-                }
+            }
+            let is_idle = time - worked >= self.poll;
+            // System calls are for every so many batches.
+            if !is_idle && !passes.is_multiple_of(PASSES) {
+                continue;
             }
             if time - ticked >= TICK {
                 ticked = time;
                 let now = self.now();
                 self.switch.tick(now);
             }
-            let is_idle = time - worked >= self.poll;
             if is_idle && self.want_kicks(true) {
                 // Something came in between.
                 worked = time;

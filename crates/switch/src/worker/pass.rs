@@ -7,15 +7,14 @@ use crate::mac::MacAddress;
 use crate::pipeline::{PortNumber, Taken};
 use crate::ports::virtio::{Mode, Queue};
 use crate::ports::vnet::LONG;
-use crate::ring::split::Segment;
+use crate::ring::split::{Ring, Segment};
 
 /// Frames of one queue before the next one has its turn.
-const BATCH: usize = 32;
+pub(super) const BATCH: usize = 32;
 
 impl Worker {
     /// Moves a batch of frames from each port; returns how many.
-    pub(super) fn pass(&mut self) -> usize {
-        let now = self.now();
+    pub(super) fn pass(&mut self, now: u64) -> usize {
         self.holding = false;
         let mut moved = 0;
         for port in 0..self.devices.len() {
@@ -38,67 +37,81 @@ impl Worker {
 
     fn serve_queue(&mut self, port: usize, index: usize, now: u64) -> usize {
         let number = port as PortNumber;
-        let mut count = 0;
-        let mut held = !self.switch.may_send(number);
-        while count < BATCH && !held {
-            let Some(Some(Device::Virtio(device))) = self.devices.get_mut(port) else { break };
-            let vnet_bytes = device.format.vnet_bytes();
-            let Some(Some(queue)) = device.queues.get_mut(index) else { break };
-            if queue.failed.is_some() || queue.mode == Mode::Waiting {
-                break;
+        let may_send = self.switch.may_send(number);
+        let Some(Some(Device::Virtio(device))) = self.devices.get_mut(port) else { return 0 };
+        let vnet_bytes = device.format.vnet_bytes();
+        let Some(Some(queue)) = device.queues.get_mut(index) else { return 0 };
+        queue.held = !may_send;
+        self.holding |= !may_send;
+        let waiting = queue.ring.waiting(BATCH as u16);
+        if queue.failed.is_some() || queue.mode == Mode::Waiting || !may_send || waiting == 0 {
+            return 0;
+        }
+        // What is in memory that another core has written takes longer than all the rest: it is fetched for the whole batch at once,
+        // here and at the port to which the last batch went.
+        let (is_on, target, position) = (queue.mode == Mode::On, queue.target, queue.ring.position());
+        queue.ring.prefetch_descriptors(waiting);
+        let target = |devices: &mut [Option<Device>], fetch: fn(&Ring, u16)| {
+            if let Some(queue) = target.and_then(|(port, index)| queue_at(devices, usize::from(port), index)) {
+                fetch(&queue.ring, queue.ring.waiting(waiting));
             }
-            let position = queue.ring.position();
-            match queue.ring.pop(&mut self.chain) {
-                Ok(true) => {}
+        };
+        target(&mut self.devices, Ring::prefetch_descriptors);
+        let Some(queue) = queue_at(&mut self.devices, port, index) else { return 0 };
+        let (mut taken, mut failed) = (0, None);
+        while taken < usize::from(waiting) {
+            match queue.ring.pop(&mut self.batch[taken]) {
+                Ok(true) => self.batch[taken].readable.first().into_iter().for_each(Segment::prefetch),
                 Ok(false) => break,
                 Err(error) => {
-                    // Not a word about it here: who reads them must not be what all ports wait for.
-                    queue.failed = Some(error);
-                    self.switch.refuse(number, DropReason::Ring);
+                    failed = Some(error);
                     break;
                 }
             }
-            if queue.mode == Mode::On {
-                let taken = if self.chain.is_bad {
+            taken += 1;
+        }
+        target(&mut self.devices, Ring::prefetch_room);
+        let (mut done, mut held) = (0, false);
+        while done < taken && !held {
+            if is_on {
+                let chain = &self.batch[done];
+                let frame = if chain.is_bad {
                     Err(DropReason::Buffer)
                 } else {
                     // SAFETY: the chain was just taken, and its ring is stopped by commands only, which run between passes.
-                    unsafe { self.packet.take(&self.chain.readable, vnet_bytes) }
+                    unsafe { self.packet.take(&chain.readable, vnet_bytes) }
                 };
-                match taken {
+                match frame {
                     Ok(()) => {
                         let mut delivery =
                             Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
                         let taken = self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
                         held = taken != Taken::Yes;
                         if taken == Taken::Held {
-                            if let Some(queue) = queue_at(&mut self.devices, port, index) {
-                                queue.ring.rewind(position);
-                            }
                             break;
                         }
                     }
                     Err(reason) => self.switch.refuse(number, reason),
                 }
             }
-            count += 1;
-            if let Some(Some(Device::Virtio(device))) = self.devices.get_mut(port)
-                && let Some(Some(queue)) = device.queues.get_mut(index)
-            {
-                queue.ring.complete(self.chain.head, 0);
-            }
+            done += 1;
         }
         if let Some(queue) = queue_at(&mut self.devices, port, index) {
-            queue.held = held;
-            if count > 0 {
-                queue.ring.publish();
+            self.batch[..done].iter().for_each(|chain| queue.ring.complete(chain.head, 0));
+            queue.ring.publish();
+            if done < taken {
+                queue.ring.rewind(position.wrapping_add(done as u16));
+            } else if failed.is_some() {
+                // Not a word about it here: who reads them must not be what all ports wait for.
+                queue.failed = failed;
+                self.switch.refuse(number, DropReason::Ring);
             }
+            queue.held = held;
+            queue.target = self.scratch.touched.last().copied().or(queue.target);
         }
         self.holding |= held;
-        if count > 0 {
-            self.publish();
-        }
-        count
+        self.publish();
+        done
     }
 
     fn serve_fd(&mut self, port: usize, now: u64) -> usize {
