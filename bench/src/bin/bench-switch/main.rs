@@ -206,6 +206,7 @@ fn measure_maru(case: Case, options: &Options, directory: &Path) -> Result<Measu
     let after = (load.frames()?, switch.work()?);
     let packets = after.1.packets - before.1.packets;
     ensure!(packets > 0, "nothing passed the switch");
+    eprintln!("frames in a pass: {:.1}", packets as f64 / (after.1.passes - before.1.passes) as f64);
     Ok(Measured {
         rate: (after.0.count - before.0.count) as f64 / (after.0.at - before.0.at).as_secs_f64(),
         cycles: (after.1.busy_cycles - before.1.busy_cycles) as f64 / packets as f64,

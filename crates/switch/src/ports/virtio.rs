@@ -75,6 +75,10 @@ impl VirtioPort {
     pub fn receiver(&self, hash: u64) -> Option<usize> {
         let usable =
             |index: &usize| self.queues[*index].as_ref().is_some_and(|queue| queue.mode == Mode::On && queue.failed.is_none());
+        // Most have one.
+        if self.queues.len() <= 2 {
+            return Some(0).filter(|index| !self.queues.is_empty() && usable(index));
+        }
         let receivers = || (0..self.queues.len()).step_by(2).filter(usable);
         match receivers().count() {
             0 => None,

@@ -152,8 +152,14 @@ fn fetch_to_write(pointer: *const u8) {
 #[inline]
 unsafe fn copy(from: *const u8, to: *mut u8, count: usize) {
     const STEP: usize = size_of::<u128>();
+    const WORD: usize = size_of::<u64>();
     // SAFETY: all places are within the `count` bytes of both sides.
     unsafe {
+        if (WORD..STEP).contains(&count) {
+            let word = |at: usize| to.add(at).cast::<u64>().write_unaligned(from.add(at).cast::<u64>().read_unaligned());
+            word(0);
+            return word(count - WORD);
+        }
         if !(STEP..=2 * LINE).contains(&count) {
             return std::ptr::copy_nonoverlapping(from, to, count);
         }
@@ -221,6 +227,8 @@ pub struct Ring {
     /// Where pages that are written are noted.
     pub log: Option<Arc<DirtyLog>>,
     next_available: u16,
+    /// The available index as it was read last: the driver writes to its line all the time, so it is not read for each chain.
+    seen: u16,
     next_used: u16,
     /// The used index as the driver knows it.
     published: u16,
@@ -252,6 +260,7 @@ impl Ring {
             log_used: place.log_used,
             log: None,
             next_available: place.position,
+            seen: place.position,
             next_used: 0,
             published: 0,
             call,
@@ -289,9 +298,13 @@ impl Ring {
         u16::from_le(self.available_u16(2).load(Ordering::Acquire)) != self.next_available
     }
 
-    /// How many chains are available, `most` at most.
-    pub fn waiting(&self, most: u16) -> u16 {
-        u16::from_le(self.available_u16(2).load(Ordering::Acquire)).wrapping_sub(self.next_available).min(most)
+    /// How many chains are available, `most` at most. Looks again only if fewer were known.
+    #[inline]
+    pub fn waiting(&mut self, most: u16) -> u16 {
+        if self.seen.wrapping_sub(self.next_available) < most {
+            self.seen = u16::from_le(self.available_u16(2).load(Ordering::Acquire));
+        }
+        self.seen.wrapping_sub(self.next_available).min(most)
     }
 
     /// The first descriptor of the chain so many places ahead.
@@ -300,6 +313,11 @@ impl Ring {
         let head = u16::from_le(self.available_u16(4 + 2 * place).load(Ordering::Relaxed));
         // SAFETY: `head` is within the table.
         (head < self.size).then(|| unsafe { self.descriptors.add(16 * usize::from(head)) })
+    }
+
+    /// Has the processor fetch how far the driver is.
+    pub fn prefetch_index(&self) {
+        fetch(self.available);
     }
 
     /// Has the processor fetch the descriptors of the next `count` places.
@@ -328,7 +346,8 @@ impl Ring {
     /// place. `None` takes nothing and says nothing: [`Ring::pop`] sees what is there.
     #[inline]
     pub fn pop_buffer(&mut self, needed: usize) -> Option<(u16, *mut u8)> {
-        if self.log.is_some() || self.waiting(1) == 0 {
+        let is_none = self.waiting(1) == 0 || self.seen.wrapping_sub(self.next_available) > self.size;
+        if self.log.is_some() || is_none {
             return None;
         }
         let place = usize::from(self.next_available & (self.size - 1));
@@ -350,13 +369,11 @@ impl Ring {
 
     /// Takes the next chain. `false` if there is none.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, RingError> {
-        let available = u16::from_le(self.available_u16(2).load(Ordering::Acquire));
-        let waiting = available.wrapping_sub(self.next_available);
-        if waiting == 0 {
+        if self.waiting(1) == 0 {
             return Ok(false);
         }
-        if waiting > self.size {
-            return Err(RingError::Available { available, position: self.next_available, size: self.size });
+        if self.seen.wrapping_sub(self.next_available) > self.size {
+            return Err(RingError::Available { available: self.seen, position: self.next_available, size: self.size });
         }
         let place = usize::from(self.next_available & (self.size - 1));
         let head = u16::from_le(self.available_u16(4 + 2 * place).load(Ordering::Relaxed));

@@ -48,28 +48,46 @@ impl FlowKey {
 
     /// The same, straight from the bytes of what is most common: TCP or UDP over IPv4 that is whole and has neither a tag nor options.
     /// `None` says nothing about the frame.
-    #[inline]
+    #[inline(always)]
     pub fn quick(port: u16, head: &[u8], length: usize) -> Option<FlowKey> {
-        // Ethernet, IPv4, and what is looked at of TCP or UDP.
-        let head: &[u8; 38] = head.first_chunk()?;
-        let word = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
-        let long = |at: usize| u64::from(u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
-        let total = usize::from(word(16));
-        let least = match head[23] {
+        // Ethernet, IPv4, and what is looked at of TCP or UDP, in words as they were copied: others would wait for the copy to settle.
+        let head: &[u8; 40] = head.first_chunk()?;
+        let word = |at: usize| u64::from_be_bytes(std::array::from_fn(|byte| head[8 * at + byte]));
+        let words = [word(0), word(1), word(2), word(3), word(4)];
+        let protocol = words[2] as u8;
+        let least = match protocol {
             TCP => 40,
             UDP => 28,
             _ => return None,
         };
-        let is_plain = word(12) == TYPE_IPV4 && head[14] == 0x45 && word(20) & 0x3fff == 0;
+        let total = (words[2] >> 48) as usize;
+        let is_plain = words[1] >> 8 & 0xff_ffff == u64::from(TYPE_IPV4) << 8 | 0x45 && words[2] >> 16 & 0x3fff == 0;
         if !is_plain || total < least || total > length - 14 || length > MAX_FRAME_BYTES {
             return None;
         }
-        let mac = |at: usize| u64::from(word(at)) << 48 | long(at + 2) << 16;
-        let kind = u64::from(TYPE_IPV4) << 48 | u64::from(head[23]) << 40 | PORTS << 32 | long(34);
-        Some(FlowKey([mac(6) | u64::from(port), mac(0), 0, long(26), 0, long(30), kind, 1]))
+        let source = (words[0] & 0xffff) << 48 | words[1] >> 32 << 16;
+        let destination = words[0] >> 16 << 16;
+        let (from, to) = (words[3] >> 16 & 0xffff_ffff, (words[3] & 0xffff) << 16 | words[4] >> 48);
+        let kind = u64::from(TYPE_IPV4) << 48 | u64::from(protocol) << 40 | PORTS << 32 | words[4] >> 16 & 0xffff_ffff;
+        Some(FlowKey([source | u64::from(port), destination, 0, from, 0, to, kind, 1]))
+    }
+
+    /// Word by word, because words are what it was just made of.
+    #[inline(always)]
+    fn is(&self, other: &FlowKey) -> bool {
+        let ([a, b, c, d, e, f, g, h], other) = (self.0, &other.0);
+        a == other[0]
+            && b == other[1]
+            && c == other[2]
+            && d == other[3]
+            && e == other[4]
+            && f == other[5]
+            && g == other[6]
+            && h == other[7]
     }
 
     /// Well spread, and not to be foreseen without the seed: each pair of words is multiplied to 128 bits and folded.
+    #[inline(always)]
     fn hash(&self, seed: u64) -> u64 {
         let fold = |a: u64, b: u64| {
             let product = u128::from(a) * u128::from(b);
@@ -153,18 +171,23 @@ impl Flows {
     }
 
     /// A flow's hash: where it is, and which of a receiver's queues it takes.
+    #[inline(always)]
     pub fn hash(&self, key: &FlowKey) -> u64 {
         key.hash(self.seed)
     }
 
     /// Where a flow is.
+    #[inline(always)]
     pub fn find(&self, key: &FlowKey, hash: u64) -> Option<usize> {
         let bucket = hash as usize & self.mask;
         let tag = (hash >> 32) as u32;
-        (0..WAYS)
-            .filter(|way| self.tags[bucket][*way] == tag)
-            .map(|way| bucket * WAYS + way)
-            .find(|at| self.flows[*at].as_ref().is_some_and(|flow| flow.key == *key))
+        for (way, its) in self.tags[bucket].iter().enumerate() {
+            let at = bucket * WAYS + way;
+            if *its == tag && self.flows[at].as_ref().is_some_and(|flow| flow.key.is(key)) {
+                return Some(at);
+            }
+        }
+        None
     }
 
     /// What is there.

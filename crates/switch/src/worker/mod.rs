@@ -21,9 +21,8 @@ use crate::pipeline::{PortNumber, Switch};
 use crate::ports::fd::FdPort;
 use crate::ports::packet::Packet;
 use crate::ports::virtio::VirtioPort;
-use crate::ring::split::Chain;
 use deliver::Scratch;
-use pass::BATCH;
+use pass::Batch;
 
 /// A thing that the worker is to do between two batches.
 type Command = Box<dyn FnOnce(&mut Worker) + Send>;
@@ -59,8 +58,7 @@ pub struct Worker {
     wake: EventFd,
     poll: Duration,
     begun: Instant,
-    /// The chains that were taken from a ring.
-    batch: Vec<Chain>,
+    batches: [Batch; 2],
     packet: Packet,
     scratch: Scratch,
     /// Whether somebody waits for bandwidth.
@@ -137,7 +135,7 @@ impl Worker {
             wake,
             poll,
             begun: Instant::now(),
-            batch: std::iter::repeat_with(Chain::default).take(BATCH).collect(),
+            batches: Default::default(),
             packet: Packet::default(),
             scratch: Scratch::default(),
             holding: false,
@@ -222,6 +220,7 @@ impl Worker {
             let packets = self.pass(self.clock(time));
             if packets > 0 {
                 self.work.packets += packets as u64;
+                self.work.passes += 1;
                 self.work.busy_cycles += cycles() - begun;
                 worked = time;
             }

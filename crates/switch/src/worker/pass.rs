@@ -7,16 +7,41 @@ use crate::mac::MacAddress;
 use crate::pipeline::{PortNumber, Taken};
 use crate::ports::virtio::{Mode, Queue};
 use crate::ports::vnet::LONG;
-use crate::ring::split::{Ring, Segment};
+use crate::ring::split::{Chain, RingError, Segment};
 
 /// Frames of one queue before the next one has its turn.
-pub(super) const BATCH: usize = 32;
+const BATCH: usize = 32;
+
+/// What was taken from a queue and is not yet passed on.
+#[derive(Debug)]
+pub(super) struct Batch {
+    port: usize,
+    index: usize,
+    is_on: bool,
+    vnet_bytes: usize,
+    chains: Vec<Chain>,
+    taken: usize,
+    /// The ring's position before the first of them.
+    position: u16,
+    /// Why there are no more.
+    failed: Option<RingError>,
+}
+
+impl Default for Batch {
+    fn default() -> Batch {
+        let chains = std::iter::repeat_with(Chain::default).take(BATCH).collect();
+        Batch { port: 0, index: 0, is_on: false, vnet_bytes: 0, chains, taken: 0, position: 0, failed: None }
+    }
+}
 
 impl Worker {
     /// Moves a batch of frames from each port; returns how many.
     pub(super) fn pass(&mut self, now: u64) -> usize {
         self.holding = false;
+        self.look_ahead();
         let mut moved = 0;
+        // While one batch is passed on, the next one's frames come from memory.
+        let mut pending = None;
         for port in 0..self.devices.len() {
             let queues = match &self.devices[port] {
                 None => continue,
@@ -29,57 +54,85 @@ impl Worker {
                 }
             };
             for queue in (1..queues).step_by(2) {
-                moved += self.serve_queue(port, queue, now);
+                let slot = pending.map_or(0, |slot: usize| 1 - slot);
+                if self.fetch(slot, port, queue)
+                    && let Some(before) = pending.replace(slot)
+                {
+                    moved += self.pass_on(before, now);
+                }
             }
         }
-        moved
+        moved + pending.map_or(0, |last| self.pass_on(last, now))
     }
 
-    fn serve_queue(&mut self, port: usize, index: usize, now: u64) -> usize {
-        let number = port as PortNumber;
-        let may_send = self.switch.may_send(number);
-        let Some(Some(Device::Virtio(device))) = self.devices.get_mut(port) else { return 0 };
-        let vnet_bytes = device.format.vnet_bytes();
-        let Some(Some(queue)) = device.queues.get_mut(index) else { return 0 };
+    /// Has the processor fetch what all rings say, and then what they have, before the first one is waited for.
+    fn look_ahead(&mut self) {
+        for device in self.devices.iter().flatten() {
+            if let Device::Virtio(device) = device {
+                device.queues.iter().skip(1).step_by(2).flatten().for_each(|queue| queue.ring.prefetch_index());
+            }
+        }
+        for device in self.devices.iter_mut().flatten() {
+            if let Device::Virtio(device) = device {
+                for queue in device.queues.iter_mut().skip(1).step_by(2).flatten() {
+                    let count = queue.ring.waiting(BATCH as u16);
+                    queue.ring.prefetch_descriptors(count);
+                }
+            }
+        }
+    }
+
+    /// Takes a batch from a queue into a slot, if there is something; has the processor fetch its frames, and the room for them where
+    /// the last batch went.
+    fn fetch(&mut self, slot: usize, port: usize, index: usize) -> bool {
+        let may_send = self.switch.may_send(port as PortNumber);
+        let batch = &mut self.batches[slot];
+        let Some(Some(Device::Virtio(device))) = self.devices.get_mut(port) else { return false };
+        batch.vnet_bytes = device.format.vnet_bytes();
+        let Some(Some(queue)) = device.queues.get_mut(index) else { return false };
         queue.held = !may_send;
         self.holding |= !may_send;
         let waiting = queue.ring.waiting(BATCH as u16);
         if queue.failed.is_some() || queue.mode == Mode::Waiting || !may_send || waiting == 0 {
-            return 0;
+            return false;
         }
-        // What is in memory that another core has written takes longer than all the rest: it is fetched for the whole batch at once,
-        // here and at the port to which the last batch went.
-        let (is_on, target, position) = (queue.mode == Mode::On, queue.target, queue.ring.position());
-        queue.ring.prefetch_descriptors(waiting);
-        let target = |devices: &mut [Option<Device>], fetch: fn(&Ring, u16)| {
-            if let Some(queue) = target.and_then(|(port, index)| queue_at(devices, usize::from(port), index)) {
-                fetch(&queue.ring, queue.ring.waiting(waiting));
-            }
-        };
-        target(&mut self.devices, Ring::prefetch_descriptors);
-        let Some(queue) = queue_at(&mut self.devices, port, index) else { return 0 };
-        let (mut taken, mut failed) = (0, None);
-        while taken < usize::from(waiting) {
-            match queue.ring.pop(&mut self.batch[taken]) {
-                Ok(true) => self.batch[taken].readable.first().into_iter().for_each(Segment::prefetch),
+        (batch.port, batch.index, batch.is_on) = (port, index, queue.mode == Mode::On);
+        (batch.position, batch.taken, batch.failed) = (queue.ring.position(), 0, None);
+        while batch.taken < usize::from(waiting) {
+            let chain = &mut batch.chains[batch.taken];
+            match queue.ring.pop(chain) {
+                Ok(true) => chain.readable.first().into_iter().for_each(Segment::prefetch),
                 Ok(false) => break,
                 Err(error) => {
-                    failed = Some(error);
+                    batch.failed = Some(error);
                     break;
                 }
             }
-            taken += 1;
+            batch.taken += 1;
         }
-        target(&mut self.devices, Ring::prefetch_room);
+        if let Some((port, index)) = queue.target
+            && let Some(queue) = queue_at(&mut self.devices, usize::from(port), index)
+        {
+            let count = queue.ring.waiting(waiting);
+            queue.ring.prefetch_room(count);
+        }
+        true
+    }
+
+    /// Passes a batch on, and gives its buffers back; returns how many frames it had.
+    fn pass_on(&mut self, slot: usize, now: u64) -> usize {
+        let Batch { port, index, .. } = self.batches[slot];
+        let number = port as PortNumber;
         let (mut done, mut held) = (0, false);
-        while done < taken && !held {
-            if is_on {
-                let chain = &self.batch[done];
+        while done < self.batches[slot].taken && !held {
+            let batch = &self.batches[slot];
+            if batch.is_on {
+                let chain = &batch.chains[done];
                 let frame = if chain.is_bad {
                     Err(DropReason::Buffer)
                 } else {
-                    // SAFETY: the chain was just taken, and its ring is stopped by commands only, which run between passes.
-                    unsafe { self.packet.take(&chain.readable, vnet_bytes) }
+                    // SAFETY: the chain was taken in this pass, and its ring is stopped by commands only, which run between passes.
+                    unsafe { self.packet.take(&chain.readable, batch.vnet_bytes) }
                 };
                 match frame {
                     Ok(()) => {
@@ -96,14 +149,15 @@ impl Worker {
             }
             done += 1;
         }
+        let batch = &mut self.batches[slot];
         if let Some(queue) = queue_at(&mut self.devices, port, index) {
-            self.batch[..done].iter().for_each(|chain| queue.ring.complete(chain.head, 0));
+            batch.chains[..done].iter().for_each(|chain| queue.ring.complete(chain.head, 0));
             queue.ring.publish();
-            if done < taken {
-                queue.ring.rewind(position.wrapping_add(done as u16));
-            } else if failed.is_some() {
+            if done < batch.taken {
+                queue.ring.rewind(batch.position.wrapping_add(done as u16));
+            } else if batch.failed.is_some() {
                 // Not a word about it here: who reads them must not be what all ports wait for.
-                queue.failed = failed;
+                queue.failed = batch.failed.take();
                 self.switch.refuse(number, DropReason::Ring);
             }
             queue.held = held;
