@@ -100,7 +100,7 @@ impl VirtioPort {
             // SAFETY: there is room for `needed` bytes at `start`, which are the header's and the pieces'; the latter are there by what
             // the caller promises.
             unsafe {
-                Segment::of(&header[..at]).copy_to(start);
+                Segment::of(&header[..at]).update(start);
                 for piece in pieces {
                     piece.copy_to(start.add(at));
                     at += piece.len();

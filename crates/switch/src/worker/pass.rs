@@ -72,10 +72,19 @@ impl Worker {
                 device.queues.iter().skip(1).step_by(2).flatten().for_each(|queue| queue.ring.prefetch_index());
             }
         }
-        for device in self.devices.iter_mut().flatten() {
-            if let Device::Virtio(device) = device {
-                for queue in device.queues.iter_mut().skip(1).step_by(2).flatten() {
-                    let count = queue.ring.waiting(BATCH as u16);
+        for port in 0..self.devices.len() {
+            let queues = match &self.devices[port] {
+                Some(Device::Virtio(device)) => device.queues.len(),
+                _ => 0,
+            };
+            for index in (1..queues).step_by(2) {
+                let Some(queue) = queue_at(&mut self.devices, port, index) else { continue };
+                let (count, target) = (queue.ring.waiting(BATCH as u16), queue.target);
+                queue.ring.prefetch_descriptors(count);
+                if let Some((port, index)) = target
+                    && let Some(queue) = queue_at(&mut self.devices, usize::from(port), index)
+                {
+                    let count = queue.ring.waiting(count);
                     queue.ring.prefetch_descriptors(count);
                 }
             }
