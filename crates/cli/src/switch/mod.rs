@@ -1,6 +1,7 @@
 //! `maru switch` and `maru port`: a running switch, by its control socket.
 
 mod port;
+mod trace;
 
 use std::path::PathBuf;
 

@@ -64,11 +64,7 @@ impl Worker {
                     unsafe { self.packet.take(&self.chain.readable, vnet_bytes) }
                 };
                 match taken {
-                    Ok(()) => {
-                        let mut delivery =
-                            Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
-                        self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
-                    }
+                    Ok(()) => self.pass_on(number, now),
                     Err(reason) => self.switch.refuse(number, reason),
                 }
             }
@@ -95,10 +91,7 @@ impl Worker {
             let Some(taken) = fd.read(&mut self.packet) else { break };
             count += 1;
             match taken {
-                Ok(()) => {
-                    let mut delivery = Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
-                    self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
-                }
+                Ok(()) => self.pass_on(number, now),
                 Err(reason) => self.switch.refuse(number, reason),
             }
         }
@@ -108,6 +101,15 @@ impl Worker {
         count > 0
     }
 
+    /// Gives the frame at hand to the switch, as one that came from a port.
+    fn pass_on(&mut self, number: PortNumber, now: u64) {
+        if !self.watches.is_empty() {
+            self.watches.received(&self.switch, number, &self.packet, now);
+        }
+        let mut delivery = Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
+        self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
+    }
+
     /// Tells all where a port's station is now, as if it had sent a reverse ARP request: switches elsewhere learn from it.
     pub fn announce(&mut self, number: PortNumber) {
         let Some(mac) = self.switch.policy(number).ok().and_then(|policy| policy.mac) else { return };
@@ -115,8 +117,7 @@ impl Worker {
         let now = self.now();
         // SAFETY: the bytes live until the end of this call.
         if unsafe { self.packet.take(&[Segment::of(&frame)], LONG) }.is_ok() {
-            let mut delivery = Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
-            self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
+            self.pass_on(number, now);
             self.publish();
         }
     }
