@@ -12,7 +12,7 @@ mod stream;
 pub use client::{Client, ClientError, Stopper};
 pub use protocol::{
     Backend, DEFAULT_SWITCH, Failure, PortConfig, PortStatus, Reply, Request, StationStatus, Status, Streamed, SwitchConfig,
-    SwitchKind, SwitchStatus,
+    SwitchKind, SwitchStatus, Work,
 };
 pub use server::serve;
 pub(crate) use stream::{Stream, send, stream};

@@ -92,7 +92,14 @@ impl Switch {
         // A connection that there was no room for is tried again as a sender is that could not be learned.
         let is_full = |action: &Action| matches!(action, Action::Drop { reason: DropReason::Connections, .. });
         let sender = learned.and_then(Learned::station).filter(|_| !list.iter().any(is_full));
-        Basis { sender, receiver, opened }
+        let is_wire = |port: &PortNumber| ports[usize::from(*port)].as_ref().is_some_and(Port::is_wire);
+        let mut receivers = list.iter().filter_map(|action| match action {
+            Action::Deliver { port, .. } => Some(*port),
+            _ => None,
+        });
+        // What goes to many must not wait for one of them.
+        let wire = if matches!(receiver, Receiver::Known(_)) { receivers.find(is_wire) } else { None };
+        Basis { sender, receiver, opened, wire }
     }
 }
 

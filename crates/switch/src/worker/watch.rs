@@ -8,7 +8,7 @@ use std::sync::mpsc::SyncSender;
 
 use crate::explain::FrameFilter;
 use crate::frame::Frame;
-use crate::pipeline::{PortNumber, Switch, Trace};
+use crate::pipeline::{PortNumber, Switch, Taken, Trace};
 use crate::ports::packet::Packet;
 
 /// Traces that may follow each other at once; then there is one in each millisecond. A trace takes some microseconds.
@@ -41,12 +41,14 @@ pub struct Tracer {
     pub missed: Arc<AtomicU64>,
     budget: u64,
     filled: u64,
+    /// The frame at hand.
+    at_hand: Option<Trace>,
 }
 
 impl Tracer {
     /// Traces `count` frames.
     pub fn new(filter: FrameFilter, count: u64, sender: SyncSender<Trace>, missed: Arc<AtomicU64>) -> Tracer {
-        Tracer { filter, left: count, sender, missed, budget: BURST, filled: 0 }
+        Tracer { filter, left: count, sender, missed, budget: BURST, filled: 0, at_hand: None }
     }
 
     fn look(&mut self, switch: &Switch, port: PortNumber, packet: &Packet, now: u64) {
@@ -59,15 +61,21 @@ impl Tracer {
         }
         self.budget = self.budget.saturating_add(now - self.filled.min(now)).min(BURST);
         self.filled = now;
-        let trace = if self.budget > 0 { switch.trace(port, packet.head(), packet.length, now).ok() } else { None };
+        if self.budget > 0 {
+            self.budget -= 1;
+            self.at_hand = switch.trace(port, packet.head(), packet.length, now).ok();
+        } else {
+            self.missed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn looked(&mut self, taken: Taken) {
+        // One that waits for bandwidth comes again.
+        let trace = self.at_hand.take().filter(|_| taken != Taken::Held);
         match trace.map(|trace| self.sender.try_send(trace)) {
-            Some(Ok(())) => {
-                self.budget -= 1;
-                self.left -= 1;
-            }
-            _ => {
-                self.missed.fetch_add(1, Ordering::Relaxed);
-            }
+            Some(Ok(())) => self.left -= 1,
+            Some(Err(_)) => _ = self.missed.fetch_add(1, Ordering::Relaxed),
+            None => {}
         }
     }
 }
@@ -95,12 +103,18 @@ impl Watches {
         self.list.retain(|watch| watch.port != port);
     }
 
-    /// A frame came from a port, and was not yet given to the switch.
+    /// A frame came from a port, and is about to be given to the switch.
     #[cold]
-    pub(super) fn received(&mut self, switch: &Switch, port: PortNumber, packet: &Packet, now: u64) {
+    pub(super) fn look(&mut self, switch: &Switch, port: PortNumber, packet: &Packet, now: u64) {
         for watch in self.list.iter_mut().filter(|watch| watch.port == port) {
             watch.tracer.look(switch, port, packet, now);
         }
+    }
+
+    /// It was.
+    #[cold]
+    pub(super) fn looked(&mut self, taken: Taken) {
+        self.list.iter_mut().for_each(|watch| watch.tracer.looked(taken));
         self.list.retain(|watch| watch.tracer.left > 0);
     }
 }
