@@ -10,7 +10,7 @@ use switch::mac::MacAddress;
 use switch::policy::{Permission, PortPolicy};
 use switch::vlan::{Vlan, VlanMode};
 
-use super::{Output, Socket, show, trace};
+use super::{Output, Socket, flows, show, trace};
 use crate::output::print;
 
 const ADD_HELP: &str = "\
@@ -49,6 +49,8 @@ pub enum PortCommand {
         /// The port
         name: String,
     },
+    /// Show the port's rules, and how many packets each of them has decided
+    Rules(flows::RulesArgs),
     /// Say what each layer does to a frame that comes from a port, and why, without sending it
     #[command(after_help = trace::HELP)]
     Trace(Box<trace::TraceArgs>),
@@ -178,6 +180,7 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
         PortCommand::Remove { socket, name } => {
             socket.connect()?.call::<Value>(&Request::RemovePort { name })?;
         }
+        PortCommand::Rules(args) => flows::rules(args)?,
         PortCommand::Trace(args) => trace::run(*args)?,
         PortCommand::Export { socket, name } => {
             let state: PortState = socket.connect()?.call(&Request::ExportPort { name })?;
