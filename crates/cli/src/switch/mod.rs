@@ -1,6 +1,8 @@
 //! `maru switch` and `maru port`: a running switch, by its control socket.
 
+mod capture;
 mod flows;
+mod pcapng;
 mod port;
 mod trace;
 
