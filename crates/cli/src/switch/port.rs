@@ -10,7 +10,7 @@ use switch::mac::MacAddress;
 use switch::policy::{Permission, PortPolicy};
 use switch::vlan::{Vlan, VlanMode};
 
-use super::{Output, Socket, show};
+use super::{Output, Socket, capture, flows, show, trace};
 use crate::output::print;
 
 const ADD_HELP: &str = "\
@@ -49,6 +49,14 @@ pub enum PortCommand {
         /// The port
         name: String,
     },
+    /// Write copies of the port's frames to a file, as tcpdump and Wireshark read it
+    #[command(after_help = capture::HELP)]
+    Capture(capture::CaptureArgs),
+    /// Show the port's rules, and how many packets each of them has decided
+    Rules(flows::RulesArgs),
+    /// Say what each layer does to a frame that comes from a port, and why, without sending it
+    #[command(after_help = trace::HELP)]
+    Trace(Box<trace::TraceArgs>),
     /// Print all that a port knows, as JSON, to move with its VM: policy, connections, stations, counters
     Export {
         #[command(flatten)]
@@ -130,7 +138,7 @@ fn octal(text: &str) -> Result<u32, String> {
     mode.ok_or_else(|| format!("'{text}' are no rights like 660"))
 }
 
-fn vlan(text: &str) -> Result<Vlan, String> {
+pub(super) fn vlan(text: &str) -> Result<Vlan, String> {
     let number: u16 = text.parse().map_err(|_| format!("'{text}' is no VLAN"))?;
     Vlan::try_from(number).map_err(|error| error.to_string())
 }
@@ -175,6 +183,9 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
         PortCommand::Remove { socket, name } => {
             socket.connect()?.call::<Value>(&Request::RemovePort { name })?;
         }
+        PortCommand::Capture(args) => capture::run(args)?,
+        PortCommand::Rules(args) => flows::rules(args)?,
+        PortCommand::Trace(args) => trace::run(*args)?,
         PortCommand::Export { socket, name } => {
             let state: PortState = socket.connect()?.call(&Request::ExportPort { name })?;
             print(&(serde_json::to_string(&state)? + "\n"))?;

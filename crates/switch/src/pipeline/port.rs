@@ -9,7 +9,7 @@ use crate::counters::Counters;
 use crate::frame::{Fragment, ICMP, ICMPV6, Ip, TCP, Transport, UDP};
 use crate::mac::MacAddress;
 use crate::policy::{Permission, PolicyError, PortPolicy};
-use crate::tables::{Domain, Millis};
+use crate::tables::{Domain, Millis, Ref, Remembered, RuleCounts};
 
 /// A port's number, of all switches.
 pub type PortNumber = u16;
@@ -25,6 +25,7 @@ pub(super) struct Port {
     pub extended: ExtendedAcl,
     pub counters: Counters,
     pub meters: BTreeMap<u32, u64>,
+    pub places: RulePlaces,
     pub storm: Bucket,
     pub limits: Option<Box<Limits>>,
 }
@@ -46,6 +47,7 @@ impl Port {
             extended: ExtendedAcl::new(&policy.extended_acl)?,
             counters: Counters::default(),
             meters: BTreeMap::new(),
+            places: RulePlaces::default(),
             storm: Bucket::new(policy.storm_limit),
             limits: Limits::new(&policy.bandwidth),
             policy,
@@ -88,8 +90,18 @@ impl Port {
         self.policy.mac.filter(|_| self.policy.mac_spoofing == Permission::Deny)
     }
 
-    /// For how long the rules would remember a connection that is opened now.
-    pub fn remembers(&self, key: &ConnectionKey, opened: Direction) -> Option<Millis> {
+    /// Gives each rule a place to be counted at.
+    pub fn count_rules(&mut self, counts: &mut RuleCounts, old: Option<&Port>) {
+        let none = (&[][..], &[][..]);
+        let (acl, places) = old.map_or(none, |old| (&old.policy.acl[..], &old.places.acl[..]));
+        self.places.acl = counts.place(&self.policy.acl, acl, places);
+        let none = (&[][..], &[][..]);
+        let (extended, places) = old.map_or(none, |old| (&old.policy.extended_acl[..], &old.places.extended[..]));
+        self.places.extended = counts.place(&self.policy.extended_acl, extended, places);
+    }
+
+    /// How the rules would remember a connection that is opened now.
+    pub fn remembers(&self, key: &ConnectionKey, opened: Direction) -> Option<Remembered> {
         let sides = |local, remote| match opened {
             Direction::Outbound => (local, remote),
             Direction::Inbound => (remote, local),
@@ -110,9 +122,25 @@ impl Port {
         let nobody = MacAddress([0; 6]);
         let subject = Subject { direction: opened, local_mac: nobody, remote_mac: nobody, packet };
         match self.extended.decide(&subject) {
-            Verdict::Remember { idle_timeout_ms } => Some(idle_timeout_ms),
-            Verdict::Allow | Verdict::Deny => None,
+            (Verdict::Remember { idle_timeout_ms }, rule) => {
+                Some(Remembered { idle_timeout: idle_timeout_ms, rule: self.places.extended(rule) })
+            }
+            (Verdict::Allow | Verdict::Deny, _) => None,
         }
+    }
+}
+
+/// Where the rules of a port are counted.
+#[derive(Debug, Default)]
+pub(super) struct RulePlaces {
+    pub acl: Vec<Ref>,
+    pub extended: Vec<Ref>,
+}
+
+impl RulePlaces {
+    /// The place of a rule by weight.
+    pub fn extended(&self, rule: Option<u32>) -> Ref {
+        rule.and_then(|rule| self.extended.get(rule as usize)).copied().unwrap_or(Ref::NONE)
     }
 }
 
@@ -136,13 +164,22 @@ impl Bucket {
         (self.per_second * 100).max(1000)
     }
 
+    fn tokens(&self, now: Millis) -> u64 {
+        let gained = now.saturating_sub(self.filled).saturating_mul(self.per_second);
+        self.tokens.saturating_add(gained).min(self.most())
+    }
+
+    /// Whether there is one.
+    pub fn has(&self, now: Millis) -> bool {
+        self.per_second == 0 || self.tokens(now) >= 1000
+    }
+
     /// Takes one, if there is one.
     pub fn take(&mut self, now: Millis) -> bool {
         if self.per_second == 0 {
             return true;
         }
-        let gained = now.saturating_sub(self.filled).saturating_mul(self.per_second);
-        self.tokens = self.tokens.saturating_add(gained).min(self.most());
+        self.tokens = self.tokens(now);
         self.filled = self.filled.max(now);
         let there = self.tokens >= 1000;
         self.tokens -= if there { 1000 } else { 0 };

@@ -4,8 +4,10 @@
 //!  control, vhost-user threads ──commands──▶ worker: each port a batch, then the next; nothing left? poll a while, then sleep
 //! ```
 
+mod capture;
 mod deliver;
 mod pass;
+mod watch;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -23,6 +25,9 @@ use crate::ports::packet::Packet;
 use crate::ports::virtio::VirtioPort;
 use deliver::Scratch;
 use pass::Batch;
+
+pub use capture::{Capture, Captured, Room};
+pub use watch::{Tracer, Watcher, Watches};
 
 /// A thing that the worker is to do between two batches.
 type Command = Box<dyn FnOnce(&mut Worker) + Send>;
@@ -52,6 +57,8 @@ pub enum Device {
 pub struct Worker {
     /// The core.
     pub switch: Switch,
+    /// Who looks at frames.
+    pub watches: Watches,
     devices: Vec<Option<Device>>,
     epoll: Epoll,
     commands: Receiver<Command>,
@@ -129,6 +136,7 @@ impl Worker {
         epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), EpollEvent::new(EventSet::IN, Token::WAKE.0))?;
         let mut worker = Worker {
             switch,
+            watches: Watches::default(),
             devices: Vec::new(),
             epoll,
             commands,

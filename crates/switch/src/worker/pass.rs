@@ -58,11 +58,11 @@ impl Worker {
                 if self.fetch(slot, port, queue)
                     && let Some(before) = pending.replace(slot)
                 {
-                    moved += self.pass_on(before, now);
+                    moved += self.serve_batch(before, now);
                 }
             }
         }
-        moved + pending.map_or(0, |last| self.pass_on(last, now))
+        moved + pending.map_or(0, |last| self.serve_batch(last, now))
     }
 
     /// Has the processor fetch what all rings say, and then what they have, before the first one is waited for.
@@ -129,7 +129,7 @@ impl Worker {
     }
 
     /// Passes a batch on, and gives its buffers back; returns how many frames it had.
-    fn pass_on(&mut self, slot: usize, now: u64) -> usize {
+    fn serve_batch(&mut self, slot: usize, now: u64) -> usize {
         let Batch { port, index, .. } = self.batches[slot];
         let number = port as PortNumber;
         let (mut done, mut held) = (0, false);
@@ -145,9 +145,7 @@ impl Worker {
                 };
                 match frame {
                     Ok(()) => {
-                        let mut delivery =
-                            Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
-                        let taken = self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
+                        let taken = self.pass_on(number, now);
                         held = taken != Taken::Yes;
                         if taken == Taken::Held {
                             break;
@@ -186,15 +184,12 @@ impl Worker {
             let Some(taken) = fd.read(&mut self.packet) else { break };
             count += 1;
             match taken {
-                Ok(()) => {
-                    let mut delivery = Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
-                    match self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery) {
-                        Taken::Yes => {}
-                        Taken::Last => held = true,
-                        // The kernel does not take it back.
-                        Taken::Held => self.switch.refuse(number, DropReason::Bandwidth),
-                    }
-                }
+                Ok(()) => match self.pass_on(number, now) {
+                    Taken::Yes => {}
+                    Taken::Last => held = true,
+                    // The kernel does not take it back.
+                    Taken::Held => self.switch.refuse(number, DropReason::Bandwidth),
+                },
                 Err(reason) => self.switch.refuse(number, reason),
             }
         }
@@ -208,6 +203,21 @@ impl Worker {
         count
     }
 
+    /// Gives the frame at hand to the switch, as one that came from a port.
+    fn pass_on(&mut self, number: PortNumber, now: u64) -> Taken {
+        if !self.watches.is_empty() {
+            self.watches.look(&self.switch, number, &self.packet, now);
+        }
+        let Worker { switch, devices, packet, scratch, watches, .. } = self;
+        let mut delivery = Delivery { devices, packet, scratch, watches };
+        let taken = switch.receive(number, packet.head(), packet.length, now, &mut delivery);
+        if !self.watches.is_empty() {
+            // SAFETY: the frame's buffers go back after this call.
+            unsafe { self.watches.looked(number, &self.packet, taken) };
+        }
+        taken
+    }
+
     /// Tells all where a port's station is now, as if it had sent a reverse ARP request: switches elsewhere learn from it.
     pub fn announce(&mut self, number: PortNumber) {
         let Some(mac) = self.switch.policy(number).ok().and_then(|policy| policy.mac) else { return };
@@ -215,8 +225,7 @@ impl Worker {
         let now = self.now();
         // SAFETY: the bytes live until the end of this call.
         if unsafe { self.packet.take(&[Segment::of(&frame)], LONG) }.is_ok() {
-            let mut delivery = Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
-            self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
+            self.pass_on(number, now);
             self.publish();
         }
     }
