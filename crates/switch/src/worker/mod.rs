@@ -4,6 +4,7 @@
 //!  control, vhost-user threads ──commands──▶ worker: each port a batch, then the next; nothing left? poll a while, then sleep
 //! ```
 
+mod announce;
 mod capture;
 mod deliver;
 mod pass;
@@ -23,6 +24,7 @@ use crate::pipeline::{PortNumber, Switch};
 use crate::ports::fd::FdPort;
 use crate::ports::packet::Packet;
 use crate::ports::virtio::VirtioPort;
+use announce::Announcements;
 use deliver::Scratch;
 use pass::Batch;
 
@@ -59,6 +61,7 @@ pub struct Worker {
     pub switch: Switch,
     /// Who looks at frames.
     pub watches: Watches,
+    announcements: Announcements,
     devices: Vec<Option<Device>>,
     epoll: Epoll,
     commands: Receiver<Command>,
@@ -137,6 +140,7 @@ impl Worker {
         let mut worker = Worker {
             switch,
             watches: Watches::default(),
+            announcements: Announcements::default(),
             devices: Vec::new(),
             epoll,
             commands,
@@ -241,6 +245,7 @@ impl Worker {
                 ticked = time;
                 let now = self.now();
                 self.switch.tick(now);
+                self.announce_due(now);
             }
             if is_idle && self.want_kicks(true) {
                 // Something came in between.

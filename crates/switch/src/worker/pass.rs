@@ -3,10 +3,8 @@
 use super::deliver::Delivery;
 use super::{Device, Worker};
 use crate::counters::DropReason;
-use crate::mac::MacAddress;
 use crate::pipeline::{PortNumber, Taken};
 use crate::ports::virtio::{Mode, Queue};
-use crate::ports::vnet::LONG;
 use crate::ring::split::{Chain, RingError, Segment};
 
 /// Frames of one queue before the next one has its turn.
@@ -204,7 +202,7 @@ impl Worker {
     }
 
     /// Gives the frame at hand to the switch, as one that came from a port.
-    fn pass_on(&mut self, number: PortNumber, now: u64) -> Taken {
+    pub(super) fn pass_on(&mut self, number: PortNumber, now: u64) -> Taken {
         if !self.watches.is_empty() {
             self.watches.look(&self.switch, number, &self.packet, now);
         }
@@ -218,20 +216,8 @@ impl Worker {
         taken
     }
 
-    /// Tells all where a port's station is now, as if it had sent a reverse ARP request: switches elsewhere learn from it.
-    pub fn announce(&mut self, number: PortNumber) {
-        let Some(mac) = self.switch.policy(number).ok().and_then(|policy| policy.mac) else { return };
-        let frame = announcement(mac);
-        let now = self.now();
-        // SAFETY: the bytes live until the end of this call.
-        if unsafe { self.packet.take(&[Segment::of(&frame)], LONG) }.is_ok() {
-            self.pass_on(number, now);
-            self.publish();
-        }
-    }
-
     /// Lets the receivers of this batch see it.
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         for (port, index) in self.scratch.touched.drain(..) {
             if let Some(queue) = queue_at(&mut self.devices, usize::from(port), index) {
                 queue.ring.publish();
@@ -255,19 +241,6 @@ impl Worker {
         }
         waiting
     }
-}
-
-/// A reverse ARP request for a station's own address (RFC 903), behind an empty header.
-fn announcement(mac: MacAddress) -> [u8; LONG + 60] {
-    let mut frame = [0; LONG + 60];
-    let packet = &mut frame[LONG..];
-    packet[..6].fill(0xff);
-    packet[6..12].copy_from_slice(&mac.0);
-    // Type, Ethernet and IPv4 with the lengths of their addresses, operation 3.
-    packet[12..22].copy_from_slice(&[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
-    packet[22..28].copy_from_slice(&mac.0);
-    packet[32..38].copy_from_slice(&mac.0);
-    frame
 }
 
 fn queue_at(devices: &mut [Option<Device>], port: usize, index: usize) -> Option<&mut Queue> {
