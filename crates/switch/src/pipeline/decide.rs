@@ -1,7 +1,7 @@
 //! The slow path: what is done to a flow, decided through all layers.
 
 use super::port::Port;
-use super::{Action, PortNumber, Switch, TagEdit};
+use super::{Action, HOLD, PortNumber, Switch, TagEdit};
 use crate::acl::{Direction, Subject, Verdict};
 use crate::counters::DropReason;
 use crate::frame::{Frame, ICMP, ICMPV6, Ip, Transport, UDP};
@@ -21,6 +21,8 @@ impl Switch {
     pub(super) fn decide(&mut self, number: PortNumber, frame: &Frame, now: Millis) -> Basis {
         self.list.clear();
         let (sender, receiver) = match self.admit(number, frame, now) {
+            // That a station was announced is to be noted again each time, or nearly so.
+            Ok((_, vlan)) if frame.is_announcement => (None, self.forward(number, frame, vlan, now)),
             Ok((sender, vlan)) => (sender, self.forward(number, frame, vlan, now)),
             Err(reason) => {
                 self.list.clear();
@@ -46,9 +48,18 @@ impl Switch {
         })?;
         let subject = Subject::new(frame, Direction::Outbound);
         judge(port, number, &subject, &mut self.connections, &mut self.list, now)?;
+        let domain = self.domains.of(vlan);
+        if port.is_reflecting
+            && let Some((station, at)) = self.stations.find(domain, frame.source, now)
+            && at != number
+            && (!frame.is_announcement || self.stations.is_held(station, now))
+        {
+            return Err(DropReason::Reflected);
+        }
         let pinned = port.only_station().is_some();
         let most = port.policy.max_stations;
-        let sender = match self.stations.learn(self.domains.of(vlan), frame.source, number, pinned, most, now) {
+        let is_announced_here = frame.is_announcement && !port.is_reflecting;
+        let sender = match self.stations.learn(domain, frame.source, number, pinned, most, now) {
             Learned::Here(sender) => Some(sender),
             Learned::Moved(sender) => {
                 port.counters.moves += 1;
@@ -60,6 +71,9 @@ impl Switch {
             }
             Learned::Taken => return Err(DropReason::Taken),
         };
+        if is_announced_here {
+            self.stations.hold(domain, frame.source, now + HOLD);
+        }
         Ok((sender, vlan))
     }
 

@@ -24,6 +24,7 @@ pub use port::PortNumber;
 use crate::acl::{ConnectionKey, Direction};
 use crate::counters::{Counters, DropReason};
 use crate::frame::Frame;
+use crate::mac::MacAddress;
 use crate::policy::{PolicyError, PortPolicy};
 use crate::tables::{Connections, Flow, FlowKey, Flows, Millis, Receiver, Station, Stations};
 use port::{Domains, Port};
@@ -86,6 +87,8 @@ pub struct Switch {
 
 /// After so long a sender that could not be learned is tried again.
 const RETRY: Millis = 1000;
+/// So long after it was announced from here, a station is not moved to a team: the announcement may come back through another NIC.
+const HOLD: Millis = 5000;
 /// Places of tables that one call of [`Switch::tick`] looks at.
 const SWEEP: usize = 256;
 
@@ -125,7 +128,7 @@ impl Switch {
     pub fn set_policy(&mut self, number: PortNumber, policy: PortPolicy) -> Result<(), PortError> {
         let old = self.port(number)?;
         let mut port = Port::new(policy)?;
-        port.keep_counters(old);
+        port.keep_of(old);
         let moved = old.policy.vlan != port.policy.vlan || old.policy.mac != port.policy.mac;
         let domains = self.domains_with(usize::from(number), Some(&port))?;
         self.connections.retain(number, |key, opened| port.remembers(key, opened));
@@ -160,6 +163,20 @@ impl Switch {
     fn changed(&mut self, domains: Domains) {
         self.domains = domains;
         self.generation += 1;
+    }
+
+    /// Says that what is sent to a port may come back from there (a team of NICs, of which nobody at their other ends knows): a station
+    /// that is behind another port is then moved to it by an announcement only, and not if it has just been announced from here.
+    pub fn set_reflecting(&mut self, number: PortNumber, is_reflecting: bool) {
+        if let Some(port) = self.ports.get_mut(usize::from(number)).and_then(Option::as_mut) {
+            port.is_reflecting = is_reflecting;
+            self.generation += 1;
+        }
+    }
+
+    /// A station is announced from here.
+    pub fn hold_station(&mut self, vlan: u16, mac: MacAddress, now: Millis) {
+        self.stations.hold(self.domains.of(vlan), mac, now + HOLD);
     }
 
     /// A port's policy.

@@ -21,6 +21,8 @@ pub(super) struct Port {
     pub counters: Counters,
     pub meters: BTreeMap<u32, u64>,
     pub storm: Bucket,
+    /// Whether what the switch sends there may come back.
+    pub is_reflecting: bool,
 }
 
 impl Port {
@@ -38,11 +40,13 @@ impl Port {
             counters: Counters::default(),
             meters: BTreeMap::new(),
             storm: Bucket::new(policy.storm_limit),
+            is_reflecting: false,
             policy,
         })
     }
 
-    pub fn keep_counters(&mut self, old: &Port) {
+    pub fn keep_of(&mut self, old: &Port) {
+        self.is_reflecting = old.is_reflecting;
         self.counters = old.counters.clone();
         if self.policy.acl == old.policy.acl {
             self.meters = old.meters.clone();

@@ -19,6 +19,7 @@ impl FlowKey {
         words[0] = frame.source.bits() << 16 | u64::from(port);
         words[1] = frame.destination.bits() << 16 | tag;
         words[6] = u64::from(frame.ether_type) << 48;
+        words[7] = u64::from(frame.is_announcement) << 1;
         if let Some(ip) = &frame.ip {
             let address = |address| match address {
                 IpAddr::V4(address) => [0, u64::from(address.to_bits())],
@@ -38,7 +39,7 @@ impl FlowKey {
                 Transport::Unknown => (3, 0, 0),
             };
             words[6] |= u64::from(ip.protocol) << 40 | fragment << 36 | kind << 32 | u64::from(a) << 16 | u64::from(b);
-            words[7] = 1;
+            words[7] |= 1;
         }
         FlowKey(words)
     }

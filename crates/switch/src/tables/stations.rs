@@ -18,6 +18,8 @@ pub struct Station {
     /// Whether it stays there until the port goes, because the port's policy names it.
     pub pinned: bool,
     seen: Millis,
+    /// Until then, what comes in from a team does not move it.
+    held: Millis,
 }
 
 /// What learning came to.
@@ -67,6 +69,17 @@ impl Stations {
         self.slab.get(at).is_some_and(|station| !self.is_old(station, now))
     }
 
+    /// The station has been announced from here: what comes back of that must not move it until `until`.
+    pub fn hold(&mut self, vlan: u16, mac: MacAddress, until: Millis) {
+        let at = self.by_address.get(&(vlan, mac)).copied();
+        at.and_then(|at| self.slab.get_mut(at)).into_iter().for_each(|station| station.held = until);
+    }
+
+    /// Whether it may not be moved now.
+    pub fn is_held(&self, at: Ref, now: Millis) -> bool {
+        self.slab.get(at).is_some_and(|station| now < station.held)
+    }
+
     /// The station sends: keeps it. `false` if it is no longer there.
     pub fn touch(&mut self, at: Ref, now: Millis) -> bool {
         let max_age = self.max_age;
@@ -109,7 +122,7 @@ impl Stations {
         if self.count(port) >= most {
             return Learned::Full;
         }
-        let Some(at) = self.slab.insert(Station { vlan, mac, port, pinned, seen: now }) else { return Learned::Full };
+        let Some(at) = self.slab.insert(Station { vlan, mac, port, pinned, seen: now, held: 0 }) else { return Learned::Full };
         self.by_address.insert((vlan, mac), at);
         *self.per_port.entry(port).or_default() += 1;
         self.news += 1;

@@ -6,7 +6,9 @@
 
 mod deliver;
 mod pass;
+mod team;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
@@ -21,7 +23,9 @@ use crate::ports::fd::FdPort;
 use crate::ports::packet::Packet;
 use crate::ports::virtio::VirtioPort;
 use crate::ring::split::Chain;
+use crate::team::Team;
 use deliver::Scratch;
+use team::Announcement;
 
 /// A thing that the worker is to do between two batches.
 type Command = Box<dyn FnOnce(&mut Worker) + Send>;
@@ -37,8 +41,10 @@ const PASSES: u32 = 16;
 pub enum Device {
     /// A VM.
     Virtio(VirtioPort),
-    /// The kernel.
+    /// The host itself.
     Fd(FdPort),
+    /// The wire.
+    Team(Box<Team>),
 }
 
 /// The state of the thread.
@@ -54,6 +60,7 @@ pub struct Worker {
     chain: Chain,
     packet: Packet,
     scratch: Scratch,
+    announcements: VecDeque<Announcement>,
     stopped: bool,
 }
 
@@ -98,8 +105,13 @@ impl Token {
         Token(1 << 63 | kick as u64)
     }
 
-    fn port(port: PortNumber) -> Token {
-        Token(port.into())
+    fn nic(port: PortNumber, nic: usize) -> Token {
+        Token((nic as u64) << 32 | u64::from(port))
+    }
+
+    /// The port of the kernel, and which of its NICs.
+    fn place(self) -> Option<(usize, usize)> {
+        (self.0 >> 63 == 0).then_some((self.0 as u32 as usize, (self.0 >> 32) as usize))
     }
 }
 
@@ -122,6 +134,7 @@ impl Worker {
             chain: Chain::default(),
             packet: Packet::default(),
             scratch: Scratch::default(),
+            announcements: VecDeque::new(),
             stopped: false,
         };
         let thread = std::thread::Builder::new().name("worker".into()).spawn(move || worker.run())?;
@@ -135,9 +148,14 @@ impl Worker {
 
     /// Puts a device behind a port. Of a VM, the kicks are listened to with `listen`.
     pub fn attach(&mut self, port: PortNumber, device: Device) -> io::Result<()> {
-        if let Device::Fd(fd) = &device {
-            let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, Token::port(port).0);
-            self.epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event)?;
+        match &device {
+            Device::Fd(fd) => self.listen_to_nic(port, 0, fd)?,
+            Device::Team(team) => {
+                for (nic, member) in team.nics().iter().enumerate() {
+                    member.socket().map_or(Ok(()), |socket| self.listen_to_nic(port, nic, socket))?;
+                }
+            }
+            Device::Virtio(_) => {}
         }
         let index = usize::from(port);
         if self.devices.len() <= index {
@@ -151,7 +169,7 @@ impl Worker {
     pub fn detach(&mut self, port: PortNumber) -> Option<Device> {
         let device = self.devices.get_mut(usize::from(port))?.take();
         if let Some(Device::Fd(fd)) = &device {
-            // Closing does the same.
+            // Closing does the same, as for NICs.
             let _ = self.epoll.ctl(ControlOperation::Delete, fd.as_raw_fd(), EpollEvent::default());
         }
         device
@@ -161,7 +179,7 @@ impl Worker {
     pub fn virtio(&mut self, port: PortNumber) -> Option<&mut VirtioPort> {
         match self.devices.get_mut(usize::from(port))?.as_mut()? {
             Device::Virtio(port) => Some(port),
-            Device::Fd(_) => None,
+            Device::Fd(_) | Device::Team(_) => None,
         }
     }
 
@@ -196,6 +214,7 @@ impl Worker {
                 ticked = time;
                 let now = self.now();
                 self.switch.tick(now);
+                self.tick_teams(now);
             }
             let is_idle = time - worked >= self.poll;
             if is_idle && self.want_kicks(true) {
@@ -222,8 +241,14 @@ impl Worker {
             let token = Token(event.data());
             if token == Token::WAKE {
                 let _ = self.wake.read();
-            } else if let Some(Some(Device::Fd(fd))) = usize::try_from(token.0).ok().and_then(|port| self.devices.get_mut(port)) {
-                fd.ready = true;
+            } else if let Some((port, nic)) = token.place()
+                && let Some(Some(device)) = self.devices.get_mut(port)
+            {
+                match device {
+                    Device::Fd(fd) => fd.ready = true,
+                    Device::Team(team) => team.set_ready(nic),
+                    Device::Virtio(_) => {}
+                }
             }
         }
         while let Ok(command) = self.commands.try_recv() {

@@ -10,7 +10,7 @@ use crate::ports::vnet::LONG;
 use crate::ring::split::Segment;
 
 /// Frames of one queue before the next one has its turn.
-const BATCH: usize = 32;
+pub(super) const BATCH: usize = 32;
 
 impl Worker {
     /// Moves a batch of frames from each port; returns whether there was any.
@@ -24,6 +24,12 @@ impl Worker {
                 Some(Device::Fd(fd)) => {
                     if fd.ready {
                         moved |= self.serve_fd(port, now);
+                    }
+                    continue;
+                }
+                Some(Device::Team(team)) => {
+                    if team.is_ready() {
+                        moved |= self.serve_team(port, now);
                     }
                     continue;
                 }
@@ -65,8 +71,12 @@ impl Worker {
                 };
                 match taken {
                     Ok(()) => {
-                        let mut delivery =
-                            Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
+                        let mut delivery = Delivery {
+                            devices: &mut self.devices,
+                            packet: &self.packet,
+                            scratch: &mut self.scratch,
+                            sender: number,
+                        };
                         self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
                     }
                     Err(reason) => self.switch.refuse(number, reason),
@@ -96,7 +106,12 @@ impl Worker {
             count += 1;
             match taken {
                 Ok(()) => {
-                    let mut delivery = Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
+                    let mut delivery = Delivery {
+                        devices: &mut self.devices,
+                        packet: &self.packet,
+                        scratch: &mut self.scratch,
+                        sender: number,
+                    };
                     self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
                 }
                 Err(reason) => self.switch.refuse(number, reason),
@@ -115,14 +130,19 @@ impl Worker {
         let now = self.now();
         // SAFETY: the bytes live until the end of this call.
         if unsafe { self.packet.take(&[Segment::of(&frame)], LONG) }.is_ok() {
-            let mut delivery = Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
+            let mut delivery = Delivery {
+                devices: &mut self.devices,
+                packet: &self.packet,
+                scratch: &mut self.scratch,
+                sender: number,
+            };
             self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
             self.publish();
         }
     }
 
     /// Lets the receivers of this batch see it.
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         for (port, index) in self.scratch.touched.drain(..) {
             if let Some(queue) = queue_at(&mut self.devices, usize::from(port), index) {
                 queue.ring.publish();
@@ -141,6 +161,7 @@ impl Worker {
                     }
                 }
                 Device::Fd(fd) => waiting |= fd.ready,
+                Device::Team(team) => waiting |= team.is_ready(),
             }
         }
         waiting
@@ -148,7 +169,7 @@ impl Worker {
 }
 
 /// A reverse ARP request for a station's own address (RFC 903), behind an empty header.
-fn announcement(mac: MacAddress) -> [u8; LONG + 60] {
+pub(super) fn announcement(mac: MacAddress) -> [u8; LONG + 60] {
     let mut frame = [0; LONG + 60];
     let packet = &mut frame[LONG..];
     packet[..6].fill(0xff);
@@ -163,6 +184,6 @@ fn announcement(mac: MacAddress) -> [u8; LONG + 60] {
 fn queue_at(devices: &mut [Option<Device>], port: usize, index: usize) -> Option<&mut Queue> {
     match devices.get_mut(port)?.as_mut()? {
         Device::Virtio(device) => device.queues.get_mut(index)?.as_mut(),
-        Device::Fd(_) => None,
+        Device::Fd(_) | Device::Team(_) => None,
     }
 }

@@ -1,0 +1,148 @@
+//! Uplinks: frames of their NICs, links that come and go, and stations that are announced.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
+
+use super::deliver::Delivery;
+use super::pass::{BATCH, announcement};
+use super::{Device, Token, Worker};
+use crate::mac::MacAddress;
+use crate::pipeline::{PortNumber, Sink};
+use crate::ports::fd::FdPort;
+use crate::ports::vnet::LONG;
+use crate::ring::split::Segment;
+use crate::team::nic::LinkState;
+use crate::team::{Team, Verdict};
+
+/// Stations that are announced at once; the next ones wait for the next look.
+const ANNOUNCED_AT_ONCE: usize = 256;
+
+/// A station that is to be announced.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Announcement {
+    uplink: PortNumber,
+    port: PortNumber,
+    vlan: u16,
+    mac: MacAddress,
+}
+
+impl Worker {
+    pub(super) fn team(&mut self, port: PortNumber) -> Option<&mut Team> {
+        match self.devices.get_mut(usize::from(port))?.as_mut()? {
+            Device::Team(team) => Some(team),
+            Device::Virtio(_) | Device::Fd(_) => None,
+        }
+    }
+
+    /// How the team behind a port is, if there is one.
+    pub fn team_status(&mut self, port: PortNumber) -> Option<crate::team::TeamStatus> {
+        Some(self.team(port)?.status())
+    }
+
+    /// A link of a team's NIC changed, or the NIC is gone.
+    pub fn set_link(&mut self, port: PortNumber, nic: usize, link: Option<LinkState>) {
+        let now = self.now();
+        if let Some(team) = self.team(port) {
+            team.set_link(nic, link, now);
+            self.announce_moved(port);
+        }
+    }
+
+    /// A team's NIC is there (again).
+    pub fn set_nic(&mut self, port: PortNumber, nic: usize, socket: FdPort, link: LinkState) -> io::Result<()> {
+        self.listen_to_nic(port, nic, &socket)?;
+        let Some(team) = self.team(port) else { return Ok(()) };
+        team.set_socket(nic, socket);
+        self.set_link(port, nic, Some(link));
+        Ok(())
+    }
+
+    pub(super) fn listen_to_nic(&self, port: PortNumber, nic: usize, socket: &FdPort) -> io::Result<()> {
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, Token::nic(port, nic).0);
+        self.epoll.ctl(ControlOperation::Add, socket.as_raw_fd(), event)
+    }
+
+    pub(super) fn serve_team(&mut self, port: usize, now: u64) -> bool {
+        let number = port as PortNumber;
+        let mut count = 0;
+        let nics = self.team(number).map_or(0, |team| team.nics().len());
+        for nic in 0..nics {
+            for _ in 0..BATCH {
+                let Some(Some(Device::Team(team))) = self.devices.get_mut(port) else { break };
+                let Some(taken) = team.read(nic, &mut self.packet) else { break };
+                count += 1;
+                let refused = match taken {
+                    Err(reason) => reason,
+                    Ok(()) => match team.judge(nic, self.packet.head(), now) {
+                        Verdict::Done => continue,
+                        Verdict::Drop(reason) => reason,
+                        Verdict::Take => {
+                            let mut delivery = Delivery {
+                                devices: &mut self.devices,
+                                packet: &self.packet,
+                                scratch: &mut self.scratch,
+                                sender: number,
+                            };
+                            self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
+                            continue;
+                        }
+                    },
+                };
+                self.switch.refuse(number, refused);
+            }
+        }
+        if count > 0 {
+            self.publish();
+            // What LACP said may have changed which NICs are used.
+            self.announce_moved(number);
+        }
+        count > 0
+    }
+
+    /// Timers of teams, and announcements that have waited.
+    pub(super) fn tick_teams(&mut self, now: u64) {
+        for port in 0..self.devices.len() as PortNumber {
+            if let Some(team) = self.team(port) {
+                team.tick(now);
+                self.announce_moved(port);
+            }
+        }
+        self.announce_waiting();
+    }
+
+    /// Announces stations whose homes have changed where they are now.
+    fn announce_moved(&mut self, uplink: PortNumber) {
+        let Some(moved) = self.team(uplink).and_then(Team::take_moved) else { return };
+        // What was to be announced for the last change is, if it has moved, among these.
+        self.announcements.retain(|waiting| waiting.uplink != uplink || !moved[usize::from(waiting.port as u8)]);
+        let stations = self.switch.stations().filter(|station| station.port != uplink && moved[usize::from(station.port as u8)]);
+        self.announcements.extend(stations.map(|station| Announcement {
+            uplink,
+            port: station.port,
+            vlan: station.vlan,
+            mac: station.mac,
+        }));
+        self.announce_waiting();
+    }
+
+    fn announce_waiting(&mut self) {
+        let now = self.now();
+        let count = self.announcements.len().min(ANNOUNCED_AT_ONCE);
+        let due: Vec<Announcement> = self.announcements.drain(..count).collect();
+        for Announcement { uplink, port, vlan, mac } in due {
+            // What comes back of it must not move the station.
+            self.switch.hold_station(vlan, mac, now);
+            let wire = self.switch.policy(uplink).ok().and_then(|policy| policy.vlan.egress(vlan));
+            let Some(edit) = wire.and_then(|wire| wire.edit(None, false)) else { continue };
+            let frame = announcement(mac);
+            // SAFETY: the bytes live until the end of this round.
+            if unsafe { self.packet.take(&[Segment::of(&frame)], LONG) }.is_ok() {
+                let (devices, packet, scratch) = (&mut self.devices, &self.packet, &mut self.scratch);
+                // It is counted at the NIC.
+                let _ = Delivery { devices, packet, scratch, sender: port }.deliver(uplink, edit, 0);
+            }
+        }
+    }
+}
