@@ -60,6 +60,8 @@ reasons! {
     Connections => "too-many-connections",
     /// Above the storm limit.
     Storm => "storm-limit",
+    /// Above the receiver's bandwidth.
+    Bandwidth => "bandwidth",
     /// Its receiver is where it comes from.
     SamePort => "same-port",
     /// From the wire, but its sender is behind another port: the switch's own frame, sent through one NIC of a team and back through another.
@@ -125,6 +127,18 @@ impl Counters {
             not_learned: self.not_learned,
             drops: drops.map(|reason| (reason.label().to_owned(), self.drops(*reason))).collect(),
         }
+    }
+}
+
+impl From<&CounterReport> for Counters {
+    /// Reasons that are not known here are left out.
+    fn from(report: &CounterReport) -> Counters {
+        let mut drops = [0; REASONS];
+        for (reason, count) in DropReason::ALL.iter().zip(&mut drops) {
+            *count = report.drops.get(reason.label()).copied().unwrap_or(0);
+        }
+        let CounterReport { rx_packets, rx_bytes, tx_packets, tx_bytes, moves, not_learned, .. } = *report;
+        Counters { rx_packets, rx_bytes, tx_packets, tx_bytes, moves, not_learned, drops }
     }
 }
 

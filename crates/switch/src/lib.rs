@@ -13,6 +13,7 @@
 //!  links    what the kernel says of NICs
 //!  worker   the thread that owns the core and the ports
 //!  host     the ports by name, with what is behind them, and the file that keeps them
+//!  switches the switches by name
 //!  control  the control socket: requests, replies, client
 //! ```
 //!
@@ -36,6 +37,7 @@ pub mod pipeline;
 pub mod policy;
 pub mod ports;
 pub mod ring;
+pub mod switches;
 pub mod tables;
 pub mod team;
 pub mod vlan;

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::Value;
-use switch::control::{Backend, PortConfig, Request};
+use switch::control::{Backend, DEFAULT_SWITCH, Imported, PortConfig, PortState, Request};
 use switch::mac::MacAddress;
 use switch::policy::{Permission, PortPolicy};
 use switch::vlan::{Vlan, VlanMode};
 
+use super::team::TeamArgs;
 use super::{Output, Socket, show};
+use crate::output::print;
 
 const ADD_HELP: &str = "\
 EXAMPLES
@@ -21,6 +23,9 @@ EXAMPLES
   The host itself, and the way out:
     maru port add host --tap sw0
     maru port add wire --uplink eth1
+
+  Two cables as one way out, as agreed with the switch at their other ends:
+    maru port add wire --team eth1,eth2 --team-mode lacp
 
   Anything else as JSON (the book's chapter about the switch has all of it):
     echo '{\"storm-limit\": 1000, \"router\": \"deny\"}' > policy.json
@@ -48,6 +53,22 @@ pub enum PortCommand {
         /// The port
         name: String,
     },
+    /// Print all that a port knows, as JSON, to move with its VM: policy, connections, stations, counters
+    Export {
+        #[command(flatten)]
+        socket: Socket,
+        /// The port
+        name: String,
+    },
+    /// Give a port what another one knew; its policy and what it has counted are replaced
+    Import {
+        #[command(flatten)]
+        socket: Socket,
+        /// The port
+        name: String,
+        /// What `maru port export` printed; - is standard input
+        file: PathBuf,
+    },
     /// Show the ports as they are configured
     List {
         #[command(flatten)]
@@ -65,8 +86,13 @@ pub struct AddArgs {
     socket: Socket,
     /// Its name
     name: String,
+    /// The switch that it belongs to
+    #[arg(long, value_name = "SWITCH", default_value = DEFAULT_SWITCH)]
+    switch: String,
     #[command(flatten)]
     backend: BackendArgs,
+    #[command(flatten)]
+    team: TeamArgs,
     /// Queue pairs that a VM may use
     #[arg(long, value_name = "N", default_value_t = 8, requires = "vhost_user")]
     queues: u16,
@@ -89,6 +115,9 @@ struct BackendArgs {
     /// The wire: a NIC of the host
     #[arg(long, value_name = "NIC")]
     uplink: Option<String>,
+    /// The wire: some NICs of the host
+    #[arg(long, value_name = "NIC,NIC...", value_delimiter = ',')]
+    team: Option<Vec<String>>,
 }
 
 /// A port's policy.
@@ -137,16 +166,17 @@ fn read_file(path: &Path) -> anyhow::Result<PortPolicy> {
 pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
     match command {
         PortCommand::Add(args) => {
-            let AddArgs { socket, name, backend, queues, mode, policy } = *args;
+            let AddArgs { socket, name, switch, backend, team, queues, mode, policy } = *args;
             let backend = match backend {
                 BackendArgs { tap: Some(name), .. } => Backend::Tap(name),
                 BackendArgs { uplink: Some(name), .. } => Backend::Uplink(name),
+                BackendArgs { team: Some(nics), .. } => Backend::Team(team.config(nics)),
                 BackendArgs { vhost_user, .. } => {
                     let socket = std::path::absolute(vhost_user.unwrap_or_default()).context("the socket's path")?;
                     Backend::VhostUser { socket, mode, queues }
                 }
             };
-            let port = PortConfig { name, backend, policy: policy.read()? };
+            let port = PortConfig { name, switch, backend, policy: policy.read()? };
             socket.connect()?.call::<Value>(&Request::AddPort { port })?;
         }
         PortCommand::Set { socket, name, policy } => {
@@ -155,15 +185,32 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
         PortCommand::Remove { socket, name } => {
             socket.connect()?.call::<Value>(&Request::RemovePort { name })?;
         }
+        PortCommand::Export { socket, name } => {
+            let state: PortState = socket.connect()?.call(&Request::ExportPort { name })?;
+            print(&(serde_json::to_string(&state)? + "\n"))?;
+        }
+        PortCommand::Import { socket, name, file } => {
+            let text =
+                if file.as_os_str() == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(&file) };
+            let text = text.with_context(|| format!("cannot read {}", file.display()))?;
+            let state = serde_json::from_str(&text).with_context(|| format!("{} is no state of a port", file.display()))?;
+            let imported: Imported = socket.connect()?.call(&Request::ImportPort { name, state: Box::new(state) })?;
+            let Imported { connections, connections_left_out, stations, stations_left_out } = imported;
+            print(&format!(
+                "{connections} connections and {stations} stations; left out: {connections_left_out} and {stations_left_out}\n"
+            ))?;
+        }
         PortCommand::List { socket, output } => {
             let ports: Vec<PortConfig> = socket.connect()?.call(&Request::Config)?;
             let line = |port: &PortConfig| {
                 let policy = serde_json::to_string(&port.policy).unwrap_or_default();
-                match &port.backend {
-                    Backend::VhostUser { socket, .. } => format!("{}: vhost-user {}, {policy}\n", port.name, socket.display()),
-                    Backend::Tap(name) => format!("{}: tap {name}, {policy}\n", port.name),
-                    Backend::Uplink(name) => format!("{}: uplink {name}, {policy}\n", port.name),
-                }
+                let backend = match &port.backend {
+                    Backend::VhostUser { socket, .. } => format!("vhost-user {}", socket.display()),
+                    Backend::Tap(name) => format!("tap {name}"),
+                    Backend::Uplink(name) => format!("uplink {name}"),
+                    Backend::Team(team) => format!("team {}", serde_json::to_string(team).unwrap_or_default()),
+                };
+                format!("{} of {}: {backend}, {policy}\n", port.name, port.switch)
             };
             show(output, &ports, || ports.iter().map(line).collect())?;
         }
@@ -195,6 +242,17 @@ mod tests {
         let policy = args.policy.read().unwrap();
         assert_eq!(policy.vlan, VlanMode::Access { vlan: 10.try_into().unwrap() });
         assert_eq!((policy.mac, policy.mac_spoofing), ("52:54:00:00:00:01".parse().ok(), Permission::Deny));
+    }
+
+    #[test]
+    fn nics_become_a_team() {
+        let line = ["add", "a", "--team", "eth1,eth2", "--team-mode", "lacp", "--lacp-rate", "fast"];
+        let PortCommand::Add(args) = parse(&line).unwrap().command else { panic!("another command") };
+        let config = args.team.config(args.backend.team.unwrap());
+        let expected = r#"{"nics": ["eth1", "eth2"], "mode": "lacp", "lacp-rate": "fast"}"#;
+        assert_eq!(config, serde_json::from_str(expected).unwrap());
+        let error = parse(&["add", "a", "--team", "eth1", "--team-mode", "magic"]).unwrap_err();
+        assert!(error.contains("active-standby"), "{error}");
     }
 
     #[test]

@@ -67,7 +67,9 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 
 fn link(body: &[u8]) -> Option<Link> {
     let (index, flags) = (word(body, 4)?, word(body, 8)?);
-    let is_up = flags & libc::IFF_UP as u32 != 0 && flags & IFF_LOWER_UP != 0;
+    // With a carrier, but not yet running, its queue still drops everything.
+    let wanted = (libc::IFF_UP | libc::IFF_RUNNING) as u32 | IFF_LOWER_UP;
+    let is_up = flags & wanted == wanted;
     let mut link = Link { index, name: String::new(), mac: MacAddress([0; 6]), mtu: 0, is_up };
     let mut rest = body.get(LINK_BYTES..)?;
     while let Some(&[a, b, c, d]) = rest.first_chunk() {
@@ -127,9 +129,7 @@ impl Socket {
         let mut size = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
         let (buffer, length) = (self.buffer.as_mut_ptr().cast(), self.buffer.len());
         // SAFETY: buffer and address are of the sizes that are given.
-        let count = unsafe {
-            libc::recvfrom(self.fd.as_raw_fd(), buffer, length, 0, (&raw mut sender).cast(), &raw mut size)
-        };
+        let count = unsafe { libc::recvfrom(self.fd.as_raw_fd(), buffer, length, 0, (&raw mut sender).cast(), &raw mut size) };
         let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
         // Other programs may send here, too.
         Ok(if sender.nl_pid == 0 { parse(&self.buffer[..count]) } else { Vec::new() })

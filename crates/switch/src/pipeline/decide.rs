@@ -1,7 +1,7 @@
 //! The slow path: what is done to a flow, decided through all layers.
 
 use super::port::Port;
-use super::{Action, HOLD, PortNumber, Switch, TagEdit};
+use super::{Action, HOLD, PortNumber, Switch, SwitchNumber, TagEdit};
 use crate::acl::{Direction, Subject, Verdict};
 use crate::counters::DropReason;
 use crate::frame::{Frame, ICMP, ICMPV6, Ip, Transport, UDP};
@@ -22,8 +22,8 @@ impl Switch {
         self.list.clear();
         let (sender, receiver) = match self.admit(number, frame, now) {
             // That a station was announced is to be noted again each time, or nearly so.
-            Ok((_, vlan)) if frame.is_announcement => (None, self.forward(number, frame, vlan, now)),
-            Ok((sender, vlan)) => (sender, self.forward(number, frame, vlan, now)),
+            Ok((_, switch, vlan)) if frame.is_announcement => (None, self.forward(number, switch, frame, vlan, now)),
+            Ok((sender, switch, vlan)) => (sender, self.forward(number, switch, frame, vlan, now)),
             Err(reason) => {
                 self.list.clear();
                 self.list.push(Action::Drop { port: number, reason });
@@ -32,11 +32,18 @@ impl Switch {
         };
         let is_denial = |action: &Action| matches!(action, Action::Drop { reason: DropReason::ExtendedAcl, .. });
         let opened = self.list.iter().any(is_denial).then_some(self.connections.opened);
-        Basis { sender, receiver, opened }
+        let is_wire = |port: &PortNumber| self.ports[usize::from(*port)].as_ref().is_some_and(Port::is_wire);
+        let receivers = self.list.iter().filter_map(|action| match action {
+            Action::Deliver { port, .. } => Some(*port),
+            _ => None,
+        });
+        // What goes to many must not wait for one of them.
+        let wire = if matches!(receiver, Receiver::Known(_)) { receivers.into_iter().find(is_wire) } else { None };
+        Basis { sender, receiver, opened, wire }
     }
 
-    /// The sender's side: what its policy says, and where it is. Returns the sender, if it was learned, and the frame's VLAN.
-    fn admit(&mut self, number: PortNumber, frame: &Frame, now: Millis) -> Result<(Option<Ref>, u16), DropReason> {
+    /// The sender's side: what its policy says, and where it is. Returns the sender, if it was learned, its switch, and the frame's VLAN.
+    fn admit(&mut self, number: PortNumber, frame: &Frame, now: Millis) -> Result<(Option<Ref>, SwitchNumber, u16), DropReason> {
         let Some(port) = self.ports[usize::from(number)].as_mut() else { return Err(DropReason::Vlan) };
         if !frame.source.is_station() || frame.destination.is_link_local() {
             return Err(DropReason::Address);
@@ -48,7 +55,7 @@ impl Switch {
         })?;
         let subject = Subject::new(frame, Direction::Outbound);
         judge(port, number, &subject, &mut self.connections, &mut self.list, now)?;
-        let domain = self.domains.of(vlan);
+        let domain = self.domains.of(port.switch, vlan);
         if port.is_reflecting
             && let Some((station, at)) = self.stations.find(domain, frame.source, now)
             && at != number
@@ -74,14 +81,14 @@ impl Switch {
         if is_announced_here {
             self.stations.hold(domain, frame.source, now + HOLD);
         }
-        Ok((sender, vlan))
+        Ok((sender, port.switch, vlan))
     }
 
     /// The receivers' side.
-    fn forward(&mut self, number: PortNumber, frame: &Frame, vlan: u16, now: Millis) -> Receiver {
+    fn forward(&mut self, number: PortNumber, switch: SwitchNumber, frame: &Frame, vlan: u16, now: Millis) -> Receiver {
         // A router between subnets would stand here: a frame to its address goes on with other addresses, in another VLAN.
-        let known =
-            if frame.destination.is_group() { None } else { self.stations.find(self.domains.of(vlan), frame.destination, now) };
+        let domain = self.domains.of(switch, vlan);
+        let known = if frame.destination.is_group() { None } else { self.stations.find(domain, frame.destination, now) };
         let receiver = match known {
             Some((station, port)) => {
                 if port == number {
@@ -94,21 +101,21 @@ impl Switch {
             None => {
                 self.list.push(Action::Limit);
                 for port in 0..self.ports.len() as PortNumber {
-                    if port != number && self.wants(port, frame) {
+                    if port != number && self.wants(port, switch, frame) {
                         self.pass(port, frame, vlan, false, now);
                     }
                 }
                 if frame.destination.is_group() { Receiver::Fixed } else { Receiver::Unknown(self.stations.news) }
             }
         };
-        self.mirror(number);
+        self.mirror(number, switch);
         receiver
     }
 
     /// Whether a port is to get what nobody is known to be the receiver of.
-    fn wants(&self, number: PortNumber, frame: &Frame) -> bool {
+    fn wants(&self, number: PortNumber, switch: SwitchNumber, frame: &Frame) -> bool {
         let Some(port) = &self.ports[usize::from(number)] else { return false };
-        frame.destination.is_group() || port.only_station().is_none_or(|mac| mac == frame.destination)
+        port.switch == switch && (frame.destination.is_group() || port.only_station().is_none_or(|mac| mac == frame.destination))
     }
 
     /// Adds what is done for one receiver. That a port is not in the VLAN counts only for the one receiver that there is.
@@ -135,9 +142,11 @@ impl Switch {
     }
 
     /// Adds copies, as the sender sent it, if it or a receiver is mirrored.
-    fn mirror(&mut self, sender: PortNumber) {
-        let is =
-            |number: PortNumber, role| self.ports[usize::from(number)].as_ref().is_some_and(|port| port.policy.mirroring == role);
+    fn mirror(&mut self, sender: PortNumber, switch: SwitchNumber) {
+        let is = |number: PortNumber, role| {
+            let port = self.ports[usize::from(number)].as_ref();
+            port.is_some_and(|port| port.switch == switch && port.policy.mirroring == role)
+        };
         let receivers = |list: &[Action], fits: &dyn Fn(PortNumber) -> bool| {
             list.iter().any(|action| matches!(action, Action::Deliver { port, .. } if fits(*port)))
         };

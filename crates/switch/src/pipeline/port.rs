@@ -2,19 +2,24 @@
 
 use std::collections::BTreeMap;
 
+use super::Taken;
+use super::bandwidth::{Limits, Tokens};
 use crate::acl::{Address, ConnectionKey, Direction, ExtendedAcl, PacketSubject, PrefixAcl, PrefixRule, Subject, Verdict};
 use crate::counters::Counters;
 use crate::frame::{Fragment, ICMP, ICMPV6, Ip, TCP, Transport, UDP};
 use crate::mac::MacAddress;
 use crate::policy::{Permission, PolicyError, PortPolicy};
-use crate::tables::Millis;
-use crate::vlan::VlanMode;
+use crate::tables::{Domain, Millis};
 
-/// A port's number in its switch.
+/// A port's number, of all switches.
 pub type PortNumber = u16;
+
+/// A switch's number.
+pub type SwitchNumber = u16;
 
 #[derive(Debug)]
 pub(super) struct Port {
+    pub switch: SwitchNumber,
     pub policy: PortPolicy,
     pub acl: PrefixAcl,
     pub extended: ExtendedAcl,
@@ -23,10 +28,12 @@ pub(super) struct Port {
     pub storm: Bucket,
     /// Whether what the switch sends there may come back.
     pub is_reflecting: bool,
+    pub limits: Option<Box<Limits>>,
 }
 
 impl Port {
-    pub fn new(policy: PortPolicy) -> Result<Port, PolicyError> {
+    pub fn new(switch: SwitchNumber, policy: PortPolicy) -> Result<Port, PolicyError> {
+        policy.check_lengths()?;
         let addresses = policy.acl.iter().filter_map(|rule: &PrefixRule| match rule.address {
             Address::LocalMac(mac) => Some(mac),
             _ => None,
@@ -34,23 +41,50 @@ impl Port {
         if let Some(mac) = policy.mac.into_iter().chain(addresses).find(|mac| !mac.is_station()) {
             return Err(PolicyError::Mac(mac));
         }
+        policy.bandwidth.check()?;
         Ok(Port {
+            switch,
             acl: PrefixAcl::new(&policy.acl)?,
             extended: ExtendedAcl::new(&policy.extended_acl)?,
             counters: Counters::default(),
             meters: BTreeMap::new(),
             storm: Bucket::new(policy.storm_limit),
             is_reflecting: false,
+            limits: Limits::new(&policy.bandwidth),
             policy,
         })
     }
 
-    pub fn keep_of(&mut self, old: &Port) {
+    pub fn keep_of(&mut self, old: &mut Port) {
         self.is_reflecting = old.is_reflecting;
         self.counters = old.counters.clone();
+        // A new policy is no new burst.
+        if self.policy.bandwidth == old.policy.bandwidth {
+            self.limits = old.limits.take();
+        }
         if self.policy.acl == old.policy.acl {
             self.meters = old.meters.clone();
         }
+    }
+
+    /// Counts a frame that it sent; says whether it may go on.
+    pub fn sent(&mut self, bytes: u64) -> Taken {
+        self.counters.rx_packets += 1;
+        self.counters.rx_bytes += bytes;
+        if let Some(out) = self.limits.as_mut().and_then(|limits| limits.out.as_mut()) {
+            out.take(bytes);
+        }
+        if self.may_send() { Taken::Yes } else { Taken::Last }
+    }
+
+    /// Whether it has bandwidth left to send.
+    pub fn may_send(&self) -> bool {
+        self.limits.as_ref().and_then(|limits| limits.out.as_ref()).is_none_or(Tokens::has)
+    }
+
+    /// Whether senders share a wire behind it.
+    pub fn is_wire(&self) -> bool {
+        self.limits.as_ref().is_some_and(|limits| limits.is_wire())
     }
 
     /// The only station behind the port, if the policy says so.
@@ -58,8 +92,8 @@ impl Port {
         self.policy.mac.filter(|_| self.policy.mac_spoofing == Permission::Deny)
     }
 
-    /// Whether the rules would remember a connection if it were opened now.
-    pub fn remembers(&self, key: &ConnectionKey, opened: Direction) -> bool {
+    /// For how long the rules would remember a connection that is opened now.
+    pub fn remembers(&self, key: &ConnectionKey, opened: Direction) -> Option<Millis> {
         let sides = |local, remote| match opened {
             Direction::Outbound => (local, remote),
             Direction::Inbound => (remote, local),
@@ -79,7 +113,10 @@ impl Port {
         let packet = Some(PacketSubject { local: key.local, remote: key.remote, ip });
         let nobody = MacAddress([0; 6]);
         let subject = Subject { direction: opened, local_mac: nobody, remote_mac: nobody, packet };
-        matches!(self.extended.decide(&subject), Verdict::Remember { .. })
+        match self.extended.decide(&subject) {
+            Verdict::Remember { idle_timeout_ms } => Some(idle_timeout_ms),
+            Verdict::Allow | Verdict::Deny => None,
+        }
     }
 }
 
@@ -119,17 +156,17 @@ impl Bucket {
 
 /// In which VLAN's table a VLAN's stations are: those of a private VLAN share one, because answers come in another VLAN than questions.
 #[derive(Debug, Default)]
-pub(super) struct Domains(BTreeMap<u16, u16>);
+pub(super) struct Domains(BTreeMap<(SwitchNumber, u16), u16>);
 
 impl Domains {
-    pub fn new<'a>(modes: impl Iterator<Item = &'a VlanMode>) -> Result<Domains, PolicyError> {
+    pub fn new<'a>(ports: impl Iterator<Item = &'a Port>) -> Result<Domains, PolicyError> {
         let mut domains = BTreeMap::new();
         let mut primaries = BTreeMap::new();
-        for (primary, secondaries) in modes.filter_map(VlanMode::private) {
+        for (switch, (primary, secondaries)) in ports.filter_map(|port| Some((port.switch, port.policy.vlan.private()?))) {
             let primary = u16::from(primary);
-            primaries.insert(primary, primary);
+            primaries.insert((switch, primary), primary);
             for secondary in secondaries.iter().map(|vlan| u16::from(*vlan)) {
-                let other = *domains.entry(secondary).or_insert(primary);
+                let other = *domains.entry((switch, secondary)).or_insert(primary);
                 if other != primary {
                     return Err(PolicyError::Private { secondary, primary, other });
                 }
@@ -137,14 +174,14 @@ impl Domains {
         }
         // A VLAN is the one or the other.
         match domains.iter().find(|(secondary, _)| primaries.contains_key(secondary)) {
-            Some((secondary, primary)) => {
+            Some(((_, secondary), primary)) => {
                 Err(PolicyError::Private { secondary: *secondary, primary: *primary, other: *secondary })
             }
             None => Ok(Domains(domains)),
         }
     }
 
-    pub fn of(&self, vlan: u16) -> u16 {
-        self.0.get(&vlan).copied().unwrap_or(vlan)
+    pub fn of(&self, switch: SwitchNumber, vlan: u16) -> Domain {
+        Domain { switch, vlan: self.0.get(&(switch, vlan)).copied().unwrap_or(vlan) }
     }
 }

@@ -73,6 +73,8 @@ pub struct Team {
     rebalanced: Millis,
     /// Homes that have changed and were not asked for yet.
     moved: Option<[bool; SLOTS]>,
+    /// Whether what came in has to wait: the port has used up its bandwidth.
+    pub held: bool,
 }
 
 impl Team {
@@ -90,8 +92,8 @@ impl Team {
             .collect();
         // A system needs an address of its own that stays: that of its first NIC.
         let system = nics.iter().find_map(Nic::link).map_or_else(any_address, |link| link.mac);
-        let lacp = (config.mode == TeamMode::Lacp)
-            .then(|| Lacp::new(system, config.lacp_priority, config.lacp_rate, config.nics.len()));
+        let lacp =
+            (config.mode == TeamMode::Lacp).then(|| Lacp::new(system, config.lacp_priority, config.lacp_rate, config.nics.len()));
         let primary = config.primary.as_ref().and_then(|primary| config.nics.iter().position(|nic| nic == primary));
         let mut team = Team {
             mode: config.mode,
@@ -104,6 +106,7 @@ impl Team {
             weights: Vec::new(),
             rebalanced: now,
             moved: None,
+            held: false,
         };
         (0..team.nics.len()).for_each(|nic| team.tell_lacp_link(nic, now));
         team.arrange();

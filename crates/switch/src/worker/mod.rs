@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::control::Work;
 use crate::pipeline::{PortNumber, Switch};
 use crate::ports::fd::FdPort;
 use crate::ports::packet::Packet;
@@ -32,6 +33,12 @@ type Command = Box<dyn FnOnce(&mut Worker) + Send>;
 
 /// How often tables are looked through for what is over.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How long one sleeps at most while somebody waits for bandwidth: less than any burst lasts.
+const HELD: Duration = Duration::from_millis(1);
+/// What the clock shows when the worker begins, in milliseconds: more than a connection may be idle (2^32 seconds), so that one that comes
+/// from another switch has an idle time here.
+const CLOCK_BEGIN: u64 = 1 << 43;
 
 /// Passes with work before commands and the kernel's descriptors have their turn.
 const PASSES: u32 = 16;
@@ -61,6 +68,9 @@ pub struct Worker {
     packet: Packet,
     scratch: Scratch,
     announcements: VecDeque<Announcement>,
+    /// Whether somebody waits for bandwidth.
+    holding: bool,
+    work: Work,
     stopped: bool,
 }
 
@@ -115,6 +125,12 @@ impl Token {
     }
 }
 
+/// The time stamp counter.
+fn cycles() -> u64 {
+    // SAFETY: every x86-64 processor has it.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
 impl Worker {
     /// Starts the thread. After work it looks for more for `poll` before it sleeps.
     pub fn start(switch: Switch, poll: Duration) -> io::Result<(Handle, JoinHandle<()>)> {
@@ -135,15 +151,22 @@ impl Worker {
             packet: Packet::default(),
             scratch: Scratch::default(),
             announcements: VecDeque::new(),
+            holding: false,
+            work: Work::default(),
             stopped: false,
         };
         let thread = std::thread::Builder::new().name("worker".into()).spawn(move || worker.run())?;
         Ok((handle, thread))
     }
 
-    /// Milliseconds since the worker began.
+    /// What it did until now.
+    pub fn work(&self) -> Work {
+        Work { cycles: cycles() - self.work.cycles, ..self.work }
+    }
+
+    /// Milliseconds on the worker's own clock.
     pub fn now(&self) -> u64 {
-        self.begun.elapsed().as_millis() as u64
+        CLOCK_BEGIN + self.begun.elapsed().as_millis() as u64
     }
 
     /// Puts a device behind a port. Of a VM, the kicks are listened to with `listen`.
@@ -198,12 +221,20 @@ impl Worker {
 
     fn run(&mut self) {
         let mut worked = Instant::now();
-        let mut ticked = worked;
+        let (mut ticked, mut last) = (worked, worked);
         let mut passes = 0u32;
+        // Until it is asked for, when it began.
+        self.work.cycles = cycles();
         while !self.stopped {
+            let begun = cycles();
             let time = Instant::now();
+            self.switch.elapse((time - last).as_nanos() as u64);
+            last = time;
             passes = passes.wrapping_add(1);
-            if self.pass() {
+            let packets = self.pass();
+            if packets > 0 {
+                self.work.packets += packets as u64;
+                self.work.busy_cycles += cycles() - begun;
                 worked = time;
                 // System calls are for every so many batches.
                 if !passes.is_multiple_of(PASSES) {
@@ -223,7 +254,14 @@ impl Worker {
                 self.want_kicks(false);
                 continue;
             }
-            if !self.wait(if is_idle { TICK } else { Duration::ZERO }) && !is_idle {
+            let limit = if !is_idle {
+                Duration::ZERO
+            } else if self.holding {
+                HELD
+            } else {
+                TICK
+            };
+            if !self.wait(limit) && !is_idle {
                 std::hint::spin_loop();
             }
             if is_idle {

@@ -8,11 +8,12 @@ use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 use super::deliver::Delivery;
 use super::pass::{BATCH, announcement};
 use super::{Device, Token, Worker};
-use crate::mac::MacAddress;
-use crate::pipeline::{PortNumber, Sink};
+use crate::counters::DropReason;
+use crate::pipeline::{PortNumber, Sink, Taken};
 use crate::ports::fd::FdPort;
 use crate::ports::vnet::LONG;
 use crate::ring::split::Segment;
+use crate::tables::Station;
 use crate::team::nic::LinkState;
 use crate::team::{Team, Verdict};
 
@@ -23,9 +24,7 @@ const ANNOUNCED_AT_ONCE: usize = 256;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Announcement {
     uplink: PortNumber,
-    port: PortNumber,
-    vlan: u16,
-    mac: MacAddress,
+    station: Station,
 }
 
 impl Worker {
@@ -64,41 +63,48 @@ impl Worker {
         self.epoll.ctl(ControlOperation::Add, socket.as_raw_fd(), event)
     }
 
-    pub(super) fn serve_team(&mut self, port: usize, now: u64) -> bool {
+    pub(super) fn serve_team(&mut self, port: usize, now: u64) -> usize {
         let number = port as PortNumber;
         let mut count = 0;
         let nics = self.team(number).map_or(0, |team| team.nics().len());
+        let mut held = !self.switch.may_send(number);
         for nic in 0..nics {
             for _ in 0..BATCH {
+                if held {
+                    break;
+                }
                 let Some(Some(Device::Team(team))) = self.devices.get_mut(port) else { break };
                 let Some(taken) = team.read(nic, &mut self.packet) else { break };
                 count += 1;
-                let refused = match taken {
-                    Err(reason) => reason,
-                    Ok(()) => match team.judge(nic, self.packet.head(), now) {
-                        Verdict::Done => continue,
-                        Verdict::Drop(reason) => reason,
-                        Verdict::Take => {
-                            let mut delivery = Delivery {
-                                devices: &mut self.devices,
-                                packet: &self.packet,
-                                scratch: &mut self.scratch,
-                                sender: number,
-                            };
-                            self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
-                            continue;
+                let verdict = taken.map_or_else(Verdict::Drop, |()| team.judge(nic, self.packet.head(), now));
+                match verdict {
+                    Verdict::Done => {}
+                    Verdict::Drop(reason) => self.switch.refuse(number, reason),
+                    Verdict::Take => {
+                        let mut delivery = Delivery {
+                            devices: &mut self.devices,
+                            packet: &self.packet,
+                            scratch: &mut self.scratch,
+                            sender: number,
+                        };
+                        match self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery) {
+                            Taken::Yes => {}
+                            Taken::Last => held = true,
+                            // The kernel does not take it back.
+                            Taken::Held => self.switch.refuse(number, DropReason::Bandwidth),
                         }
-                    },
-                };
-                self.switch.refuse(number, refused);
+                    }
+                }
             }
         }
+        self.team(number).into_iter().for_each(|team| team.held = held);
+        self.holding |= held;
         if count > 0 {
             self.publish();
             // What LACP said may have changed which NICs are used.
             self.announce_moved(number);
         }
-        count > 0
+        count
     }
 
     /// Timers of teams, and announcements that have waited.
@@ -116,14 +122,9 @@ impl Worker {
     fn announce_moved(&mut self, uplink: PortNumber) {
         let Some(moved) = self.team(uplink).and_then(Team::take_moved) else { return };
         // What was to be announced for the last change is, if it has moved, among these.
-        self.announcements.retain(|waiting| waiting.uplink != uplink || !moved[usize::from(waiting.port as u8)]);
-        let stations = self.switch.stations().filter(|station| station.port != uplink && moved[usize::from(station.port as u8)]);
-        self.announcements.extend(stations.map(|station| Announcement {
-            uplink,
-            port: station.port,
-            vlan: station.vlan,
-            mac: station.mac,
-        }));
+        self.announcements.retain(|waiting| waiting.uplink != uplink || !moved[usize::from(waiting.station.port as u8)]);
+        let stations = self.switch.stations_beyond(uplink).filter(|station| moved[usize::from(station.port as u8)]);
+        self.announcements.extend(stations.map(|station| Announcement { uplink, station: *station }));
         self.announce_waiting();
     }
 
@@ -131,17 +132,17 @@ impl Worker {
         let now = self.now();
         let count = self.announcements.len().min(ANNOUNCED_AT_ONCE);
         let due: Vec<Announcement> = self.announcements.drain(..count).collect();
-        for Announcement { uplink, port, vlan, mac } in due {
+        for Announcement { uplink, station } in due {
             // What comes back of it must not move the station.
-            self.switch.hold_station(vlan, mac, now);
-            let wire = self.switch.policy(uplink).ok().and_then(|policy| policy.vlan.egress(vlan));
+            self.switch.hold_station(station.domain, station.mac, now);
+            let wire = self.switch.policy(uplink).ok().and_then(|policy| policy.vlan.egress(station.domain.vlan));
             let Some(edit) = wire.and_then(|wire| wire.edit(None, false)) else { continue };
-            let frame = announcement(mac);
+            let frame = announcement(station.mac);
             // SAFETY: the bytes live until the end of this round.
             if unsafe { self.packet.take(&[Segment::of(&frame)], LONG) }.is_ok() {
                 let (devices, packet, scratch) = (&mut self.devices, &self.packet, &mut self.scratch);
                 // It is counted at the NIC.
-                let _ = Delivery { devices, packet, scratch, sender: port }.deliver(uplink, edit, 0);
+                let _ = Delivery { devices, packet, scratch, sender: station.port }.deliver(uplink, edit, 0);
             }
         }
     }

@@ -112,10 +112,14 @@ fn an_uplink_survives_whatever_happens_to_its_interface() {
         station.add("wire", Backend::Uplink("v0".into()), PortPolicy::default());
         let taken = station.refusal(Backend::Uplink("v0".into()));
         assert!(taken.contains("v0 is an uplink already, of the port 'wire'"), "{taken}");
-        let mut answers = |what: &str| {
+        let answers = |what: &str| {
             let mut wire = peer.wire("w0");
-            wire.ask(0);
-            assert_eq!(wire.next(ARP)[0][..6], STATION.0, "{what}");
+            // As stations do, it asks again: its own interface may not be ready for the first one.
+            until(what, || {
+                wire.ask(0);
+                std::thread::sleep(Duration::from_millis(20));
+                wire.take(ARP).iter().any(|answer| answer[..6] == STATION.0)
+            });
         };
         answers("at first");
         let mut is = |what: &str, present: bool, link: bool| {
@@ -153,12 +157,13 @@ fn an_uplink_survives_whatever_happens_to_its_interface() {
         until("the new MTU", || station.nics()[0].mtu == Some(600));
         know_station();
         let mut wire = peer.wire("w0");
+        let before = station.nics()[0].counters.tx_errors;
         let socket = UdpSocket::bind("10.9.0.1:0").unwrap();
         socket.send_to(&[1; 1000], "10.9.0.2:9").unwrap();
         socket.send_to(&[1; 100], "10.9.0.2:9").unwrap();
         assert_eq!(wire.next(IPV4)[0].len(), 128);
-        assert_eq!(station.nics()[0].counters.tx_errors, 1);
-        assert_eq!(station.port("wire").counters.drops.get("receiver-cannot"), Some(&1));
+        assert_eq!(station.nics()[0].counters.tx_errors, before + 1);
+        assert!(station.port("wire").counters.drops["receiver-cannot"] >= 1);
     });
 }
 
@@ -244,7 +249,9 @@ fn flows_are_spread_and_each_station_stays_where_switches_know_it() {
         let mut sources: [BTreeSet<MacAddress>; 2] = Default::default();
         let mut count = 0;
         for round in 1..=2 {
-            sockets.iter().for_each(|socket| drop(socket.send_to(b"flow", "10.9.0.2:9").unwrap()));
+            for socket in &sockets {
+                socket.send_to(b"flow", "10.9.0.2:9").unwrap();
+            }
             until("all datagrams", || {
                 for (wire, nic) in wires.iter_mut().zip(0..) {
                     for frame in wire.take(IPV4).into_iter().filter(|frame| frame[23] == 17) {

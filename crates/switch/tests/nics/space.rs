@@ -7,7 +7,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use switch::control::{Backend, PortConfig, PortStatus, Request, Status};
+use switch::control::{Backend, DEFAULT_SWITCH, PortConfig, PortStatus, Request, Status};
 use switch::host::Host;
 use switch::mac::MacAddress;
 use switch::pipeline::{Limits, Switch};
@@ -109,7 +109,7 @@ impl Station {
     }
 
     pub fn add(&mut self, name: &str, backend: Backend, policy: PortPolicy) {
-        let port = PortConfig { name: name.into(), backend, policy };
+        let port = PortConfig { name: name.into(), switch: DEFAULT_SWITCH.into(), backend, policy };
         assert_eq!(self.0.execute(Request::AddPort { port }).unwrap(), Value::Null);
     }
 
@@ -134,7 +134,7 @@ impl Station {
     }
 
     pub fn refusal(&mut self, backend: Backend) -> String {
-        let port = PortConfig { name: "refused".into(), backend, policy: PortPolicy::default() };
+        let port = PortConfig { name: "refused".into(), switch: DEFAULT_SWITCH.into(), backend, policy: PortPolicy::default() };
         switch::error_chain(&self.0.execute(Request::AddPort { port }).unwrap_err())
     }
 }

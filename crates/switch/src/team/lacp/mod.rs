@@ -167,8 +167,7 @@ fn group(port: &Port) -> Option<Group> {
     // A cable from us to us is none to send frames over.
     let is_loop = (partner.system_priority, partner.system) == (actor.system_priority, actor.system);
     let individual = (!partner.has(state::AGGREGATION)).then_some(actor.port);
-    let group =
-        Group { system: (partner.system_priority, partner.system), keys: (actor.key, partner.key), individual };
+    let group = Group { system: (partner.system_priority, partner.system), keys: (actor.key, partner.key), individual };
     (is_settled && !is_loop).then_some(group)
 }
 

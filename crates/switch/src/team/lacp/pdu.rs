@@ -113,9 +113,10 @@ pub enum SlowPdu {
 pub fn parse(bytes: &[u8]) -> Option<SlowPdu> {
     match *bytes.get(..4)? {
         [LACP, (1..), ACTOR, PORT_INFO_BYTES] => match *bytes.get(22..24)? {
-            [PARTNER, PORT_INFO_BYTES] => {
-                Some(SlowPdu::Lacp(Lacpdu { actor: PortInfo::read(&bytes[4..22])?, partner: PortInfo::read(bytes.get(24..42)?)? }))
-            }
+            [PARTNER, PORT_INFO_BYTES] => Some(SlowPdu::Lacp(Lacpdu {
+                actor: PortInfo::read(&bytes[4..22])?,
+                partner: PortInfo::read(bytes.get(24..42)?)?,
+            })),
             _ => None,
         },
         [MARKER, (1..), MARKER_REQUEST, MARKER_BYTES] => {

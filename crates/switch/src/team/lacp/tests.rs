@@ -240,7 +240,8 @@ fn packets_are_as_frequent_as_the_partner_asks_for_and_never_more_than_three_a_s
     let mut out = Vec::new();
     lacp.step(0, Event::Link { port: 0, speed_mbps: Some(1000) }, &mut out);
     for now in 0..10_000u64 {
-        let info = PortInfo { system_priority: 1, system: system(9), key: now as u16, port_priority: 1, port: 1, state: now as u8 };
+        let info =
+            PortInfo { system_priority: 1, system: system(9), key: now as u16, port_priority: 1, port: 1, state: now as u8 };
         lacp.step(now, Event::Pdu { port: 0, pdu: &Lacpdu { actor: info, partner: info } }, &mut out);
     }
     assert!((28..=31).contains(&out.len()), "{} in ten seconds", out.len());
