@@ -2,6 +2,7 @@
 
 mod port;
 mod team;
+mod trace;
 
 use std::path::PathBuf;
 

@@ -11,7 +11,7 @@ use switch::policy::{Permission, PortPolicy};
 use switch::vlan::{Vlan, VlanMode};
 
 use super::team::TeamArgs;
-use super::{Output, Socket, show};
+use super::{Output, Socket, show, trace};
 use crate::output::print;
 
 const ADD_HELP: &str = "\
@@ -53,6 +53,9 @@ pub enum PortCommand {
         /// The port
         name: String,
     },
+    /// Say what each layer does to a frame that comes from a port, and why, without sending it
+    #[command(after_help = trace::HELP)]
+    Trace(Box<trace::TraceArgs>),
     /// Print all that a port knows, as JSON, to move with its VM: policy, connections, stations, counters
     Export {
         #[command(flatten)]
@@ -139,7 +142,7 @@ fn octal(text: &str) -> Result<u32, String> {
     mode.ok_or_else(|| format!("'{text}' are no rights like 660"))
 }
 
-fn vlan(text: &str) -> Result<Vlan, String> {
+pub(super) fn vlan(text: &str) -> Result<Vlan, String> {
     let number: u16 = text.parse().map_err(|_| format!("'{text}' is no VLAN"))?;
     Vlan::try_from(number).map_err(|error| error.to_string())
 }
@@ -185,6 +188,7 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
         PortCommand::Remove { socket, name } => {
             socket.connect()?.call::<Value>(&Request::RemovePort { name })?;
         }
+        PortCommand::Trace(args) => trace::run(*args)?,
         PortCommand::Export { socket, name } => {
             let state: PortState = socket.connect()?.call(&Request::ExportPort { name })?;
             print(&(serde_json::to_string(&state)? + "\n"))?;

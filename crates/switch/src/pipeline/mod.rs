@@ -22,10 +22,12 @@ mod decide;
 mod port;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod transfer;
 
 pub use action::{Action, TagEdit};
 pub use port::{PortNumber, SwitchNumber};
+pub use trace::{Destination, Step, Trace};
 pub use transfer::{ConnectionState, ImportError, Imported, PORT_STATE_VERSION, PortState, StationState};
 
 use crate::acl::{ConnectionKey, Direction};
@@ -107,7 +109,7 @@ pub struct Switch {
     list: Vec<Action>,
 }
 
-/// After so long a sender that could not be learned is tried again.
+/// After so long a sender that could not be learned, or a connection that there was no room for, is tried again.
 const RETRY: Millis = 1000;
 /// So long after it was announced from here, a station is not moved to a team: the announcement may come back through another NIC.
 const HOLD: Millis = 5000;
@@ -218,7 +220,9 @@ impl Switch {
 
     /// A station is announced from here.
     pub fn hold_station(&mut self, domain: Domain, mac: MacAddress, now: Millis) {
-        self.stations.hold(domain, mac, now + HOLD);
+        if let Some((station, _)) = self.stations.find(domain, mac, now) {
+            self.stations.hold(station, now + HOLD);
+        }
     }
 
     /// A port's policy.

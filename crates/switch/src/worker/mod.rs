@@ -7,6 +7,7 @@
 mod deliver;
 mod pass;
 mod team;
+mod watch;
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,6 +28,8 @@ use crate::ring::split::Chain;
 use crate::team::Team;
 use deliver::Scratch;
 use team::Announcement;
+
+pub use watch::{Tracer, Watches};
 
 /// A thing that the worker is to do between two batches.
 type Command = Box<dyn FnOnce(&mut Worker) + Send>;
@@ -58,6 +61,8 @@ pub enum Device {
 pub struct Worker {
     /// The core.
     pub switch: Switch,
+    /// Who looks at frames.
+    pub watches: Watches,
     devices: Vec<Option<Device>>,
     epoll: Epoll,
     commands: Receiver<Command>,
@@ -141,6 +146,7 @@ impl Worker {
         epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), EpollEvent::new(EventSet::IN, Token::WAKE.0))?;
         let mut worker = Worker {
             switch,
+            watches: Watches::default(),
             devices: Vec::new(),
             epoll,
             commands,

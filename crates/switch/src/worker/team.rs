@@ -76,24 +76,15 @@ impl Worker {
                 let Some(Some(Device::Team(team))) = self.devices.get_mut(port) else { break };
                 let Some(taken) = team.read(nic, &mut self.packet) else { break };
                 count += 1;
-                let verdict = taken.map_or_else(Verdict::Drop, |()| team.judge(nic, self.packet.head(), now));
-                match verdict {
+                match taken.map_or_else(Verdict::Drop, |()| team.judge(nic, self.packet.head(), now)) {
                     Verdict::Done => {}
                     Verdict::Drop(reason) => self.switch.refuse(number, reason),
-                    Verdict::Take => {
-                        let mut delivery = Delivery {
-                            devices: &mut self.devices,
-                            packet: &self.packet,
-                            scratch: &mut self.scratch,
-                            sender: number,
-                        };
-                        match self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery) {
-                            Taken::Yes => {}
-                            Taken::Last => held = true,
-                            // The kernel does not take it back.
-                            Taken::Held => self.switch.refuse(number, DropReason::Bandwidth),
-                        }
-                    }
+                    Verdict::Take => match self.pass_on(number, now) {
+                        Taken::Yes => {}
+                        Taken::Last => held = true,
+                        // The kernel does not take it back.
+                        Taken::Held => self.switch.refuse(number, DropReason::Bandwidth),
+                    },
                 }
             }
         }

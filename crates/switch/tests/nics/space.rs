@@ -108,9 +108,13 @@ impl Station {
         Station(Host::new(worker, None).unwrap())
     }
 
+    fn ask(&mut self, request: Request) -> Result<Value, String> {
+        self.0.execute(request).map(|answer| answer.value).map_err(|error| switch::error_chain(&error))
+    }
+
     pub fn add(&mut self, name: &str, backend: Backend, policy: PortPolicy) {
         let port = PortConfig { name: name.into(), switch: DEFAULT_SWITCH.into(), backend, policy };
-        assert_eq!(self.0.execute(Request::AddPort { port }).unwrap(), Value::Null);
+        self.ask(Request::AddPort { port }).unwrap();
     }
 
     /// A TAP with an address.
@@ -125,7 +129,7 @@ impl Station {
     }
 
     pub fn port(&mut self, name: &str) -> PortStatus {
-        let status: Status = serde_json::from_value(self.0.execute(Request::Status).unwrap()).unwrap();
+        let status: Status = serde_json::from_value(self.ask(Request::Status).unwrap()).unwrap();
         status.ports.into_iter().find(|port| port.name == name).unwrap()
     }
 
@@ -135,7 +139,7 @@ impl Station {
 
     pub fn refusal(&mut self, backend: Backend) -> String {
         let port = PortConfig { name: "refused".into(), switch: DEFAULT_SWITCH.into(), backend, policy: PortPolicy::default() };
-        switch::error_chain(&self.0.execute(Request::AddPort { port }).unwrap_err())
+        self.ask(Request::AddPort { port }).unwrap_err()
     }
 }
 
