@@ -1,5 +1,8 @@
 //! `maru switch`, `maru port` and `maru team`: a running switch, by its control socket.
 
+mod capture;
+mod flows;
+mod pcapng;
 mod port;
 mod team;
 mod trace;
@@ -66,6 +69,8 @@ pub enum SwitchCommand {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
+    /// Show the flows with the most packets: what is done to them, and how many there were
+    Flows(flows::FlowsArgs),
     /// Show which station is behind which port
     Stations {
         #[command(flatten)]
@@ -103,6 +108,7 @@ pub fn run(command: SwitchCommand) -> anyhow::Result<()> {
             };
             show(output, &stations, || stations.iter().map(line).collect())
         }
+        SwitchCommand::Flows(args) => flows::flows(args),
         SwitchCommand::Add { socket, name, kind } => {
             socket.connect()?.call::<Value>(&Request::AddSwitch { name, kind })?;
             Ok(())

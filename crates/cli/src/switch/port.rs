@@ -11,7 +11,7 @@ use switch::policy::{Permission, PortPolicy};
 use switch::vlan::{Vlan, VlanMode};
 
 use super::team::TeamArgs;
-use super::{Output, Socket, show, trace};
+use super::{Output, Socket, capture, flows, show, trace};
 use crate::output::print;
 
 const ADD_HELP: &str = "\
@@ -53,6 +53,11 @@ pub enum PortCommand {
         /// The port
         name: String,
     },
+    /// Write copies of the port's frames to a file, as tcpdump and Wireshark read it
+    #[command(after_help = capture::HELP)]
+    Capture(capture::CaptureArgs),
+    /// Show the port's rules, and how many packets each of them has decided
+    Rules(flows::RulesArgs),
     /// Say what each layer does to a frame that comes from a port, and why, without sending it
     #[command(after_help = trace::HELP)]
     Trace(Box<trace::TraceArgs>),
@@ -188,6 +193,8 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
         PortCommand::Remove { socket, name } => {
             socket.connect()?.call::<Value>(&Request::RemovePort { name })?;
         }
+        PortCommand::Capture(args) => capture::run(args)?,
+        PortCommand::Rules(args) => flows::rules(args)?,
         PortCommand::Trace(args) => trace::run(*args)?,
         PortCommand::Export { socket, name } => {
             let state: PortState = socket.connect()?.call(&Request::ExportPort { name })?;

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::acl::{Direction, ExtendedRule, PrefixRule};
 use crate::counters::CounterReport;
-use crate::explain::{FrameFilter, TraceReport};
+use crate::explain::{FrameFilter, TraceAction, TraceReport};
 use crate::mac::MacAddress;
 use crate::pipeline::PortState;
 use crate::policy::PortPolicy;
@@ -62,6 +63,19 @@ pub enum Request {
         /// What the other one had.
         state: Box<PortState>,
     },
+    /// The flows with the most frames; answered with a list of [`FlowStatus`].
+    Flows {
+        /// The port that they come from; without it, of all.
+        #[serde(default)]
+        name: Option<String>,
+        /// Not more than so many.
+        most: u64,
+    },
+    /// A port's rules and what they have decided; answered with [`PortRules`].
+    Rules {
+        /// The port.
+        name: String,
+    },
     /// What would be done to a frame that comes from a port now, and why, without doing it; answered with a [`TraceReport`].
     Trace {
         /// The port.
@@ -82,6 +96,20 @@ pub enum Request {
         /// Which frames.
         #[serde(default)]
         filter: FrameFilter,
+    },
+    /// Copies of the next frames of a port, as they are there. Answered with null, and then with [`Streamed::Frames`], until there were
+    /// so many or the client sends anything or its end; then with [`Streamed::End`].
+    Capture {
+        /// The port.
+        name: String,
+        /// Those that go in this direction, seen from the VM; without it, both.
+        #[serde(default)]
+        direction: Option<Direction>,
+        /// How many; without it, until the client ends it.
+        #[serde(default)]
+        count: Option<u64>,
+        /// So much of each frame.
+        snap_bytes: usize,
     },
     /// Remove a port; its VM loses its link's other end.
     RemovePort {
@@ -198,11 +226,30 @@ fn default_queues() -> u16 {
 pub enum Streamed {
     /// A frame passed.
     Trace(TraceReport),
+    /// Frames passed.
+    Frames {
+        /// The frames, in order.
+        frames: Vec<CapturedFrame>,
+    },
     /// That was all.
     End {
         /// Frames that were meant, and for which there was no time or room.
         missed: u64,
     },
+}
+
+/// A frame that passed a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CapturedFrame {
+    /// Nanoseconds since 1970, UTC.
+    pub at_ns: u64,
+    /// Seen from the VM.
+    pub direction: Direction,
+    /// How long it was. A segment that is cut later is still whole, and its checksums may be incomplete.
+    pub length: usize,
+    /// Its beginning, in hexadecimal digits.
+    pub bytes: String,
 }
 
 /// The answer to a request.
@@ -272,6 +319,48 @@ pub struct PortStatus {
     /// Of an uplink, its NICs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub team: Option<TeamStatus>,
+}
+
+/// A flow: frames that are treated alike.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FlowStatus {
+    /// The port that it comes from.
+    pub port: String,
+    /// What its frames say about themselves.
+    pub frame: String,
+    /// What is done to them, in order.
+    pub actions: Vec<TraceAction>,
+    /// How many there were.
+    pub packets: u64,
+    /// How many bytes.
+    pub bytes: u64,
+    /// Milliseconds since the first.
+    pub age_ms: u64,
+    /// Milliseconds since the last.
+    pub idle_ms: u64,
+}
+
+/// A port's rules, in the order of its policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PortRules {
+    /// By longest prefix.
+    pub acl: Vec<RuleStatus<PrefixRule>>,
+    /// By weight.
+    pub extended_acl: Vec<RuleStatus<ExtendedRule>>,
+}
+
+/// A rule, and what it has decided. Answers count at the stateful rule that lets them through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RuleStatus<R> {
+    /// The rule.
+    pub rule: R,
+    /// Frames.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// A station.

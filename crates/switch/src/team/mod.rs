@@ -299,12 +299,16 @@ impl Team {
         }
         let Some(nic) = self.nics.get_mut(usize::from(nic)) else { return Err(DropReason::NoLink) };
         let own = nic.link().map(|link| link.mac);
-        if let (true, Some(own), Some(first)) = (is_away, &own, pieces.first().copied()) {
-            let mut rest = first;
-            rest.skip(12);
-            pieces.splice(0..1, [Segment::of(&from.head[..6]), Segment::of(&own.0), rest]);
-        }
-        nic.write(vnet, pieces, length)
+        let (true, Some(own), Some(first)) = (is_away, &own, pieces.first().copied()) else {
+            return nic.write(vnet, pieces, length);
+        };
+        let mut rest = first;
+        rest.skip(12);
+        pieces.splice(0..1, [Segment::of(&from.head[..6]), Segment::of(&own.0), rest]);
+        let written = nic.write(vnet, pieces, length);
+        // For whoever looks at it next it is as it was.
+        pieces.splice(0..3, [first]);
+        written
     }
 
     /// Reads the next frame from a NIC. `None` if there is none now.

@@ -4,6 +4,8 @@
 //!  control, vhost-user threads ──commands──▶ worker: each port a batch, then the next; nothing left? poll a while, then sleep
 //! ```
 
+mod announce;
+mod capture;
 mod deliver;
 mod pass;
 mod team;
@@ -26,10 +28,12 @@ use crate::ports::packet::Packet;
 use crate::ports::virtio::VirtioPort;
 use crate::ring::split::Chain;
 use crate::team::Team;
+use announce::Announcements;
 use deliver::Scratch;
 use team::Announcement;
 
-pub use watch::{Tracer, Watches};
+pub use capture::{Capture, Captured, Room};
+pub use watch::{Tracer, Watcher, Watches};
 
 /// A thing that the worker is to do between two batches.
 type Command = Box<dyn FnOnce(&mut Worker) + Send>;
@@ -63,6 +67,7 @@ pub struct Worker {
     pub switch: Switch,
     /// Who looks at frames.
     pub watches: Watches,
+    announcements: Announcements,
     devices: Vec<Option<Device>>,
     epoll: Epoll,
     commands: Receiver<Command>,
@@ -72,7 +77,8 @@ pub struct Worker {
     chain: Chain,
     packet: Packet,
     scratch: Scratch,
-    announcements: VecDeque<Announcement>,
+    /// Stations that are to be announced where their uplinks have them now.
+    rehomed: VecDeque<Announcement>,
     /// Whether somebody waits for bandwidth.
     holding: bool,
     work: Work,
@@ -147,6 +153,7 @@ impl Worker {
         let mut worker = Worker {
             switch,
             watches: Watches::default(),
+            announcements: Announcements::default(),
             devices: Vec::new(),
             epoll,
             commands,
@@ -156,7 +163,7 @@ impl Worker {
             chain: Chain::default(),
             packet: Packet::default(),
             scratch: Scratch::default(),
-            announcements: VecDeque::new(),
+            rehomed: VecDeque::new(),
             holding: false,
             work: Work::default(),
             stopped: false,
@@ -252,6 +259,7 @@ impl Worker {
                 let now = self.now();
                 self.switch.tick(now);
                 self.tick_teams(now);
+                self.announce_due(now);
             }
             let is_idle = time - worked >= self.poll;
             if is_idle && self.want_kicks(true) {

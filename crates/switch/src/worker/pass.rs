@@ -3,11 +3,8 @@
 use super::deliver::Delivery;
 use super::{Device, Worker};
 use crate::counters::DropReason;
-use crate::mac::MacAddress;
 use crate::pipeline::{PortNumber, Taken};
 use crate::ports::virtio::{Mode, Queue};
-use crate::ports::vnet::LONG;
-use crate::ring::split::Segment;
 
 /// Frames of one queue before the next one has its turn.
 pub(super) const BATCH: usize = 32;
@@ -138,25 +135,14 @@ impl Worker {
         if !self.watches.is_empty() {
             self.watches.look(&self.switch, number, &self.packet, now);
         }
-        let (devices, packet, scratch) = (&mut self.devices, &self.packet, &mut self.scratch);
-        let mut delivery = Delivery { devices, packet, scratch, sender: number };
-        let taken = self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
+        let Worker { switch, devices, packet, scratch, watches, .. } = self;
+        let mut delivery = Delivery { devices, packet, scratch, sender: number, watches };
+        let taken = switch.receive(number, packet.head(), packet.length, now, &mut delivery);
         if !self.watches.is_empty() {
-            self.watches.looked(taken);
+            // SAFETY: the frame's buffers go back after this call.
+            unsafe { self.watches.looked(number, &self.packet, taken) };
         }
         taken
-    }
-
-    /// Tells all where a port's station is now, as if it had sent a reverse ARP request: switches elsewhere learn from it.
-    pub fn announce(&mut self, number: PortNumber) {
-        let Some(mac) = self.switch.policy(number).ok().and_then(|policy| policy.mac) else { return };
-        let frame = announcement(mac);
-        let now = self.now();
-        // SAFETY: the bytes live until the end of this call.
-        if unsafe { self.packet.take(&[Segment::of(&frame)], LONG) }.is_ok() {
-            self.pass_on(number, now);
-            self.publish();
-        }
     }
 
     /// Lets the receivers of this batch see it.
@@ -185,19 +171,6 @@ impl Worker {
         }
         waiting
     }
-}
-
-/// A reverse ARP request for a station's own address (RFC 903), behind an empty header.
-pub(super) fn announcement(mac: MacAddress) -> [u8; LONG + 60] {
-    let mut frame = [0; LONG + 60];
-    let packet = &mut frame[LONG..];
-    packet[..6].fill(0xff);
-    packet[6..12].copy_from_slice(&mac.0);
-    // Type, Ethernet and IPv4 with the lengths of their addresses, operation 3.
-    packet[12..22].copy_from_slice(&[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
-    packet[22..28].copy_from_slice(&mac.0);
-    packet[32..38].copy_from_slice(&mac.0);
-    frame
 }
 
 fn queue_at(devices: &mut [Option<Device>], port: usize, index: usize) -> Option<&mut Queue> {

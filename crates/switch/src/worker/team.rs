@@ -5,8 +5,9 @@ use std::os::fd::AsRawFd;
 
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 
+use super::announce::announcement;
 use super::deliver::Delivery;
-use super::pass::{BATCH, announcement};
+use super::pass::BATCH;
 use super::{Device, Token, Worker};
 use crate::counters::DropReason;
 use crate::pipeline::{PortNumber, Sink, Taken};
@@ -113,27 +114,27 @@ impl Worker {
     fn announce_moved(&mut self, uplink: PortNumber) {
         let Some(moved) = self.team(uplink).and_then(Team::take_moved) else { return };
         // What was to be announced for the last change is, if it has moved, among these.
-        self.announcements.retain(|waiting| waiting.uplink != uplink || !moved[usize::from(waiting.station.port as u8)]);
+        self.rehomed.retain(|waiting| waiting.uplink != uplink || !moved[usize::from(waiting.station.port as u8)]);
         let stations = self.switch.stations_beyond(uplink).filter(|station| moved[usize::from(station.port as u8)]);
-        self.announcements.extend(stations.map(|station| Announcement { uplink, station: *station }));
+        self.rehomed.extend(stations.map(|station| Announcement { uplink, station: *station }));
         self.announce_waiting();
     }
 
     fn announce_waiting(&mut self) {
         let now = self.now();
-        let count = self.announcements.len().min(ANNOUNCED_AT_ONCE);
-        let due: Vec<Announcement> = self.announcements.drain(..count).collect();
+        let count = self.rehomed.len().min(ANNOUNCED_AT_ONCE);
+        let due: Vec<Announcement> = self.rehomed.drain(..count).collect();
         for Announcement { uplink, station } in due {
             // What comes back of it must not move the station.
             self.switch.hold_station(station.domain, station.mac, now);
             let wire = self.switch.policy(uplink).ok().and_then(|policy| policy.vlan.egress(station.domain.vlan));
             let Some(edit) = wire.and_then(|wire| wire.edit(None, false)) else { continue };
-            let frame = announcement(station.mac);
+            let frame = announcement(station.mac, None);
             // SAFETY: the bytes live until the end of this round.
             if unsafe { self.packet.take(&[Segment::of(&frame)], LONG) }.is_ok() {
-                let (devices, packet, scratch) = (&mut self.devices, &self.packet, &mut self.scratch);
+                let Worker { devices, packet, scratch, watches, .. } = self;
                 // It is counted at the NIC.
-                let _ = Delivery { devices, packet, scratch, sender: station.port }.deliver(uplink, edit, 0);
+                let _ = Delivery { devices, packet, scratch, sender: station.port, watches }.deliver(uplink, edit, 0);
             }
         }
     }
