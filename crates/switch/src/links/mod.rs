@@ -74,6 +74,9 @@ pub struct Links {
 #[derive(Debug)]
 pub struct Registry<'a>(MutexGuard<'a, Vec<Watch>>);
 
+/// A NIC that was opened, if it was there.
+pub type FoundNic = Option<(FdPort, LinkState)>;
+
 /// NICs that were opened, and are to be watched.
 #[derive(Debug)]
 pub struct Opened {
@@ -99,7 +102,7 @@ impl Links {
 
 impl Registry<'_> {
     /// Opens NICs by their names.
-    pub fn open(&self, names: &[String], missing: Missing) -> Result<(Opened, Vec<Option<(FdPort, LinkState)>>), LinkError> {
+    pub fn open(&self, names: &[String], missing: Missing) -> Result<(Opened, Vec<FoundNic>), LinkError> {
         let links = netlink::list().map_err(LinkError::List)?;
         let mut opened = Opened { names: names.to_vec(), found: Vec::new() };
         let mut nics = Vec::new();

@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::counters::DropReason;
 use crate::frame::{TYPE_IPV4, TYPE_IPV6, TYPE_VLAN};
+use crate::links::FoundNic;
 use crate::mac::MacAddress;
 use crate::pipeline::PortNumber;
 use crate::ports::fd::FdPort;
@@ -79,7 +80,7 @@ pub struct Team {
 
 impl Team {
     /// A team with the NICs that are there.
-    pub fn new(config: &TeamConfig, nics: Vec<Option<(FdPort, LinkState)>>, now: Millis) -> Team {
+    pub fn new(config: &TeamConfig, nics: Vec<FoundNic>, now: Millis) -> Team {
         let nics: Vec<Nic> = (config.nics.iter().zip(nics))
             .map(|(name, found)| {
                 let mut nic = Nic::new(name);
