@@ -26,10 +26,10 @@ use crate::pipeline::{PortNumber, Switch};
 use crate::ports::fd::FdPort;
 use crate::ports::packet::Packet;
 use crate::ports::virtio::VirtioPort;
-use crate::ring::split::Chain;
 use crate::team::Team;
 use announce::Announcements;
 use deliver::Scratch;
+use pass::Batch;
 use team::Announcement;
 
 pub use capture::{Capture, Captured, Room};
@@ -74,7 +74,7 @@ pub struct Worker {
     wake: EventFd,
     poll: Duration,
     begun: Instant,
-    chain: Chain,
+    batches: [Batch; 2],
     packet: Packet,
     scratch: Scratch,
     /// Stations that are to be announced where their uplinks have them now.
@@ -160,7 +160,7 @@ impl Worker {
             wake,
             poll,
             begun: Instant::now(),
-            chain: Chain::default(),
+            batches: Default::default(),
             packet: Packet::default(),
             scratch: Scratch::default(),
             rehomed: VecDeque::new(),
@@ -179,7 +179,11 @@ impl Worker {
 
     /// Milliseconds on the worker's own clock.
     pub fn now(&self) -> u64 {
-        CLOCK_BEGIN + self.begun.elapsed().as_millis() as u64
+        self.clock(Instant::now())
+    }
+
+    fn clock(&self, time: Instant) -> u64 {
+        CLOCK_BEGIN + (time - self.begun).as_millis() as u64
     }
 
     /// Puts a device behind a port. Of a VM, the kicks are listened to with `listen`.
@@ -244,15 +248,17 @@ impl Worker {
             self.switch.elapse((time - last).as_nanos() as u64);
             last = time;
             passes = passes.wrapping_add(1);
-            let packets = self.pass();
+            let packets = self.pass(self.clock(time));
             if packets > 0 {
                 self.work.packets += packets as u64;
+                self.work.passes += 1;
                 self.work.busy_cycles += cycles() - begun;
                 worked = time;
-                // System calls are for every so many batches.
-                if !passes.is_multiple_of(PASSES) {
-                    continue;
-                }
+            }
+            let is_idle = time - worked >= self.poll;
+            // System calls are for every so many batches.
+            if !is_idle && !passes.is_multiple_of(PASSES) {
+                continue;
             }
             if time - ticked >= TICK {
                 ticked = time;
@@ -261,7 +267,6 @@ impl Worker {
                 self.tick_teams(now);
                 self.announce_due(now);
             }
-            let is_idle = time - worked >= self.poll;
             if is_idle && self.want_kicks(true) {
                 // Something came in between.
                 worked = time;
