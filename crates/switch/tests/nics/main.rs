@@ -319,7 +319,8 @@ fn two_switches_speak_lacp_and_a_stream_outlives_a_cable() {
                 assert_eq!(back, number.to_be_bytes());
                 longest = longest.max(begin.elapsed());
             }
-            assert_eq!(distributing(&mut station), [cable == 1, cable == 0]);
+            // A stream that was on the other cable may be through before anybody notices.
+            until("the dead cable is left", || distributing(&mut station) == [cable == 1, cable == 0]);
             println!("cable {cable} out under a stream: no answer for {} ms at most", longest.as_millis());
             peer.ip(&format!("link set w{cable} up"));
             until("both cables again", || distributing(&mut station) == [true, true]);
