@@ -11,7 +11,7 @@ use crate::event::EventCommand;
 use crate::host::HostCommand;
 use crate::image::ImageCommand;
 use crate::remote::ContextCommand;
-use crate::switch::{PortCommand, SwitchCommand};
+use crate::switch::{PortCommand, SwitchCommand, TeamCommand};
 use crate::task::TaskCommand;
 use crate::token::TokenCommand;
 use crate::vm::VmCommand;
@@ -86,6 +86,9 @@ pub enum Command {
     /// Its ports, and what they may do
     #[command(subcommand)]
     Port(PortCommand),
+    /// Its uplinks, of one NIC or several
+    #[command(subcommand)]
+    Team(TeamCommand),
     /// Virtual hosts: a data centre on this machine
     #[command(subcommand)]
     Lab(LabCommand),

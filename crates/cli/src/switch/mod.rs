@@ -1,9 +1,10 @@
-//! `maru switch` and `maru port`: a running switch, by its control socket.
+//! `maru switch`, `maru port` and `maru team`: a running switch, by its control socket.
 
 mod capture;
 mod flows;
 mod pcapng;
 mod port;
+mod team;
 mod trace;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use serde_json::Value;
 use switch::control::{Client, PortStatus, Request, StationStatus, Status, SwitchKind, SwitchStatus};
 
 pub use port::PortCommand;
+pub use team::TeamCommand;
 
 use crate::output::{Output, print};
 
@@ -131,6 +133,11 @@ pub fn run_port(command: PortCommand) -> anyhow::Result<()> {
     port::run(command)
 }
 
+/// Does it.
+pub fn run_team(command: TeamCommand) -> anyhow::Result<()> {
+    team::run(command)
+}
+
 fn show(output: Output, value: &impl serde::Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
     Ok(print(&output.render(value, text).context("writing the result")?)?)
 }
@@ -153,6 +160,7 @@ fn port_text(port: &PortStatus) -> String {
         "{} of {}: {connected}, from it {} frames with {} bytes, to it {} with {}\n",
         port.name, port.switch, rx.0, rx.1, tx.0, tx.1
     );
+    text += &port.team.as_ref().map(team::text).unwrap_or_default();
     for (reason, count) in &counters.drops {
         text += &format!("  dropped {count}: {reason}\n");
     }

@@ -10,6 +10,7 @@ use switch::mac::MacAddress;
 use switch::policy::{Permission, PortPolicy};
 use switch::vlan::{Vlan, VlanMode};
 
+use super::team::TeamArgs;
 use super::{Output, Socket, capture, flows, show, trace};
 use crate::output::print;
 
@@ -22,6 +23,9 @@ EXAMPLES
   The host itself, and the way out:
     maru port add host --tap sw0
     maru port add wire --uplink eth1
+
+  Two cables as one way out, as agreed with the switch at their other ends:
+    maru port add wire --team eth1,eth2 --team-mode lacp
 
   Anything else as JSON (the book's chapter about the switch has all of it):
     echo '{\"storm-limit\": 1000, \"router\": \"deny\"}' > policy.json
@@ -95,6 +99,8 @@ pub struct AddArgs {
     switch: String,
     #[command(flatten)]
     backend: BackendArgs,
+    #[command(flatten)]
+    team: TeamArgs,
     /// Queue pairs that a VM may use
     #[arg(long, value_name = "N", default_value_t = 8, requires = "vhost_user")]
     queues: u16,
@@ -117,6 +123,9 @@ struct BackendArgs {
     /// The wire: a NIC of the host
     #[arg(long, value_name = "NIC")]
     uplink: Option<String>,
+    /// The wire: some NICs of the host
+    #[arg(long, value_name = "NIC,NIC...", value_delimiter = ',')]
+    team: Option<Vec<String>>,
 }
 
 /// A port's policy.
@@ -165,10 +174,11 @@ fn read_file(path: &Path) -> anyhow::Result<PortPolicy> {
 pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
     match command {
         PortCommand::Add(args) => {
-            let AddArgs { socket, name, switch, backend, queues, mode, policy } = *args;
+            let AddArgs { socket, name, switch, backend, team, queues, mode, policy } = *args;
             let backend = match backend {
                 BackendArgs { tap: Some(name), .. } => Backend::Tap(name),
                 BackendArgs { uplink: Some(name), .. } => Backend::Uplink(name),
+                BackendArgs { team: Some(nics), .. } => Backend::Team(team.config(nics)),
                 BackendArgs { vhost_user, .. } => {
                     let socket = std::path::absolute(vhost_user.unwrap_or_default()).context("the socket's path")?;
                     Backend::VhostUser { socket, mode, queues }
@@ -209,6 +219,7 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
                     Backend::VhostUser { socket, .. } => format!("vhost-user {}", socket.display()),
                     Backend::Tap(name) => format!("tap {name}"),
                     Backend::Uplink(name) => format!("uplink {name}"),
+                    Backend::Team(team) => format!("team {}", serde_json::to_string(team).unwrap_or_default()),
                 };
                 format!("{} of {}: {backend}, {policy}\n", port.name, port.switch)
             };
@@ -242,6 +253,17 @@ mod tests {
         let policy = args.policy.read().unwrap();
         assert_eq!(policy.vlan, VlanMode::Access { vlan: 10.try_into().unwrap() });
         assert_eq!((policy.mac, policy.mac_spoofing), ("52:54:00:00:00:01".parse().ok(), Permission::Deny));
+    }
+
+    #[test]
+    fn nics_become_a_team() {
+        let line = ["add", "a", "--team", "eth1,eth2", "--team-mode", "lacp", "--lacp-rate", "fast"];
+        let PortCommand::Add(args) = parse(&line).unwrap().command else { panic!("another command") };
+        let config = args.team.config(args.backend.team.unwrap());
+        let expected = r#"{"nics": ["eth1", "eth2"], "mode": "lacp", "lacp-rate": "fast"}"#;
+        assert_eq!(config, serde_json::from_str(expected).unwrap());
+        let error = parse(&["add", "a", "--team", "eth1", "--team-mode", "magic"]).unwrap_err();
+        assert!(error.contains("active-standby"), "{error}");
     }
 
     #[test]
