@@ -92,6 +92,11 @@ impl Session {
         Session { worker, port, features: 0, memory: None, log: None, vrings }
     }
 
+    /// Whether the front end has said which features it has.
+    pub fn has_features(&self) -> bool {
+        self.features != 0
+    }
+
     fn vring(&mut self, index: impl TryInto<usize>) -> Result<&mut Vring> {
         index.try_into().ok().and_then(|index| self.vrings.get_mut(index)).ok_or(Error::InvalidParam)
     }

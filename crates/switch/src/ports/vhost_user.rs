@@ -4,7 +4,7 @@
 //! worker's: it gets them when they are ready, and gives them back when they are stopped.
 
 use std::fs::{File, Permissions};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use vhost::vhost_user::BackendReqHandler;
+use vhost::vhost_user::{BackendReqHandler, VhostUserBackendReqHandlerMut};
 
 use super::session::Session;
 use crate::pipeline::PortNumber;
@@ -100,7 +100,17 @@ fn serve_one(listener: &UnixListener, state: &State, worker: &Handle, port: Port
     state.set(connection.try_clone().ok());
     let session = Arc::new(Mutex::new(Session::new(worker.clone(), port, pairs)));
     let mut handler = BackendReqHandler::from_stream(connection, session.clone());
+    let early = state.connection.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(|own| own.try_clone().ok());
     while !state.closing.load(Ordering::SeqCst) {
+        let is_early = !session.lock().unwrap_or_else(PoisonError::into_inner).has_features();
+        match early.as_ref().filter(|_| is_early).map_or(Ok(false), |stream| early_enable(stream, &session)) {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(error) => {
+                eprintln!("maru-switch: port {port} lets its front end go: {error}");
+                break;
+            }
+        }
         match handler.handle_request() {
             Ok(()) => {}
             Err(vhost::vhost_user::Error::Disconnected | vhost::vhost_user::Error::SocketBroken(_)) => break,
@@ -113,6 +123,38 @@ fn serve_one(listener: &UnixListener, state: &State, worker: &Handle, port: Port
     session.lock().unwrap_or_else(PoisonError::into_inner).end();
     state.set(None);
     (!state.closing.load(Ordering::SeqCst)).then_some(())
+}
+
+/// Bytes of a message's header: request, flags, bytes that follow.
+const HEADER: usize = 12;
+const SET_VRING_ENABLE: u32 = 18;
+/// Flags: the version, a reply, and that one is wanted.
+const VERSION: u32 = 1;
+const REPLY: u32 = 4;
+const NEED_REPLY: u32 = 8;
+
+/// QEMU says which rings are on before it says which features it has, as soon as it has seen that there are protocol features. The
+/// library takes that only afterwards, so it is done here. Returns whether the next message was one of these.
+fn early_enable(mut stream: &UnixStream, session: &Mutex<Session>) -> io::Result<bool> {
+    let mut message = [0; HEADER + 8];
+    // SAFETY: the buffer has room for a header.
+    let peeked =
+        unsafe { libc::recv(stream.as_raw_fd(), message.as_mut_ptr().cast(), HEADER, libc::MSG_PEEK | libc::MSG_WAITALL) };
+    let word = |message: &[u8], at: usize| u32::from_ne_bytes([message[at], message[at + 1], message[at + 2], message[at + 3]]);
+    let is_enable = usize::try_from(peeked) == Ok(HEADER) && word(&message, 0) == SET_VRING_ENABLE && word(&message, 8) == 8;
+    if !is_enable {
+        return Ok(false);
+    }
+    stream.read_exact(&mut message)?;
+    let (ring, on) = (word(&message, HEADER), word(&message, HEADER + 4) == 1);
+    let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
+    session.set_vring_enable(ring, on).map_err(io::Error::other)?;
+    if word(&message, 4) & NEED_REPLY != 0 {
+        message[4..8].copy_from_slice(&(VERSION | REPLY).to_ne_bytes());
+        message[HEADER..].fill(0);
+        stream.write_all(&message)?;
+    }
+    Ok(true)
 }
 
 /// The descriptor that wakes someone, if there is one.
