@@ -28,6 +28,7 @@ pub mod frame;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz;
 pub mod host;
+pub mod identity;
 pub mod mac;
 pub mod pipeline;
 pub mod policy;

@@ -7,6 +7,8 @@ mod client;
 mod protocol;
 mod server;
 
+pub use packet::MAX_PACKET;
+
 pub use client::{Client, ClientError};
 pub use protocol::{Backend, Failure, PortConfig, PortStatus, Reply, Request, StationStatus, Status};
 pub use server::serve;

@@ -23,6 +23,13 @@ pub(super) struct Port {
     pub storm: Bucket,
 }
 
+impl PortPolicy {
+    /// Whether a port could have it, other ports' policies left aside.
+    pub fn check(&self) -> Result<(), PolicyError> {
+        Port::new(self.clone()).map(drop)
+    }
+}
+
 impl Port {
     pub fn new(policy: PortPolicy) -> Result<Port, PolicyError> {
         let addresses = policy.acl.iter().filter_map(|rule: &PrefixRule| match rule.address {
