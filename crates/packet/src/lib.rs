@@ -1,7 +1,9 @@
 //! Packets over `SOCK_SEQPACKET` Unix sockets, with file descriptors: what the control sockets of monitor and switch are made of.
 //!
-//! Each packet is one JSON object. Blocking, without threads. Errors are those of the system; a packet that is not what was expected is
-//! `InvalidData`, after which the connection can be used on.
+//! Each packet is one JSON object; one that is too long for a packet can be sent in a memory file. Blocking, without threads. Errors are
+//! those of the system; a packet that is not what was expected is `InvalidData`, after which the connection can be used on.
+
+mod long;
 
 use std::ffi::c_void;
 use std::io;
@@ -16,6 +18,8 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// The longest packet in bytes.
 pub const MAX_PACKET: usize = 128 * 1024;
+/// The longest message in a memory file, in bytes.
+pub const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 /// The most descriptors with one packet: what Linux passes at once (`SCM_MAX_FD`).
 pub const MAX_FDS: usize = 253;
 
@@ -120,6 +124,11 @@ impl Connection {
     /// Receives one packet; `None` when the other end is gone. A packet that is not what was expected is an `InvalidData` error, and the
     /// connection can be used on.
     pub fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+        let Some((bytes, fds)) = self.receive_bytes()? else { return Ok(None) };
+        Ok(Some((parse(&bytes)?, fds)))
+    }
+
+    fn receive_bytes(&self) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
         let mut buffer = vec![0u8; MAX_PACKET];
         let mut raw = [0; MAX_FDS];
         let mut iovec = [libc::iovec { iov_base: buffer.as_mut_ptr().cast::<c_void>(), iov_len: buffer.len() }];
@@ -131,10 +140,13 @@ impl Connection {
         if length == 0 {
             return Ok(None);
         }
-        let message = serde_json::from_slice(&buffer[..length])
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-        Ok(Some((message, fds)))
+        buffer.truncate(length);
+        Ok(Some((buffer, fds)))
     }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
 }
 
 /// A socket that waits for clients. Its file goes when it is dropped.

@@ -122,6 +122,18 @@ impl Counters {
     }
 }
 
+impl From<&CounterReport> for Counters {
+    /// Reasons that are not known here are left out.
+    fn from(report: &CounterReport) -> Counters {
+        let mut drops = [0; REASONS];
+        for (reason, count) in DropReason::ALL.iter().zip(&mut drops) {
+            *count = report.drops.get(reason.label()).copied().unwrap_or(0);
+        }
+        let CounterReport { rx_packets, rx_bytes, tx_packets, tx_bytes, moves, not_learned, .. } = *report;
+        Counters { rx_packets, rx_bytes, tx_packets, tx_bytes, moves, not_learned, drops }
+    }
+}
+
 /// [`Counters`] as they are on the control socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -5,18 +5,25 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::control::{Backend, PortConfig, PortStatus, Request, StationStatus, Status};
-use crate::pipeline::{PortError, PortNumber};
+use crate::control::{Backend, PortConfig, PortStatus, Request, StationStatus, Status, SwitchConfig, SwitchStatus};
+use crate::pipeline::{ImportError, Imported, PortError, PortNumber, PortState};
 use crate::policy::PortPolicy;
 use crate::ports::fd::{FdPort, FdPortError};
 use crate::ports::vhost_user::FrontDoor;
 use crate::ports::virtio::VirtioPort;
+use crate::switches::{SwitchError, Switches};
 use crate::worker::{Device, Ended, Handle, Worker};
 
 /// The most queue pairs of a port.
 const MAX_PAIRS: u16 = 64;
+
+/// So many places of a table are looked at before frames have their turn.
+const PLACES_AT_ONCE: usize = 4096;
+/// So many connections are imported before frames have their turn.
+const CONNECTIONS_AT_ONCE: usize = 256;
 
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +43,12 @@ pub enum HostError {
     /// The port or its policy.
     #[error(transparent)]
     Port(#[from] PortError),
+    /// What another port knew.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// The switch.
+    #[error(transparent)]
+    Switch(#[from] SwitchError),
     /// The kernel's side.
     #[error(transparent)]
     Fd(#[from] FdPortError),
@@ -71,9 +84,20 @@ struct Entry {
     door: Option<FrontDoor>,
 }
 
+/// The state file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Kept {
+    /// All but the default one.
+    #[serde(default)]
+    switches: Vec<SwitchConfig>,
+    ports: Vec<PortConfig>,
+}
+
 /// The owner of the ports.
 pub struct Host {
     worker: Handle,
+    switches: Switches,
     ports: BTreeMap<String, Entry>,
     state: Option<PathBuf>,
 }
@@ -82,13 +106,16 @@ impl Host {
     /// A host whose ports are kept in a file, if one is given; those that it has now are added. A port that cannot be added is left
     /// out, with a word: the others must not wait for it.
     pub fn new(worker: Handle, state: Option<PathBuf>) -> io::Result<Host> {
-        let mut host = Host { worker, ports: BTreeMap::new(), state: None };
+        let mut host = Host { worker, switches: Switches::default(), ports: BTreeMap::new(), state: None };
         let kept = match state.as_deref().map(std::fs::read) {
-            None => Vec::new(),
-            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Some(bytes) => serde_json::from_slice::<Vec<PortConfig>>(&bytes?)?,
+            None => Kept::default(),
+            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => Kept::default(),
+            Some(bytes) => serde_json::from_slice::<Kept>(&bytes?)?,
         };
-        for port in kept {
+        for switch in kept.switches {
+            host.switches.add(switch).map_err(io::Error::other)?;
+        }
+        for port in kept.ports {
             let name = port.name.clone();
             if let Err(error) = host.add(port) {
                 eprintln!("maru-switch: port '{name}' is left out: {}", crate::error_chain(&error));
@@ -101,25 +128,54 @@ impl Host {
     /// Does what a client asks for.
     pub fn execute(&mut self, request: Request) -> Result<Value, HostError> {
         let is_change = match &request {
-            Request::Status | Request::Config | Request::Stations => false,
-            Request::AddPort { .. } | Request::SetPolicy { .. } | Request::RemovePort { .. } => true,
+            Request::Status | Request::Config | Request::Stations | Request::Switches | Request::ExportPort { .. } => false,
+            Request::AddSwitch { .. } | Request::RemoveSwitch { .. } => true,
+            Request::AddPort { .. } | Request::SetPolicy { .. } | Request::ImportPort { .. } | Request::RemovePort { .. } => true,
         };
         let value = match request {
             Request::Status => to_value(&self.status()?),
             Request::Config => to_value(&self.config()),
             Request::Stations => to_value(&self.stations()?),
+            Request::Switches => to_value(&self.switches()?),
+            Request::AddSwitch { name, kind } => self.switches.add(SwitchConfig { name, kind }).map(|()| Value::Null)?,
+            Request::RemoveSwitch { name } => self.remove_switch(&name).map(|()| Value::Null)?,
             Request::AddPort { port } => self.add(port).map(|()| Value::Null)?,
             Request::SetPolicy { name, policy } => self.set_policy(&name, policy).map(|()| Value::Null)?,
+            Request::ExportPort { name } => to_value(&self.export(&name)?),
+            Request::ImportPort { name, state } => to_value(&self.import(&name, *state)?),
             Request::RemovePort { name } => self.remove(&name).map(|()| Value::Null)?,
         };
         if is_change && let Some(path) = &self.state {
-            keep(path, &self.config()).map_err(|source| HostError::Keep { path: path.clone(), source })?;
+            keep(path, &self.kept()).map_err(|source| HostError::Keep { path: path.clone(), source })?;
         }
         Ok(value)
     }
 
     fn config(&self) -> Vec<&PortConfig> {
         self.ports.values().map(|entry| &entry.config).collect()
+    }
+
+    fn kept(&self) -> Kept {
+        Kept { switches: self.switches.added(), ports: self.config().into_iter().cloned().collect() }
+    }
+
+    fn remove_switch(&mut self, name: &str) -> Result<(), HostError> {
+        let ports = self.ports.values().filter(|entry| entry.config.switch == name).count();
+        Ok(self.switches.remove(name, ports)?)
+    }
+
+    fn switches(&self) -> Result<Vec<SwitchStatus>, HostError> {
+        let mut stations = BTreeMap::<u16, usize>::new();
+        for station in self.worker.call(|worker| worker.switch.stations().copied().collect::<Vec<_>>())? {
+            *stations.entry(station.domain.switch).or_default() += 1;
+        }
+        let status = |(number, config): (u16, &SwitchConfig)| SwitchStatus {
+            ports: self.ports.values().filter(|entry| entry.config.switch == config.name).count(),
+            stations: stations.get(&number).copied().unwrap_or(0),
+            name: config.name.clone(),
+            kind: config.kind,
+        };
+        Ok(self.switches.iter().map(status).collect())
     }
 
     fn entry(&mut self, name: &str) -> Result<&mut Entry, HostError> {
@@ -133,6 +189,7 @@ impl Host {
         if self.ports.contains_key(&config.name) {
             return Err(HostError::Exists(config.name));
         }
+        let switch = self.switches.admit(&config.switch, &config.backend)?;
         let device = match &config.backend {
             Backend::VhostUser { queues, .. } if !(1..=MAX_PAIRS).contains(queues) => return Err(HostError::Pairs(*queues)),
             Backend::VhostUser { .. } => Device::Virtio(VirtioPort::default()),
@@ -141,7 +198,7 @@ impl Host {
         };
         let policy = config.policy.clone();
         let number = self.worker.call(move |worker| -> Result<PortNumber, HostError> {
-            let number = worker.switch.add_port(policy)?;
+            let number = worker.switch.add_port_to(switch, policy)?;
             worker.attach(number, device).map_err(HostError::Attach).inspect_err(|_| forget(worker, number))?;
             Ok(number)
         })??;
@@ -170,6 +227,35 @@ impl Host {
         Ok(())
     }
 
+    fn export(&mut self, name: &str) -> Result<PortState, HostError> {
+        let number = self.entry(name)?.number;
+        let mut state = self.worker.call(move |worker| worker.switch.export_port(number))??;
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let part = move |worker: &mut Worker| worker.switch.export_connections(number, from, PLACES_AT_ONCE, worker.now());
+            let (connections, more) = self.worker.call(part)?;
+            state.connections.extend(connections);
+            next = more;
+        }
+        Ok(state)
+    }
+
+    fn import(&mut self, name: &str, state: PortState) -> Result<Imported, HostError> {
+        let number = self.entry(name)?.number;
+        let (policy, connections) = (state.policy.clone(), state.connections.clone());
+        let all_else = move |worker: &mut Worker| worker.switch.import_port(number, &state, worker.now());
+        let mut imported = self.worker.call(all_else)??;
+        self.entry(name)?.config.policy = policy;
+        for part in connections.chunks(CONNECTIONS_AT_ONCE) {
+            let connections = part.to_vec();
+            let some = move |worker: &mut Worker| worker.switch.import_connections(number, &connections, worker.now());
+            let standing = self.worker.call(some)??;
+            imported.connections += standing;
+            imported.connections_left_out += part.len() - standing;
+        }
+        Ok(imported)
+    }
+
     fn remove(&mut self, name: &str) -> Result<(), HostError> {
         let entry = self.ports.remove(name).ok_or_else(|| HostError::NoPort(name.into()))?;
         // The front end first: its thread uses the port.
@@ -191,6 +277,7 @@ impl Host {
         })?;
         let ports = self.ports.values().zip(counts?).map(|(entry, (counters, meters))| PortStatus {
             name: entry.config.name.clone(),
+            switch: entry.config.switch.clone(),
             backend: entry.config.backend.clone(),
             connected: entry.door.as_ref().is_none_or(FrontDoor::is_connected),
             counters,
@@ -201,11 +288,11 @@ impl Host {
 
     fn stations(&self) -> Result<Vec<StationStatus>, HostError> {
         let stations = self.worker.call(|worker| worker.switch.stations().copied().collect::<Vec<_>>())?;
-        let name =
-            |port: PortNumber| self.ports.values().find(|entry| entry.number == port).map(|entry| entry.config.name.clone());
-        let known = stations
-            .iter()
-            .filter_map(|station| Some(StationStatus { mac: station.mac, vlan: station.vlan, port: name(station.port)? }));
+        let config = |port: PortNumber| self.ports.values().find(|entry| entry.number == port).map(|entry| &entry.config);
+        let known = stations.iter().filter_map(|station| {
+            let PortConfig { name, switch, .. } = config(station.port)?.clone();
+            Some(StationStatus { mac: station.mac, vlan: station.domain.vlan, switch, port: name })
+        });
         Ok(known.collect())
     }
 }
@@ -222,10 +309,10 @@ fn to_value(value: &impl serde::Serialize) -> Value {
 }
 
 /// Replaces the file as a whole, so that it is never half of one.
-fn keep(path: &Path, ports: &[&PortConfig]) -> io::Result<()> {
+fn keep(path: &Path, kept: &Kept) -> io::Result<()> {
     let next = path.with_extension("next");
     let mut file = File::create(&next)?;
-    file.write_all(&serde_json::to_vec_pretty(ports)?)?;
+    file.write_all(&serde_json::to_vec_pretty(kept)?)?;
     file.sync_all()?;
     std::fs::rename(next, path)
 }
@@ -237,8 +324,9 @@ mod tests {
     use packet::Listener;
 
     use super::*;
-    use crate::control::{Client, ClientError, serve};
-    use crate::pipeline::{Limits, Switch};
+    use crate::acl::Direction;
+    use crate::control::{Client, ClientError, DEFAULT_SWITCH, SwitchKind, serve};
+    use crate::pipeline::{ConnectionState, Limits, Switch};
     use crate::policy::Permission;
 
     fn start(directory: &Path) -> Client {
@@ -252,7 +340,7 @@ mod tests {
 
     fn port(directory: &Path, name: &str) -> PortConfig {
         let backend = Backend::VhostUser { socket: directory.join(name), mode: 0o600, queues: 1 };
-        PortConfig { name: name.into(), backend, policy: PortPolicy::default() }
+        PortConfig { name: name.into(), switch: DEFAULT_SWITCH.into(), backend, policy: PortPolicy::default() }
     }
 
     #[test]
@@ -274,6 +362,71 @@ mod tests {
         std::fs::remove_file(directory.path().join("a")).unwrap();
         let kept: Vec<PortConfig> = start(other.path()).call(&Request::Config).unwrap();
         assert_eq!(kept, [PortConfig { policy, ..port(directory.path(), "a") }]);
+    }
+
+    #[test]
+    fn switches_are_kept_and_say_what_they_connect() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut client = start(directory.path());
+        let mut ask = |request: Request| match client.call::<Value>(&request) {
+            Ok(value) => Ok(value),
+            Err(ClientError::Refused(failure)) => Err(failure.message),
+            Err(error) => panic!("{error}"),
+        };
+        let add = |name: &str, kind| Request::AddSwitch { name: name.into(), kind };
+        ask(add("inner", SwitchKind::Private)).unwrap();
+        ask(add("spare", SwitchKind::Internal)).unwrap();
+        assert!(ask(add("inner", SwitchKind::External)).unwrap_err().contains("'inner' already"));
+        let on = |switch: &str, backend| Request::AddPort {
+            port: PortConfig { switch: switch.into(), backend, ..port(directory.path(), "a") },
+        };
+        let vm = || port(directory.path(), "a").backend;
+        assert!(ask(on("inner", Backend::Tap("t".into()))).unwrap_err().contains("private: its ports are VMs"));
+        assert!(ask(on("spare", Backend::Uplink("e".into()))).unwrap_err().contains("internal: its ports are VMs and the host"));
+        assert!(ask(on("other", vm())).unwrap_err().contains("no switch 'other'"));
+        ask(on("inner", vm())).unwrap();
+        let remove = |name: &str| Request::RemoveSwitch { name: name.into() };
+        assert!(ask(remove("inner")).unwrap_err().contains("1 ports"));
+        assert!(ask(remove(DEFAULT_SWITCH)).unwrap_err().contains("always there"));
+        ask(remove("spare")).unwrap();
+        let other = tempfile::tempdir().unwrap();
+        std::fs::copy(directory.path().join("state"), other.path().join("state")).unwrap();
+        std::fs::remove_file(directory.path().join("a")).unwrap();
+        let switches: Vec<SwitchStatus> = start(other.path()).call(&Request::Switches).unwrap();
+        let status = |name: &str, kind, ports| SwitchStatus { name: name.into(), kind, ports, stations: 0 };
+        assert_eq!(switches, [status(DEFAULT_SWITCH, SwitchKind::External, 0), status("inner", SwitchKind::Private, 1)]);
+    }
+
+    #[test]
+    fn a_ports_state_crosses_the_socket_however_long_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut client = start(directory.path());
+        client.call::<Value>(&Request::AddPort { port: port(directory.path(), "a") }).unwrap();
+        let mut state: PortState = client.call(&Request::ExportPort { name: "a".into() }).unwrap();
+        let rule = r#"{"effect": {"allow-stateful": {"idle-timeout-s": 60}}, "direction": "outbound", "weight": 1}"#;
+        state.policy.extended_acl = vec![serde_json::from_str(rule).unwrap()];
+        state.connections = (0..5000u16)
+            .map(|number| ConnectionState {
+                local: "10.0.0.1".parse().unwrap(),
+                remote: "10.0.0.2".parse().unwrap(),
+                protocol: 6,
+                local_port: number,
+                remote_port: 80,
+                opened: Direction::Outbound,
+                // One of them is over.
+                idle_ms: if number == 0 { 60_001 } else { 30_000 },
+                idle_timeout_ms: 60_000,
+            })
+            .collect();
+        assert!(serde_json::to_vec(&state).unwrap().len() > 4 * packet::MAX_PACKET);
+        let import = Request::ImportPort { name: "a".into(), state: Box::new(state.clone()) };
+        let imported: Imported = client.call(&import).unwrap();
+        assert_eq!((imported.connections, imported.connections_left_out), (4999, 1));
+        let again: PortState = client.call(&Request::ExportPort { name: "a".into() }).unwrap();
+        assert_eq!((again.policy, again.connections.len()), (state.policy.clone(), 4999));
+        assert!(again.connections.iter().all(|one| (30_000..60_000).contains(&one.idle_ms)));
+        let kept: Vec<PortConfig> = client.call(&Request::Config).unwrap();
+        assert_eq!(kept[0].policy, state.policy);
     }
 
     #[test]

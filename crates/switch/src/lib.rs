@@ -11,6 +11,7 @@
 //!  ports    VMs (vhost-user), the host (TAP), the wire (AF_PACKET)
 //!  worker   the thread that owns the core and the ports
 //!  host     the ports by name, with what is behind them, and the file that keeps them
+//!  switches the switches by name
 //!  control  the control socket: requests, replies, client
 //! ```
 //!
@@ -34,6 +35,7 @@ pub mod pipeline;
 pub mod policy;
 pub mod ports;
 pub mod ring;
+pub mod switches;
 pub mod tables;
 pub mod vlan;
 pub mod worker;

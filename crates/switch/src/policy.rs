@@ -11,6 +11,11 @@ pub const DEFAULT_STATIONS: u32 = 1024;
 /// How many connections a port may have at once if it is not told otherwise.
 pub const DEFAULT_CONNECTIONS: u32 = 65_536;
 
+/// The most rules of one kind at a port.
+pub const MAX_RULES: usize = 65_536;
+/// The most ranges of VLANs, or secondary VLANs, of a port: more than there are VLANs say nothing new.
+pub const MAX_VLAN_RANGES: usize = 4094;
+
 /// Whether something is let through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -81,12 +86,42 @@ impl Default for PortPolicy {
     }
 }
 
+impl PortPolicy {
+    /// Whether its lists are of a length that can be worked with.
+    pub(crate) fn check_lengths(&self) -> Result<(), PolicyError> {
+        let vlans = match &self.vlan {
+            VlanMode::Trunk { allowed, .. } => allowed.len(),
+            VlanMode::Promiscuous { secondaries, .. } => secondaries.len(),
+            _ => 0,
+        };
+        let lists = [
+            ("rules by longest prefix", self.acl.len(), MAX_RULES),
+            ("rules by weight", self.extended_acl.len(), MAX_RULES),
+            ("ranges of VLANs", vlans, MAX_VLAN_RANGES),
+        ];
+        match lists.into_iter().find(|(_, count, most)| count > most) {
+            Some((what, count, most)) => Err(PolicyError::TooMany { what, count, most }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// What is wrong with a policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// An address that no station has.
     #[error("{0} is no station's address: a group's, or all zeros")]
     Mac(MacAddress),
+    /// More rules or VLANs than make sense.
+    #[error("{count} {what}: a port has at most {most}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// So many.
+        count: usize,
+        /// Not more than so many.
+        most: usize,
+    },
     /// A prefix longer than its address.
     #[error("an address with a prefix of {length} bits: it has {bits}")]
     PrefixLength {

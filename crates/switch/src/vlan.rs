@@ -137,6 +137,20 @@ impl VlanMode {
         if is_plain { Ok(vlan) } else { Err(Refused::Tagged) }
     }
 
+    /// All VLANs that frames get into here.
+    pub fn given(&self) -> impl Iterator<Item = u16> {
+        let gives = move |number: &u16| match self {
+            VlanMode::Untagged => *number == 0,
+            VlanMode::Access { vlan } => *number == vlan.0,
+            VlanMode::Isolated { secondary, .. } | VlanMode::Community { secondary, .. } => *number == secondary.0,
+            VlanMode::Promiscuous { primary, .. } => *number == primary.0,
+            VlanMode::Trunk { native, allowed } => {
+                *number == native.map_or(0, u16::from) || allowed.iter().any(|range| range.contains(*number))
+            }
+        };
+        (0..4095).filter(gives)
+    }
+
     /// How a frame of a VLAN leaves, if the port takes it.
     pub fn egress(&self, vlan: u16) -> Option<Wire> {
         let takes = match self {

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::Value;
-use switch::control::{Backend, PortConfig, Request};
+use switch::control::{Backend, DEFAULT_SWITCH, Imported, PortConfig, PortState, Request};
 use switch::mac::MacAddress;
 use switch::policy::{Permission, PortPolicy};
 use switch::vlan::{Vlan, VlanMode};
 
 use super::{Output, Socket, show};
+use crate::output::print;
 
 const ADD_HELP: &str = "\
 EXAMPLES
@@ -48,6 +49,22 @@ pub enum PortCommand {
         /// The port
         name: String,
     },
+    /// Print all that a port knows, as JSON, to move with its VM: policy, connections, stations, counters
+    Export {
+        #[command(flatten)]
+        socket: Socket,
+        /// The port
+        name: String,
+    },
+    /// Give a port what another one knew; its policy and what it has counted are replaced
+    Import {
+        #[command(flatten)]
+        socket: Socket,
+        /// The port
+        name: String,
+        /// What `maru port export` printed; - is standard input
+        file: PathBuf,
+    },
     /// Show the ports as they are configured
     List {
         #[command(flatten)]
@@ -65,6 +82,9 @@ pub struct AddArgs {
     socket: Socket,
     /// Its name
     name: String,
+    /// The switch that it belongs to
+    #[arg(long, value_name = "SWITCH", default_value = DEFAULT_SWITCH)]
+    switch: String,
     #[command(flatten)]
     backend: BackendArgs,
     /// Queue pairs that a VM may use
@@ -137,7 +157,7 @@ fn read_file(path: &Path) -> anyhow::Result<PortPolicy> {
 pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
     match command {
         PortCommand::Add(args) => {
-            let AddArgs { socket, name, backend, queues, mode, policy } = *args;
+            let AddArgs { socket, name, switch, backend, queues, mode, policy } = *args;
             let backend = match backend {
                 BackendArgs { tap: Some(name), .. } => Backend::Tap(name),
                 BackendArgs { uplink: Some(name), .. } => Backend::Uplink(name),
@@ -146,7 +166,7 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
                     Backend::VhostUser { socket, mode, queues }
                 }
             };
-            let port = PortConfig { name, backend, policy: policy.read()? };
+            let port = PortConfig { name, switch, backend, policy: policy.read()? };
             socket.connect()?.call::<Value>(&Request::AddPort { port })?;
         }
         PortCommand::Set { socket, name, policy } => {
@@ -155,15 +175,31 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
         PortCommand::Remove { socket, name } => {
             socket.connect()?.call::<Value>(&Request::RemovePort { name })?;
         }
+        PortCommand::Export { socket, name } => {
+            let state: PortState = socket.connect()?.call(&Request::ExportPort { name })?;
+            print(&(serde_json::to_string(&state)? + "\n"))?;
+        }
+        PortCommand::Import { socket, name, file } => {
+            let text =
+                if file.as_os_str() == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(&file) };
+            let text = text.with_context(|| format!("cannot read {}", file.display()))?;
+            let state = serde_json::from_str(&text).with_context(|| format!("{} is no state of a port", file.display()))?;
+            let imported: Imported = socket.connect()?.call(&Request::ImportPort { name, state: Box::new(state) })?;
+            let Imported { connections, connections_left_out, stations, stations_left_out } = imported;
+            print(&format!(
+                "{connections} connections and {stations} stations; left out: {connections_left_out} and {stations_left_out}\n"
+            ))?;
+        }
         PortCommand::List { socket, output } => {
             let ports: Vec<PortConfig> = socket.connect()?.call(&Request::Config)?;
             let line = |port: &PortConfig| {
                 let policy = serde_json::to_string(&port.policy).unwrap_or_default();
-                match &port.backend {
-                    Backend::VhostUser { socket, .. } => format!("{}: vhost-user {}, {policy}\n", port.name, socket.display()),
-                    Backend::Tap(name) => format!("{}: tap {name}, {policy}\n", port.name),
-                    Backend::Uplink(name) => format!("{}: uplink {name}, {policy}\n", port.name),
-                }
+                let backend = match &port.backend {
+                    Backend::VhostUser { socket, .. } => format!("vhost-user {}", socket.display()),
+                    Backend::Tap(name) => format!("tap {name}"),
+                    Backend::Uplink(name) => format!("uplink {name}"),
+                };
+                format!("{} of {}: {backend}, {policy}\n", port.name, port.switch)
             };
             show(output, &ports, || ports.iter().map(line).collect())?;
         }

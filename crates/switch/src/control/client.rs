@@ -52,8 +52,8 @@ impl Client {
 
     /// Sends a request and waits for its answer.
     pub fn call<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, ClientError> {
-        self.0.send(request, &[])?;
-        match self.0.receive()?.ok_or(ClientError::Gone)?.0 {
+        self.0.send_message(request)?;
+        match self.0.receive_message()?.ok_or(ClientError::Gone)? {
             Reply::Ok(value) => Ok(serde_json::from_value(value)?),
             Reply::Error(failure) => Err(failure.into()),
         }

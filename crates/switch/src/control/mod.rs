@@ -1,6 +1,7 @@
 //! The control socket: how a running switch is told what to do.
 //!
-//! As the monitor's: a `SOCK_SEQPACKET` Unix socket, each packet a JSON object. A client sends [`Request`]s and gets a [`Reply`] for each,
+//! As the monitor's: a `SOCK_SEQPACKET` Unix socket, each packet a JSON object; long ones go in
+//! memory files. A client sends [`Request`]s and gets a [`Reply`] for each,
 //! in order.
 
 mod client;
@@ -10,5 +11,10 @@ mod server;
 pub use packet::MAX_PACKET;
 
 pub use client::{Client, ClientError};
-pub use protocol::{Backend, Failure, PortConfig, PortStatus, Reply, Request, StationStatus, Status};
+pub use protocol::{
+    Backend, DEFAULT_SWITCH, Failure, PortConfig, PortStatus, Reply, Request, StationStatus, Status, SwitchConfig, SwitchKind,
+    SwitchStatus,
+};
 pub use server::serve;
+
+pub use crate::pipeline::{ConnectionState, Imported, PortState, StationState};

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::counters::CounterReport;
 use crate::mac::MacAddress;
+use crate::pipeline::PortState;
 use crate::policy::PortPolicy;
 
 /// What a client asks for.
@@ -19,6 +20,20 @@ pub enum Request {
     Config,
     /// Who is behind which port; answered with a list of [`StationStatus`].
     Stations,
+    /// The switches; answered with a list of [`SwitchStatus`].
+    Switches,
+    /// Add a switch.
+    AddSwitch {
+        /// Its name, unique in the process.
+        name: String,
+        /// What it connects.
+        kind: SwitchKind,
+    },
+    /// Remove a switch that has no ports.
+    RemoveSwitch {
+        /// The switch.
+        name: String,
+    },
     /// Add a port.
     AddPort {
         /// The port.
@@ -31,6 +46,19 @@ pub enum Request {
         /// All of its policy; what is left out is as of a new port.
         policy: PortPolicy,
     },
+    /// All that a port knows, to move with its VM; answered with a [`PortState`].
+    ExportPort {
+        /// The port.
+        name: String,
+    },
+    /// Give a port the policy of another one, and what that one knew; answered with [`crate::pipeline::Imported`]. What the port has
+    /// counted so far is replaced.
+    ImportPort {
+        /// The port.
+        name: String,
+        /// What the other one had.
+        state: Box<PortState>,
+    },
     /// Remove a port; its VM loses its link's other end.
     RemovePort {
         /// The port.
@@ -42,13 +70,52 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PortConfig {
-    /// Its name, unique in the switch.
+    /// Its name, unique among the ports of all switches.
     pub name: String,
+    /// The switch that it belongs to; [`DEFAULT_SWITCH`] if it is left out.
+    #[serde(default = "default_switch")]
+    pub switch: String,
     /// What is behind it.
     pub backend: Backend,
     /// What it may do.
     #[serde(default)]
     pub policy: PortPolicy,
+}
+
+/// What a switch connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SwitchKind {
+    /// VMs, the host and the wire.
+    External,
+    /// VMs and the host.
+    Internal,
+    /// VMs.
+    Private,
+}
+
+/// A switch, as it is configured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SwitchConfig {
+    /// Its name, unique in the process.
+    pub name: String,
+    /// What it connects.
+    pub kind: SwitchKind,
+}
+
+/// A switch, and how much there is of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SwitchStatus {
+    /// Its name.
+    pub name: String,
+    /// What it connects.
+    pub kind: SwitchKind,
+    /// Its ports.
+    pub ports: usize,
+    /// Stations that are known in it.
+    pub stations: usize,
 }
 
 /// What is behind a port.
@@ -71,6 +138,13 @@ pub enum Backend {
     Tap(String),
     /// The wire: a NIC of the host.
     Uplink(String),
+}
+
+/// The switch that is always there: an external one.
+pub const DEFAULT_SWITCH: &str = "default";
+
+fn default_switch() -> String {
+    DEFAULT_SWITCH.into()
 }
 
 fn default_mode() -> u32 {
@@ -121,6 +195,8 @@ pub struct Status {
 pub struct PortStatus {
     /// Its name.
     pub name: String,
+    /// Its switch.
+    pub switch: String,
     /// What is behind it.
     pub backend: Backend,
     /// Whether there is somebody: of a VM, whether its monitor is connected.
@@ -139,6 +215,8 @@ pub struct StationStatus {
     pub mac: MacAddress,
     /// Its VLAN; of a private VLAN, the primary; 0 for none.
     pub vlan: u16,
+    /// The switch.
+    pub switch: String,
     /// The port.
     pub port: String,
 }

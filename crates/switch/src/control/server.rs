@@ -48,9 +48,9 @@ fn accept(listener: &Listener, requests: &Sender<Asked>) {
 
 fn serve_client(connection: &Connection, requests: &Sender<Asked>) -> io::Result<()> {
     loop {
-        let reply = match connection.receive::<Request>() {
+        let reply = match connection.receive_message::<Request>() {
             Ok(None) => return Ok(()),
-            Ok(Some((request, _))) => {
+            Ok(Some(request)) => {
                 let (answer, answered) = sync_channel(1);
                 requests.send((request, answer)).map_err(io::Error::other)?;
                 answered.recv().map_err(io::Error::other)?
@@ -60,6 +60,6 @@ fn serve_client(connection: &Connection, requests: &Sender<Asked>) -> io::Result
             }
             Err(error) => return Err(error),
         };
-        connection.send(&reply, &[])?;
+        connection.send_message(&reply)?;
     }
 }

@@ -1,7 +1,7 @@
 //! The slow path: what is done to a flow, decided through all layers.
 
 use super::port::Port;
-use super::{Action, PortNumber, Switch, TagEdit};
+use super::{Action, PortNumber, Switch, SwitchNumber, TagEdit};
 use crate::acl::{Direction, Subject, Verdict};
 use crate::counters::DropReason;
 use crate::frame::{Frame, ICMP, ICMPV6, Ip, Transport, UDP};
@@ -21,7 +21,7 @@ impl Switch {
     pub(super) fn decide(&mut self, number: PortNumber, frame: &Frame, now: Millis) -> Basis {
         self.list.clear();
         let (sender, receiver) = match self.admit(number, frame, now) {
-            Ok((sender, vlan)) => (sender, self.forward(number, frame, vlan, now)),
+            Ok((sender, switch, vlan)) => (sender, self.forward(number, switch, frame, vlan, now)),
             Err(reason) => {
                 self.list.clear();
                 self.list.push(Action::Drop { port: number, reason });
@@ -33,8 +33,8 @@ impl Switch {
         Basis { sender, receiver, opened }
     }
 
-    /// The sender's side: what its policy says, and where it is. Returns the sender, if it was learned, and the frame's VLAN.
-    fn admit(&mut self, number: PortNumber, frame: &Frame, now: Millis) -> Result<(Option<Ref>, u16), DropReason> {
+    /// The sender's side: what its policy says, and where it is. Returns the sender, if it was learned, its switch, and the frame's VLAN.
+    fn admit(&mut self, number: PortNumber, frame: &Frame, now: Millis) -> Result<(Option<Ref>, SwitchNumber, u16), DropReason> {
         let Some(port) = self.ports[usize::from(number)].as_mut() else { return Err(DropReason::Vlan) };
         if !frame.source.is_station() || frame.destination.is_link_local() {
             return Err(DropReason::Address);
@@ -48,7 +48,7 @@ impl Switch {
         judge(port, number, &subject, &mut self.connections, &mut self.list, now)?;
         let pinned = port.only_station().is_some();
         let most = port.policy.max_stations;
-        let sender = match self.stations.learn(self.domains.of(vlan), frame.source, number, pinned, most, now) {
+        let sender = match self.stations.learn(self.domains.of(port.switch, vlan), frame.source, number, pinned, most, now) {
             Learned::Here(sender) => Some(sender),
             Learned::Moved(sender) => {
                 port.counters.moves += 1;
@@ -60,14 +60,14 @@ impl Switch {
             }
             Learned::Taken => return Err(DropReason::Taken),
         };
-        Ok((sender, vlan))
+        Ok((sender, port.switch, vlan))
     }
 
     /// The receivers' side.
-    fn forward(&mut self, number: PortNumber, frame: &Frame, vlan: u16, now: Millis) -> Receiver {
+    fn forward(&mut self, number: PortNumber, switch: SwitchNumber, frame: &Frame, vlan: u16, now: Millis) -> Receiver {
         // A router between subnets would stand here: a frame to its address goes on with other addresses, in another VLAN.
-        let known =
-            if frame.destination.is_group() { None } else { self.stations.find(self.domains.of(vlan), frame.destination, now) };
+        let domain = self.domains.of(switch, vlan);
+        let known = if frame.destination.is_group() { None } else { self.stations.find(domain, frame.destination, now) };
         let receiver = match known {
             Some((station, port)) => {
                 if port == number {
@@ -80,21 +80,21 @@ impl Switch {
             None => {
                 self.list.push(Action::Limit);
                 for port in 0..self.ports.len() as PortNumber {
-                    if port != number && self.wants(port, frame) {
+                    if port != number && self.wants(port, switch, frame) {
                         self.pass(port, frame, vlan, false, now);
                     }
                 }
                 if frame.destination.is_group() { Receiver::Fixed } else { Receiver::Unknown(self.stations.news) }
             }
         };
-        self.mirror(number);
+        self.mirror(number, switch);
         receiver
     }
 
     /// Whether a port is to get what nobody is known to be the receiver of.
-    fn wants(&self, number: PortNumber, frame: &Frame) -> bool {
+    fn wants(&self, number: PortNumber, switch: SwitchNumber, frame: &Frame) -> bool {
         let Some(port) = &self.ports[usize::from(number)] else { return false };
-        frame.destination.is_group() || port.only_station().is_none_or(|mac| mac == frame.destination)
+        port.switch == switch && (frame.destination.is_group() || port.only_station().is_none_or(|mac| mac == frame.destination))
     }
 
     /// Adds what is done for one receiver. That a port is not in the VLAN counts only for the one receiver that there is.
@@ -121,9 +121,11 @@ impl Switch {
     }
 
     /// Adds copies, as the sender sent it, if it or a receiver is mirrored.
-    fn mirror(&mut self, sender: PortNumber) {
-        let is =
-            |number: PortNumber, role| self.ports[usize::from(number)].as_ref().is_some_and(|port| port.policy.mirroring == role);
+    fn mirror(&mut self, sender: PortNumber, switch: SwitchNumber) {
+        let is = |number: PortNumber, role| {
+            let port = self.ports[usize::from(number)].as_ref();
+            port.is_some_and(|port| port.switch == switch && port.policy.mirroring == role)
+        };
         let receivers = |list: &[Action], fits: &dyn Fn(PortNumber) -> bool| {
             list.iter().any(|action| matches!(action, Action::Deliver { port, .. } if fits(*port)))
         };

@@ -10,6 +10,8 @@
 //! In brackets: where later layers go. A list is true as long as the configuration is the same (a generation), sender and receiver are
 //! where they were (references with versions), and its connections stand.
 //!
+//! Several virtual switches are in one core: each port is of one, and stations, VLANs and mirrors are each switch's own.
+//!
 //! The core does no I/O and knows no time but what it is told. One thread owns it: there is nothing to lock.
 
 mod action;
@@ -17,9 +19,11 @@ mod decide;
 mod port;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 pub use action::{Action, TagEdit};
-pub use port::PortNumber;
+pub use port::{PortNumber, SwitchNumber};
+pub use transfer::{ConnectionState, ImportError, Imported, PORT_STATE_VERSION, PortState, StationState};
 
 use crate::acl::{ConnectionKey, Direction};
 use crate::counters::{Counters, DropReason};
@@ -69,7 +73,7 @@ pub trait Sink {
     fn deliver(&mut self, port: PortNumber, edit: TagEdit, hash: u64) -> Result<(), DropReason>;
 }
 
-/// A switch.
+/// The core: the ports of all switches, and what is known of them.
 #[derive(Debug)]
 pub struct Switch {
     limits: Limits,
@@ -105,13 +109,18 @@ impl Switch {
         }
     }
 
-    /// Adds a port; returns its number, which the next port may get when it is removed.
+    /// Adds a port to the first switch.
     pub fn add_port(&mut self, policy: PortPolicy) -> Result<PortNumber, PortError> {
+        self.add_port_to(0, policy)
+    }
+
+    /// Adds a port to a switch; returns its number, which the next port may get when it is removed.
+    pub fn add_port_to(&mut self, switch: SwitchNumber, policy: PortPolicy) -> Result<PortNumber, PortError> {
         let number = self.ports.iter().position(Option::is_none).unwrap_or(self.ports.len());
         if number >= self.limits.ports {
             return Err(PortError::TooMany(self.limits.ports));
         }
-        let port = Port::new(policy)?;
+        let port = Port::new(switch, policy)?;
         let domains = self.domains_with(number, Some(&port))?;
         if number == self.ports.len() {
             self.ports.push(None);
@@ -124,11 +133,11 @@ impl Switch {
     /// Gives a port another policy. What it has counted stays, and connections that the new rules still allow.
     pub fn set_policy(&mut self, number: PortNumber, policy: PortPolicy) -> Result<(), PortError> {
         let old = self.port(number)?;
-        let mut port = Port::new(policy)?;
+        let mut port = Port::new(old.switch, policy)?;
         port.keep_counters(old);
         let moved = old.policy.vlan != port.policy.vlan || old.policy.mac != port.policy.mac;
         let domains = self.domains_with(usize::from(number), Some(&port))?;
-        self.connections.retain(number, |key, opened| port.remembers(key, opened));
+        self.connections.retain(number, |key, opened| port.remembers(key, opened).is_some());
         if moved {
             self.stations.forget_port(number);
         }
@@ -154,7 +163,7 @@ impl Switch {
 
     fn domains_with(&self, number: usize, port: Option<&Port>) -> Result<Domains, PolicyError> {
         let others = (0usize..).zip(&self.ports).filter(|(other, _)| *other != number).filter_map(|(_, port)| port.as_ref());
-        Domains::new(others.chain(port).map(|port| &port.policy.vlan))
+        Domains::new(others.chain(port))
     }
 
     fn changed(&mut self, domains: Domains) {

@@ -7,14 +7,17 @@ use crate::counters::Counters;
 use crate::frame::{Fragment, ICMP, ICMPV6, Ip, TCP, Transport, UDP};
 use crate::mac::MacAddress;
 use crate::policy::{Permission, PolicyError, PortPolicy};
-use crate::tables::Millis;
-use crate::vlan::VlanMode;
+use crate::tables::{Domain, Millis};
 
-/// A port's number in its switch.
+/// A port's number, of all switches.
 pub type PortNumber = u16;
+
+/// A switch's number.
+pub type SwitchNumber = u16;
 
 #[derive(Debug)]
 pub(super) struct Port {
+    pub switch: SwitchNumber,
     pub policy: PortPolicy,
     pub acl: PrefixAcl,
     pub extended: ExtendedAcl,
@@ -31,7 +34,8 @@ impl PortPolicy {
 }
 
 impl Port {
-    pub fn new(policy: PortPolicy) -> Result<Port, PolicyError> {
+    pub fn new(switch: SwitchNumber, policy: PortPolicy) -> Result<Port, PolicyError> {
+        policy.check_lengths()?;
         let addresses = policy.acl.iter().filter_map(|rule: &PrefixRule| match rule.address {
             Address::LocalMac(mac) => Some(mac),
             _ => None,
@@ -40,6 +44,7 @@ impl Port {
             return Err(PolicyError::Mac(mac));
         }
         Ok(Port {
+            switch,
             acl: PrefixAcl::new(&policy.acl)?,
             extended: ExtendedAcl::new(&policy.extended_acl)?,
             counters: Counters::default(),
@@ -61,8 +66,8 @@ impl Port {
         self.policy.mac.filter(|_| self.policy.mac_spoofing == Permission::Deny)
     }
 
-    /// Whether the rules would remember a connection if it were opened now.
-    pub fn remembers(&self, key: &ConnectionKey, opened: Direction) -> bool {
+    /// For how long the rules would remember a connection that is opened now.
+    pub fn remembers(&self, key: &ConnectionKey, opened: Direction) -> Option<Millis> {
         let sides = |local, remote| match opened {
             Direction::Outbound => (local, remote),
             Direction::Inbound => (remote, local),
@@ -82,7 +87,10 @@ impl Port {
         let packet = Some(PacketSubject { local: key.local, remote: key.remote, ip });
         let nobody = MacAddress([0; 6]);
         let subject = Subject { direction: opened, local_mac: nobody, remote_mac: nobody, packet };
-        matches!(self.extended.decide(&subject), Verdict::Remember { .. })
+        match self.extended.decide(&subject) {
+            Verdict::Remember { idle_timeout_ms } => Some(idle_timeout_ms),
+            Verdict::Allow | Verdict::Deny => None,
+        }
     }
 }
 
@@ -122,17 +130,17 @@ impl Bucket {
 
 /// In which VLAN's table a VLAN's stations are: those of a private VLAN share one, because answers come in another VLAN than questions.
 #[derive(Debug, Default)]
-pub(super) struct Domains(BTreeMap<u16, u16>);
+pub(super) struct Domains(BTreeMap<(SwitchNumber, u16), u16>);
 
 impl Domains {
-    pub fn new<'a>(modes: impl Iterator<Item = &'a VlanMode>) -> Result<Domains, PolicyError> {
+    pub fn new<'a>(ports: impl Iterator<Item = &'a Port>) -> Result<Domains, PolicyError> {
         let mut domains = BTreeMap::new();
         let mut primaries = BTreeMap::new();
-        for (primary, secondaries) in modes.filter_map(VlanMode::private) {
+        for (switch, (primary, secondaries)) in ports.filter_map(|port| Some((port.switch, port.policy.vlan.private()?))) {
             let primary = u16::from(primary);
-            primaries.insert(primary, primary);
+            primaries.insert((switch, primary), primary);
             for secondary in secondaries.iter().map(|vlan| u16::from(*vlan)) {
-                let other = *domains.entry(secondary).or_insert(primary);
+                let other = *domains.entry((switch, secondary)).or_insert(primary);
                 if other != primary {
                     return Err(PolicyError::Private { secondary, primary, other });
                 }
@@ -140,14 +148,14 @@ impl Domains {
         }
         // A VLAN is the one or the other.
         match domains.iter().find(|(secondary, _)| primaries.contains_key(secondary)) {
-            Some((secondary, primary)) => {
+            Some(((_, secondary), primary)) => {
                 Err(PolicyError::Private { secondary: *secondary, primary: *primary, other: *secondary })
             }
             None => Ok(Domains(domains)),
         }
     }
 
-    pub fn of(&self, vlan: u16) -> u16 {
-        self.0.get(&vlan).copied().unwrap_or(vlan)
+    pub fn of(&self, switch: SwitchNumber, vlan: u16) -> Domain {
+        Domain { switch, vlan: self.0.get(&(switch, vlan)).copied().unwrap_or(vlan) }
     }
 }

@@ -189,6 +189,25 @@ fn stations_of_two_vlans_do_not_know_each_other() {
     assert_eq!(lab.to(3, &arp(2, mac(1))), set([2]));
 }
 
+#[test]
+fn switches_share_nothing() {
+    let source = PortPolicy { mirroring: Mirroring::Source, ..PortPolicy::default() };
+    let copies = PortPolicy { mirroring: Mirroring::Destination, ..open(VlanMode::Access { vlan: vlan(99) }) };
+    let mut lab = Lab::new(vec![source.clone(), PortPolicy::default(), copies.clone()]);
+    for policy in [source, PortPolicy::default(), copies] {
+        lab.switch.add_port_to(7, policy).unwrap();
+    }
+    assert_eq!(lab.to(0, &arp(1, MacAddress::BROADCAST)), set([1, 2]), "a flood, and its copy, stay in the switch");
+    assert_eq!(lab.to(3, &arp(1, MacAddress::BROADCAST)), set([4, 5]), "the same address is another station");
+    assert_eq!((lab.to(1, &arp(2, mac(1))), lab.to(4, &arp(2, mac(1)))), (set([0, 2]), set([3, 5])));
+    assert_eq!(lab.switch.counters(3).unwrap().moves, 0);
+    // A VLAN may be private in one of them and anything in the other.
+    let isolated = |primary, secondary| open(VlanMode::Isolated { primary: vlan(primary), secondary: vlan(secondary) });
+    lab.switch.add_port_to(0, isolated(100, 101)).unwrap();
+    lab.switch.add_port_to(7, isolated(101, 102)).unwrap();
+    assert!(lab.switch.add_port_to(0, isolated(101, 102)).is_err());
+}
+
 fn private_ports() -> Vec<PortPolicy> {
     let primary = vlan(100);
     let secondaries = vec![vlan(101), vlan(102), vlan(103)];
@@ -368,6 +387,115 @@ fn a_stateful_rule_lets_answers_in_until_it_was_idle() {
     assert_eq!(lab.to(1, &answer(443)), set([]));
     lab.switch.set_policy(0, client).unwrap();
     assert_eq!(lab.to(1, &answer(443)), set([]), "what was cut off does not come back by itself");
+}
+
+/// A port of whose connections the station behind it must open each, TCP to port 443.
+fn client() -> PortPolicy {
+    let https = Some(PortRange { first: 443, last: 443 });
+    let stateful = rule(Effect::AllowStateful { idle_timeout_s: 10 }, Direction::Outbound, 2);
+    PortPolicy {
+        extended_acl: vec![
+            rule(Effect::Deny, Direction::Inbound, 1),
+            rule(Effect::Deny, Direction::Outbound, 1),
+            ExtendedRule { protocol: Some(TCP), remote_ports: https, ..stateful },
+        ],
+        ..PortPolicy::default()
+    }
+}
+
+#[test]
+fn a_port_takes_its_connections_to_another_switch() {
+    let (near, far) = (ip("10.0.0.1"), ip("10.0.0.2"));
+    let question = ethernet(mac(1), mac(2)).tcp((near, 4000), (far, 443));
+    let answer = ethernet(mac(2), mac(1)).tcp((far, 443), (near, 4000));
+    let meter = PrefixRule { action: PrefixAction::Meter, direction: None, address: Address::AnyIp };
+    let mut here = Lab::new(vec![PortPolicy { acl: vec![meter], ..client() }, PortPolicy::default()]);
+    here.now = 1_000_000;
+    here.to(1, &arp(2, MacAddress::BROADCAST));
+    assert_eq!(here.to(0, &question), set([1]));
+    assert_eq!(here.to(0, &ethernet(mac(1), mac(2)).tcp((near, 1), (far, 80))), set([]));
+    here.now += 6_000;
+    let mut state = here.switch.export_port(0).unwrap();
+    let (connections, more) = here.switch.export_connections(0, 0, 100, here.now);
+    assert_eq!((connections.len(), more), (1, None));
+    state.connections = connections;
+    // As it is sent.
+    let state: PortState = serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap();
+
+    let there = || {
+        let mut lab = Lab::new(vec![PortPolicy::default(), PortPolicy::default()]);
+        lab.now = 2_000_000;
+        lab
+    };
+    let mut without = there();
+    without.switch.set_policy(0, state.policy.clone()).unwrap();
+    assert_eq!(without.to(1, &answer), set([]), "nobody asked here");
+
+    let mut lab = there();
+    let imported = lab.switch.import_port(0, &state, lab.now).unwrap();
+    assert_eq!((imported.stations, imported.stations_left_out), (1, 0));
+    assert_eq!(lab.to(1, &answer), set([]), "and the flow that is denied now is asked again");
+    assert_eq!(lab.switch.import_connections(0, &state.connections, lab.now), Ok(1));
+    assert_eq!(lab.to(1, &arp(2, mac(9))), set([0]));
+    assert_eq!(lab.switch.export_port(0).unwrap().stations, state.stations, "its station was known before it sent anything");
+    assert_eq!(lab.drops(0, DropReason::ExtendedAcl), 2, "one was counted where it was before");
+    assert_eq!(lab.switch.meters(0).unwrap().collect::<BTreeMap<_, _>>(), state.meters);
+    lab.now += 4_000;
+    assert_eq!(lab.to(1, &answer), set([0]), "10 s after the question");
+    lab.now += 9_000;
+    assert_eq!(lab.to(1, &answer), set([0]), "an answer keeps it as ever");
+    let mut late = there();
+    late.switch.import_port(0, &state, late.now).unwrap();
+    late.switch.import_connections(0, &state.connections, late.now).unwrap();
+    late.now += 4_001;
+    assert_eq!(late.to(1, &answer), set([]), "it was idle for too long, most of it elsewhere");
+}
+
+#[test]
+fn what_a_port_must_not_have_is_not_imported() {
+    let connection = ConnectionState {
+        local: ip("10.0.0.1"),
+        remote: ip("10.0.0.2"),
+        protocol: TCP,
+        local_port: 4000,
+        remote_port: 443,
+        opened: Direction::Outbound,
+        idle_ms: 0,
+        idle_timeout_ms: u64::MAX,
+    };
+    let state = |policy: PortPolicy| PortState { policy, ..Lab::new(plain(1)).switch.export_port(0).unwrap() };
+    let mut lab = Lab::new(vec![PortPolicy::default(), guarded(2)]);
+    lab.now = 1_000_000;
+    lab.to(1, &arp(2, MacAddress::BROADCAST));
+    let few = PortPolicy { max_connections: 1, ..client() };
+    let wrong = [
+        PortState { version: 2, ..state(client()) },
+        PortState { connections: vec![connection; 2], ..state(few) },
+        PortState { connections: vec![ConnectionState { remote: ip("::1"), ..connection }], ..state(client()) },
+        PortState { stations: vec![StationState { mac: MacAddress::BROADCAST, vlan: 0 }], ..state(client()) },
+        state(PortPolicy { mac: Some(MacAddress([0; 6])), ..client() }),
+    ];
+    let before = format!("{:?}", lab.switch.policy(0));
+    for state in wrong {
+        let error = lab.switch.import_port(0, &state, lab.now).unwrap_err();
+        assert_eq!(format!("{:?}", lab.switch.policy(0)), before, "{error}");
+    }
+    // Another's station, one of a VLAN that the port is not in; connections that no rule remembers, or that are over.
+    let stations = [(2, 0), (3, 7)].map(|(number, vlan)| StationState { mac: mac(number), vlan });
+    let imported = lab.switch.import_port(0, &PortState { stations: stations.to_vec(), ..state(client()) }, lab.now).unwrap();
+    assert_eq!(imported, Imported { stations_left_out: 2, ..Imported::default() });
+    let left_out = [
+        ConnectionState { remote_port: 80, ..connection },
+        ConnectionState { opened: Direction::Inbound, ..connection },
+        ConnectionState { protocol: 17, ..connection },
+        ConnectionState { idle_ms: 10_001, ..connection },
+        ConnectionState { idle_ms: 6, idle_timeout_ms: 5, ..connection },
+    ];
+    assert_eq!(lab.switch.import_connections(0, &left_out, lab.now), Ok(0));
+    assert_eq!(lab.switch.import_connections(0, &[connection; 3], lab.now), Ok(3));
+    assert_eq!(lab.switch.connections(), 1);
+    let guarded_state = PortState { stations: vec![StationState { mac: mac(5), vlan: 0 }], ..state(guarded(4)) };
+    assert_eq!(lab.switch.import_port(0, &guarded_state, lab.now).unwrap().stations_left_out, 1, "not its own address");
 }
 
 #[test]

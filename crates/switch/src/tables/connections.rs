@@ -110,6 +110,42 @@ impl Connections {
         }
     }
 
+    /// Those of a port that stand, among `count` places from `from` on: key, direction, how long they were idle, and how long they may be.
+    /// With them the place to go on from, if there are more.
+    #[expect(clippy::type_complexity, reason = "a list and a number")]
+    pub fn part(
+        &self,
+        port: u16,
+        from: usize,
+        count: usize,
+        now: Millis,
+    ) -> (Vec<(ConnectionKey, Direction, Millis, Millis)>, Option<usize>) {
+        let (places, next) = self.slab.part(from, count);
+        let theirs = places.filter(|connection| connection.key.port == port && !connection.is_over(now));
+        let state = |one: &Connection| (one.key, one.opened, now.saturating_sub(one.used), one.idle_timeout);
+        (theirs.map(state).collect(), next)
+    }
+
+    /// Takes over a connection that was idle for so long at another switch. Returns whether it stands now.
+    pub fn restore(
+        &mut self,
+        key: ConnectionKey,
+        opened: Direction,
+        idle_timeout: Millis,
+        idle: Millis,
+        most: u32,
+        now: Millis,
+    ) -> bool {
+        // One that was opened here meanwhile has seen later packets.
+        let standing = self.by_key.get(&key).and_then(|at| self.slab.get(*at)).filter(|old| !old.is_over(now));
+        if let Some(standing) = standing {
+            return standing.opened == opened;
+        }
+        let Some(at) = self.open(key, opened, idle_timeout, most, now) else { return false };
+        self.slab.get_mut(at).into_iter().for_each(|connection| connection.used = now.saturating_sub(idle));
+        true
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.slab.len()

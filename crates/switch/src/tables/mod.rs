@@ -9,7 +9,7 @@ mod stations;
 pub use connections::Connections;
 pub use flows::{Basis, Flow, FlowKey, Flows, Receiver};
 pub use slab::Ref;
-pub use stations::{Learned, Station, Stations};
+pub use stations::{Domain, Learned, Station, Stations};
 
 /// Milliseconds on the caller's monotonic clock.
 pub type Millis = u64;

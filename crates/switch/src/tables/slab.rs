@@ -81,6 +81,13 @@ impl<T> Slab<T> {
         }
     }
 
+    /// What is in `count` places from `from` on, and where the next places are.
+    pub fn part(&self, from: usize, count: usize) -> (impl Iterator<Item = &T>, Option<usize>) {
+        let end = from.saturating_add(count).min(self.slots.len());
+        let places = &self.slots[from.min(end)..end];
+        (places.iter().filter_map(|slot| slot.value.as_ref()), (end < self.slots.len()).then_some(end))
+    }
+
     pub fn refs(&self) -> impl Iterator<Item = (Ref, &T)> {
         (0u32..)
             .zip(&self.slots)

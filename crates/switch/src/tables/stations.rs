@@ -6,11 +6,20 @@ use super::slab::Slab;
 use super::{Millis, Ref};
 use crate::mac::MacAddress;
 
+/// Where stations know each other: a VLAN of a switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Domain {
+    /// The switch.
+    pub switch: u16,
+    /// The VLAN: of a private VLAN, the primary; 0 for none.
+    pub vlan: u16,
+}
+
 /// A station.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Station {
-    /// The VLAN that it was learned in: of a private VLAN, the primary.
-    pub vlan: u16,
+    /// Where it was learned.
+    pub domain: Domain,
     /// Its address.
     pub mac: MacAddress,
     /// The port that it is behind.
@@ -36,7 +45,7 @@ pub enum Learned {
 /// All stations.
 #[derive(Debug)]
 pub struct Stations {
-    by_address: HashMap<(u16, MacAddress), Ref>,
+    by_address: HashMap<(Domain, MacAddress), Ref>,
     slab: Slab<Station>,
     per_port: HashMap<u16, u32>,
     max_age: Millis,
@@ -52,8 +61,8 @@ impl Stations {
     }
 
     /// Where a station is.
-    pub fn find(&self, vlan: u16, mac: MacAddress, now: Millis) -> Option<(Ref, u16)> {
-        let at = *self.by_address.get(&(vlan, mac))?;
+    pub fn find(&self, domain: Domain, mac: MacAddress, now: Millis) -> Option<(Ref, u16)> {
+        let at = *self.by_address.get(&(domain, mac))?;
         let station = self.slab.get(at)?;
         (!self.is_old(station, now)).then_some((at, station.port))
     }
@@ -80,8 +89,8 @@ impl Stations {
     }
 
     /// A station sends from behind a port.
-    pub fn learn(&mut self, vlan: u16, mac: MacAddress, port: u16, pinned: bool, most: u32, now: Millis) -> Learned {
-        if let Some(at) = self.by_address.get(&(vlan, mac)).copied() {
+    pub fn learn(&mut self, domain: Domain, mac: MacAddress, port: u16, pinned: bool, most: u32, now: Millis) -> Learned {
+        if let Some(at) = self.by_address.get(&(domain, mac)).copied() {
             let Some(station) = self.slab.get(at).copied() else { return Learned::Full };
             let is_old = self.is_old(&station, now);
             if station.port == port || (station.pinned && !pinned) {
@@ -100,7 +109,7 @@ impl Stations {
             self.leave(station.port);
             *self.per_port.entry(port).or_default() += 1;
             let at = self.slab.renew(at);
-            self.by_address.insert((vlan, mac), at);
+            self.by_address.insert((domain, mac), at);
             self.slab.get_mut(at).into_iter().for_each(|station| {
                 (station.port, station.seen, station.pinned) = (port, now, pinned);
             });
@@ -109,8 +118,8 @@ impl Stations {
         if self.count(port) >= most {
             return Learned::Full;
         }
-        let Some(at) = self.slab.insert(Station { vlan, mac, port, pinned, seen: now }) else { return Learned::Full };
-        self.by_address.insert((vlan, mac), at);
+        let Some(at) = self.slab.insert(Station { domain, mac, port, pinned, seen: now }) else { return Learned::Full };
+        self.by_address.insert((domain, mac), at);
         *self.per_port.entry(port).or_default() += 1;
         self.news += 1;
         Learned::Here(at)
@@ -133,7 +142,7 @@ impl Stations {
         let is_old = |station: &Station| !station.pinned && now.saturating_sub(station.seen) > max_age;
         self.slab.sweep(count, is_old, |station| removed.push(station));
         for station in removed {
-            self.by_address.remove(&(station.vlan, station.mac));
+            self.by_address.remove(&(station.domain, station.mac));
             self.leave(station.port);
         }
     }
@@ -143,7 +152,7 @@ impl Stations {
         let theirs: Vec<Ref> = self.slab.refs().filter(|(_, station)| station.port == port).map(|(at, _)| at).collect();
         for at in theirs {
             if let Some(station) = self.slab.remove(at) {
-                self.by_address.remove(&(station.vlan, station.mac));
+                self.by_address.remove(&(station.domain, station.mac));
             }
         }
         self.per_port.remove(&port);

@@ -29,6 +29,10 @@ type Command = Box<dyn FnOnce(&mut Worker) + Send>;
 /// How often tables are looked through for what is over.
 const TICK: Duration = Duration::from_millis(100);
 
+/// What the clock shows when the worker begins, in milliseconds: more than a connection may be idle (2^32 seconds), so that one that comes
+/// from another switch has an idle time here.
+const CLOCK_BEGIN: u64 = 1 << 43;
+
 /// Passes with work before commands and the kernel's descriptors have their turn.
 const PASSES: u32 = 16;
 
@@ -128,9 +132,9 @@ impl Worker {
         Ok((handle, thread))
     }
 
-    /// Milliseconds since the worker began.
+    /// Milliseconds on the worker's own clock.
     pub fn now(&self) -> u64 {
-        self.begun.elapsed().as_millis() as u64
+        CLOCK_BEGIN + self.begun.elapsed().as_millis() as u64
     }
 
     /// Puts a device behind a port. Of a VM, the kicks are listened to with `listen`.
