@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use store::Transaction;
-use switch::control::{Backend, Client, ClientError, PortConfig, Request, Status};
+use switch::control::{Backend, Client, ClientError, DEFAULT_SWITCH, PortConfig, Request, Status, SwitchStatus};
 use uuid::Uuid;
 
 use super::process::{CGROUP, Files};
-use super::{host_side, no_switch, port_name, port_of_switch, socket_directory, wanted};
+use super::wanted::{self, Config};
+use super::{host_side, no_switch, port_name, port_of_switch, socket_directory};
 use crate::records::{Cause, EventKind, EventRecord, NetRecord, Power, SwitchRecord, VmRecord};
 use crate::state::{Records, State, StateError};
 use crate::vm::ending::last_line;
@@ -119,6 +120,10 @@ impl Network {
         self.0.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn told(&self) -> MutexGuard<'_, Option<(Instant, Arc<Status>)>> {
+        self.0.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Keeps the switches as the store says, from now on.
     pub fn keep(&self, state: State, surroundings: Arc<Surroundings>) {
         let keeper = Keeper {
@@ -208,7 +213,7 @@ impl Network {
     /// What the switch tells of its ports, a second old at most; nothing if it does not run. Blocks.
     pub fn status(&self) -> Option<Arc<Status>> {
         self.pid()?;
-        let mut told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told();
         if let Some((_, status)) = told.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
             return Some(status.clone());
         }
@@ -258,7 +263,7 @@ struct Keeper {
 #[derive(PartialEq)]
 struct Wanted {
     switches: Vec<SwitchRecord>,
-    ports: BTreeMap<String, PortConfig>,
+    config: Config,
 }
 
 impl Keeper {
@@ -330,14 +335,16 @@ impl Keeper {
             self.admit(*vm, &run_directory)?;
         }
         let vms: Vec<(Uuid, Vec<NetRecord>)> = vms.into_iter().collect();
-        let ports = wanted::ports(&switches, &vms, &run_directory);
-        let wanted = Wanted { switches, ports };
+        let config = Config::wanted(&switches, &vms, &run_directory);
+        let wanted = Wanted { switches, config };
         if self.applied.as_ref() == Some(&wanted) {
             return Ok(());
         }
         self.applied = None;
         self.connect()?;
-        let mut refused = self.apply(&wanted.ports).map_err(|error| self.lost(&error))?;
+        let mut refused = self.apply(&wanted.config).map_err(|error| self.lost(&error))?;
+        // What was told before is not so any more.
+        *self.network.told() = None;
         set_up(&wanted.switches, &mut refused);
         outcome.failed.append(&mut refused);
         for directory in self.network.0.files.port_directories() {
@@ -362,20 +369,20 @@ impl Keeper {
 
     /// Asks for what is not as it is wanted; gives what is refused, by ports. Ports are in each other's way at times: what is refused is asked
     /// for again while there is progress.
-    fn apply(&mut self, ports: &BTreeMap<String, PortConfig>) -> Result<BTreeMap<String, Cause>, ClientError> {
+    fn apply(&mut self, wanted: &Config) -> Result<BTreeMap<String, Cause>, ClientError> {
         let client = self.switch.as_mut().and_then(|running| running.client.as_mut()).ok_or(ClientError::Gone)?;
         let mut gone = Vec::new();
         let refused = loop {
-            let now: Vec<PortConfig> = client.call(&Request::Config)?;
-            gone.extend(taps(&now).filter(|tap| !taps(ports.values()).any(|other| other == *tap)).map(String::from));
+            let now = ask_for_config(client)?;
+            gone.extend(taps(&now).filter(|tap| !taps(wanted).any(|other| other == *tap)).map(String::from));
             let (mut refused, mut progress) = (BTreeMap::new(), false);
-            for request in wanted::plan(&now, ports) {
+            for request in now.plan(wanted) {
                 match client.call::<Value>(&request) {
                     Ok(_) => progress = true,
                     Err(ClientError::Refused(failure)) => {
                         let way_out = "do what it says; it is asked again every few seconds";
                         let cause = Cause::new("port", format!("the virtual switch refuses: {failure}"), way_out);
-                        refused.insert(wanted::subject(&request).unwrap_or_default().to_owned(), cause);
+                        refused.insert(wanted::subject(&request).to_owned(), cause);
                     }
                     Err(error) => return Err(error),
                 }
@@ -468,12 +475,12 @@ impl Keeper {
         self.applied = None;
         let client = client.map_or_else(|| Client::connect(&self.network.0.files.control()), Ok);
         // One that does not answer is ended all the same.
-        let ports = client.and_then(|mut client| client.call::<Vec<PortConfig>>(&Request::Config)).unwrap_or_default();
+        let config = client.and_then(|mut client| ask_for_config(&mut client)).unwrap_or_default();
         let wrong = |error: io::Error| failed(format!("the virtual switch that nobody needs stays: {error}"));
         process::kill(&process.pidfd).map_err(wrong)?;
         process::wait(&process.pidfd);
         reap(process);
-        remove_interfaces(&taps(&ports).map(String::from).collect::<Vec<_>>());
+        remove_interfaces(&taps(&config).map(String::from).collect::<Vec<_>>());
         self.network.0.cgroups.remove(CGROUP).map_err(wrong)?;
         self.network.0.files.remove().map_err(wrong)
     }
@@ -487,9 +494,20 @@ fn reap(process: Process) {
     }
 }
 
+/// What the switch has.
+fn ask_for_config(client: &mut Client) -> Result<Config, ClientError> {
+    let switches: Vec<SwitchStatus> = client.call(&Request::Switches)?;
+    let ports: Vec<PortConfig> = client.call(&Request::Config)?;
+    let added = switches.into_iter().filter(|switch| switch.name != DEFAULT_SWITCH);
+    Ok(Config {
+        switches: added.map(|switch| (switch.name, switch.kind)).collect(),
+        ports: ports.into_iter().map(|port| (port.name.clone(), port)).collect(),
+    })
+}
+
 /// The host's interfaces that are behind ports.
-fn taps<'a>(ports: impl IntoIterator<Item = &'a PortConfig>) -> impl Iterator<Item = &'a str> {
-    ports.into_iter().filter_map(|port| match &port.backend {
+fn taps(config: &Config) -> impl Iterator<Item = &str> {
+    config.ports.values().filter_map(|port| match &port.backend {
         Backend::Tap(name) => Some(name.as_str()),
         _ => None,
     })

@@ -6,14 +6,6 @@ use switch::policy::PortPolicy;
 use crate::records::Cause;
 use crate::vm::resources::merge;
 
-/// The longest policy, in bytes of JSON: the switch is told it in one packet.
-const MAX_BYTES: usize = packet_bytes();
-
-const fn packet_bytes() -> usize {
-    // Beside it, there is a name and a socket.
-    switch::control::MAX_PACKET - 4096
-}
-
 fn bad(message: impl Into<String>) -> Cause {
     Cause::new("bad-policy", message, "see docs/src/switch.md, or /api/v1/openapi.json, for what a policy says")
 }
@@ -23,11 +15,6 @@ pub fn record(wanted: &api::PortPolicy) -> Result<PortPolicy, Cause> {
     let value = serde_json::to_value(wanted).map_err(|error| bad(error.to_string()))?;
     let policy: PortPolicy = serde_json::from_value(value).map_err(|error| bad(format!("that is no policy: {error}")))?;
     policy.check().map_err(|error| bad(error.to_string()))?;
-    let bytes = serde_json::to_vec(&policy).map_or(usize::MAX, |json| json.len());
-    if bytes > MAX_BYTES {
-        let message = format!("a policy of {bytes} bytes, and {MAX_BYTES} is the most");
-        return Err(Cause::new("bad-policy", message, "put rules together: prefixes and ranges of ports"));
-    }
     Ok(policy)
 }
 
@@ -110,7 +97,7 @@ mod tests {
         assert!(refused(json!({"mac": "52:54:00:00:00:01"})).contains("mac"));
         let rule = |weight: u32| json!({"effect": "deny", "direction": "inbound", "weight": weight});
         assert!(refused(json!({"extended-acl": [rule(1), rule(1)]})).contains("weight 1"));
-        let many: Vec<Value> = (0..4000).map(rule).collect();
-        assert!(refused(json!({ "extended-acl": many })).contains("bytes"));
+        let many: Vec<Value> = (0..65_537).map(rule).collect();
+        assert!(refused(json!({ "extended-acl": many })).contains("at most 65536"));
     }
 }

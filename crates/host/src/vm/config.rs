@@ -438,7 +438,7 @@ mod tests {
         wanted.disks = serde_json::from_str(r#"[{"file":"local:root.raw"}]"#).unwrap();
         wanted.nets = serde_json::from_str(r#"[{"tap":"tap0"},{"tap":"tap1"}]"#).unwrap();
         let vm = record(&wanted, &volumes, &[]).unwrap().vm;
-        let config = monitor(&vm, &volumes).unwrap();
+        let config = monitor(&vm, &volumes, Path::new("/")).unwrap();
         assert_eq!((config.cpus.count, config.memory.size, config.boot.command_line.as_str()), (1, 64 << 20, "console=ttyS0"));
         assert_eq!((config.disks[0].id.as_str(), config.nets[1].id.as_str()), ("disk0", "net1"));
         assert_ne!(config.nets[0].mac, config.nets[1].mac);

@@ -97,7 +97,8 @@ fn told(host: &Host, vm: &VmRecord) -> api::Vm {
     }
 }
 
-fn etag(vm: &Stored<VmRecord>) -> String {
+/// The `ETag` of a VM.
+pub fn etag(vm: &Stored<VmRecord>) -> String {
     format!("\"{}\"", vm.revision)
 }
 

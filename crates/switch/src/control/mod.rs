@@ -8,8 +8,6 @@ mod client;
 mod protocol;
 mod server;
 
-pub use packet::MAX_PACKET;
-
 pub use client::{Client, ClientError};
 pub use protocol::{
     Backend, DEFAULT_SWITCH, Failure, PortConfig, PortStatus, Reply, Request, StationStatus, Status, SwitchConfig, SwitchKind,

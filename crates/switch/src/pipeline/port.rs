@@ -29,7 +29,7 @@ pub(super) struct Port {
 impl PortPolicy {
     /// Whether a port could have it, other ports' policies left aside.
     pub fn check(&self) -> Result<(), PolicyError> {
-        Port::new(self.clone()).map(drop)
+        Port::new(0, self.clone()).map(drop)
     }
 }
 
