@@ -26,7 +26,7 @@ demo: deps build ## start a virtual host with a VM in it, and show what it does
 
 ## Build
 
-.PHONY: deps deps-test deps-lint deps-api
+.PHONY: deps deps-test deps-lint deps-api deps-switch
 deps: ## install what building and the lab need (Debian 12 and 13, Ubuntu 24.04)
 	@scripts/install-deps
 
@@ -38,6 +38,9 @@ deps-lint: ## the same, and what `make lint` needs
 
 deps-api: ## the same, and what `make test-api` needs
 	@scripts/install-deps api
+
+deps-switch: ## the same, and what `make bench-switch` needs
+	@scripts/install-deps switch
 
 .PHONY: build
 build: ## build everything
@@ -98,8 +101,8 @@ fmt: ## format the code
 
 ## Measure
 
-.PHONY: bench bench-boot bench-block bench-disk bench-host
-bench: bench-boot bench-block bench-disk bench-host ## all measurements; the numbers go into SPECIFICATION.md
+.PHONY: bench bench-boot bench-block bench-disk bench-host bench-switch
+bench: bench-boot bench-block bench-disk bench-host bench-switch ## all measurements; the numbers go into SPECIFICATION.md
 
 bench-boot: deps build ## time to a guest's init and own memory, beside QEMU's
 	@scripts/bench boot
@@ -112,6 +115,9 @@ bench-disk: deps build ## what a VHDX image costs beside a raw file and beside Q
 
 bench-host: deps-test build ## a hundred VMs on one host, and how exact shares, caps and limits are
 	cargo nextest run $(CARGO_FLAGS) --run-ignored only --no-capture -E 'binary(scenario_hundred) | binary(scenario_limits)'
+
+bench-switch: deps-switch build ## the virtual switch beside Open vSwitch with DPDK, and beside a Linux bridge; needs root and two quiet cores
+	@scripts/bench switch
 
 ## Document
 

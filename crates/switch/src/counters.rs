@@ -60,6 +60,8 @@ reasons! {
     Connections => "too-many-connections",
     /// Above the storm limit.
     Storm => "storm-limit",
+    /// Above the receiver's bandwidth.
+    Bandwidth => "bandwidth",
     /// Its receiver is where it comes from.
     SamePort => "same-port",
     /// The receiver had no buffer for it.

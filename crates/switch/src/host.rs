@@ -266,14 +266,14 @@ impl Host {
 
     fn status(&self) -> Result<Status, HostError> {
         let numbers: Vec<PortNumber> = self.ports.values().map(|entry| entry.number).collect();
-        let (counts, stations, connections, decisions) = self.worker.call(move |worker| {
+        let (counts, stations, connections, decisions, work) = self.worker.call(move |worker| {
             let switch = &worker.switch;
             let count = |number: &PortNumber| {
                 let meters = switch.meters(*number)?.collect();
                 Ok::<_, PortError>((switch.counters(*number)?.report(), meters))
             };
             let counts = numbers.iter().map(count).collect::<Result<Vec<_>, _>>();
-            (counts, switch.stations().count(), switch.connections(), switch.decisions())
+            (counts, switch.stations().count(), switch.connections(), switch.decisions(), worker.work())
         })?;
         let ports = self.ports.values().zip(counts?).map(|(entry, (counters, meters))| PortStatus {
             name: entry.config.name.clone(),
@@ -283,7 +283,7 @@ impl Host {
             counters,
             meters,
         });
-        Ok(Status { pid: std::process::id(), stations, connections, decisions, ports: ports.collect() })
+        Ok(Status { pid: std::process::id(), stations, connections, decisions, work, ports: ports.collect() })
     }
 
     fn stations(&self) -> Result<Vec<StationStatus>, HostError> {

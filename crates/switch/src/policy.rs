@@ -40,6 +40,53 @@ pub enum Mirroring {
     Destination,
 }
 
+/// How much a port may send and get. Rates are bits in a second, of frames as they are at the port, without preamble and checksum;
+/// [`Bandwidth::LEAST`] to [`Bandwidth::MOST`], or 0 for none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Bandwidth {
+    /// It sends at most so much; the rest waits in the VM.
+    pub max_out_bps: u64,
+    /// It gets at most so much; the rest is dropped.
+    pub max_in_bps: u64,
+    /// Bytes that may go at once beyond these rates; 0 for 20 ms of the rate, at least 128 KiB.
+    pub burst_bytes: u32,
+    /// So much of a shared wire is there for it whenever it wants it.
+    pub min_out_bps: u64,
+    /// Its part of what is left of a shared wire, beside the others': 1 to 100.
+    pub weight: u8,
+    /// What the wire behind it carries. Who sends to it shares that by promises and weights, and waits for it.
+    pub capacity_bps: u64,
+}
+
+impl Bandwidth {
+    /// The lowest rate.
+    pub const LEAST: u64 = 8_000;
+    /// The highest rate.
+    pub const MOST: u64 = 10_000_000_000_000;
+
+    /// Refuses what makes no sense.
+    pub fn check(&self) -> Result<(), PolicyError> {
+        let rates = [self.max_out_bps, self.max_in_bps, self.min_out_bps, self.capacity_bps];
+        if let Some(rate) = rates.into_iter().find(|rate| *rate != 0 && !(Bandwidth::LEAST..=Bandwidth::MOST).contains(rate)) {
+            return Err(PolicyError::Rate(rate));
+        }
+        if !(1..=100).contains(&self.weight) {
+            return Err(PolicyError::Weight(self.weight));
+        }
+        if self.max_out_bps != 0 && self.min_out_bps > self.max_out_bps {
+            return Err(PolicyError::Promise { promised: self.min_out_bps, most: self.max_out_bps });
+        }
+        Ok(())
+    }
+}
+
+impl Default for Bandwidth {
+    fn default() -> Bandwidth {
+        Bandwidth { max_out_bps: 0, max_in_bps: 0, burst_bytes: 0, min_out_bps: 0, weight: 1, capacity_bps: 0 }
+    }
+}
+
 /// A port's policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -56,6 +103,8 @@ pub struct PortPolicy {
     pub vlan: VlanMode,
     /// Broadcasts, multicasts and frames to unknown stations that it may send in a second; zero is no limit.
     pub storm_limit: u32,
+    /// How much it may send and get.
+    pub bandwidth: Bandwidth,
     /// Its part in mirroring.
     pub mirroring: Mirroring,
     /// Stations that are learned behind it at most.
@@ -77,6 +126,7 @@ impl Default for PortPolicy {
             router: Permission::Allow,
             vlan: VlanMode::Untagged,
             storm_limit: 0,
+            bandwidth: Bandwidth::default(),
             mirroring: Mirroring::None,
             max_stations: DEFAULT_STATIONS,
             max_connections: DEFAULT_CONNECTIONS,
@@ -112,6 +162,20 @@ pub enum PolicyError {
     /// An address that no station has.
     #[error("{0} is no station's address: a group's, or all zeros")]
     Mac(MacAddress),
+    /// A rate out of range.
+    #[error("a rate of {0} bits in a second: it is {least} to {most}, or 0 for none", least = Bandwidth::LEAST, most = Bandwidth::MOST)]
+    Rate(u64),
+    /// A weight out of range.
+    #[error("a bandwidth weight of {0}: it is 1 to 100")]
+    Weight(u8),
+    /// More promised than allowed.
+    #[error("{promised} bits in a second are promised to a port that may send {most}")]
+    Promise {
+        /// The promise.
+        promised: u64,
+        /// The limit.
+        most: u64,
+    },
     /// More rules or VLANs than make sense.
     #[error("{count} {what}: a port has at most {most}")]
     TooMany {

@@ -11,7 +11,7 @@ mod server;
 pub use client::{Client, ClientError};
 pub use protocol::{
     Backend, DEFAULT_SWITCH, Failure, PortConfig, PortStatus, Reply, Request, StationStatus, Status, SwitchConfig, SwitchKind,
-    SwitchStatus,
+    SwitchStatus, Work,
 };
 pub use server::serve;
 

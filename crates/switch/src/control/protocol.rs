@@ -185,8 +185,22 @@ pub struct Status {
     pub connections: usize,
     /// Flows that were decided since the switch started.
     pub decisions: u64,
+    /// What its thread did.
+    pub work: Work,
     /// The ports, by name.
     pub ports: Vec<PortStatus>,
+}
+
+/// What the thread that moves frames did since the switch started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Work {
+    /// Frames that it took from ports.
+    pub packets: u64,
+    /// Cycles of the time stamp counter in passes that found some.
+    pub busy_cycles: u64,
+    /// Cycles in all.
+    pub cycles: u64,
 }
 
 /// What a port does.

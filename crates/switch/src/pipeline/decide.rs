@@ -30,7 +30,14 @@ impl Switch {
         };
         let is_denial = |action: &Action| matches!(action, Action::Drop { reason: DropReason::ExtendedAcl, .. });
         let opened = self.list.iter().any(is_denial).then_some(self.connections.opened);
-        Basis { sender, receiver, opened }
+        let is_wire = |port: &PortNumber| self.ports[usize::from(*port)].as_ref().is_some_and(Port::is_wire);
+        let receivers = self.list.iter().filter_map(|action| match action {
+            Action::Deliver { port, .. } => Some(*port),
+            _ => None,
+        });
+        // What goes to many must not wait for one of them.
+        let wire = if matches!(receiver, Receiver::Known(_)) { receivers.into_iter().find(is_wire) } else { None };
+        Basis { sender, receiver, opened, wire }
     }
 
     /// The sender's side: what its policy says, and where it is. Returns the sender, if it was learned, its switch, and the frame's VLAN.

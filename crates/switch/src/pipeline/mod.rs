@@ -15,6 +15,9 @@
 //! The core does no I/O and knows no time but what it is told. One thread owns it: there is nothing to lock.
 
 mod action;
+mod bandwidth;
+#[cfg(test)]
+mod bandwidth_tests;
 mod decide;
 mod port;
 #[cfg(test)]
@@ -73,6 +76,17 @@ pub trait Sink {
     fn deliver(&mut self, port: PortNumber, edit: TagEdit, hash: u64) -> Result<(), DropReason>;
 }
 
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It went where it went.
+    Yes,
+    /// As well; but its port is to wait before it sends more: it has used up its bandwidth.
+    Last,
+    /// Nothing was done: the wire that it wants is busy. It may be brought again later.
+    Held,
+}
+
 /// The core: the ports of all switches, and what is known of them.
 #[derive(Debug)]
 pub struct Switch {
@@ -84,6 +98,10 @@ pub struct Switch {
     flows: Flows,
     generation: u64,
     decisions: u64,
+    /// Whether any port has limits.
+    limited: bool,
+    /// Nanoseconds that were not yet given to them.
+    elapsed: u64,
     /// The list that is being made.
     list: Vec<Action>,
 }
@@ -105,6 +123,8 @@ impl Switch {
             flows: Flows::new(limits.flows),
             generation: 0,
             decisions: 0,
+            limited: false,
+            elapsed: 0,
             list: Vec::new(),
         }
     }
@@ -134,9 +154,11 @@ impl Switch {
     pub fn set_policy(&mut self, number: PortNumber, policy: PortPolicy) -> Result<(), PortError> {
         let old = self.port(number)?;
         let mut port = Port::new(old.switch, policy)?;
-        port.keep_counters(old);
         let moved = old.policy.vlan != port.policy.vlan || old.policy.mac != port.policy.mac;
         let domains = self.domains_with(usize::from(number), Some(&port))?;
+        if let Some(old) = &mut self.ports[usize::from(number)] {
+            port.keep_counters(old);
+        }
         self.connections.retain(number, |key, opened| port.remembers(key, opened).is_some());
         if moved {
             self.stations.forget_port(number);
@@ -169,6 +191,11 @@ impl Switch {
     fn changed(&mut self, domains: Domains) {
         self.domains = domains;
         self.generation += 1;
+        self.limited = self.ports.iter().flatten().any(|port| port.limits.is_some());
+        let policies: Vec<_> = self.ports.iter().map(|port| port.as_ref().map(|port| port.policy.bandwidth)).collect();
+        for limits in self.ports.iter_mut().flatten().filter_map(|port| port.limits.as_mut()) {
+            limits.share(policies.iter().map(Option::as_ref));
+        }
     }
 
     /// A port's policy.
@@ -214,15 +241,35 @@ impl Switch {
         self.connections.sweep(SWEEP, now);
     }
 
+    /// Tells how much time passed since it was last told: bandwidth comes with time.
+    pub fn elapse(&mut self, nanos: u64) {
+        if !self.limited {
+            return;
+        }
+        self.elapsed += nanos;
+        if self.elapsed >= bandwidth::STEP {
+            let nanos = std::mem::take(&mut self.elapsed);
+            self.ports.iter_mut().flatten().filter_map(|port| port.limits.as_mut()).for_each(|limits| limits.refill(nanos));
+        }
+    }
+
+    /// Whether a port has bandwidth left to send.
+    pub fn may_send(&self, number: PortNumber) -> bool {
+        let port = self.ports.get(usize::from(number)).and_then(Option::as_ref);
+        port.is_none_or(Port::may_send)
+    }
+
     /// Takes a frame of `length` bytes from a port; `head` is its first [`crate::frame::HEADER_BYTES`] bytes, which nobody else can
     /// change.
-    pub fn receive(&mut self, number: PortNumber, head: &[u8], length: usize, now: Millis, sink: &mut impl Sink) {
-        let Some(port) = self.ports.get_mut(usize::from(number)).and_then(Option::as_mut) else { return };
-        port.counters.rx_packets += 1;
-        port.counters.rx_bytes += length as u64;
+    pub fn receive(&mut self, number: PortNumber, head: &[u8], length: usize, now: Millis, sink: &mut impl Sink) -> Taken {
+        let Some(port) = self.ports.get_mut(usize::from(number)).and_then(Option::as_mut) else { return Taken::Yes };
         let frame = match Frame::parse(head, length) {
             Ok(frame) => frame,
-            Err(error) => return port.counters.drop(error.into()),
+            Err(error) => {
+                let taken = port.sent(length as u64);
+                port.counters.drop(error.into());
+                return taken;
+            }
         };
         let key = FlowKey::new(number, &frame);
         let hash = self.flows.hash(&key);
@@ -235,7 +282,17 @@ impl Switch {
                 self.flows.insert(hash, flow)
             }
         };
-        self.execute(number, place, length as u64, hash, now, sink);
+        if self.limited && self.holds(number, place) {
+            return Taken::Held;
+        }
+        self.execute(number, place, length as u64, hash, now, sink)
+    }
+
+    /// Whether a flow's receiver is behind a wire that has nothing left for this port.
+    fn holds(&mut self, number: PortNumber, place: usize) -> bool {
+        let Some(wire) = self.flows.at(place).and_then(|flow| flow.basis.wire) else { return false };
+        let limits = self.ports[usize::from(wire)].as_mut().and_then(|port| port.limits.as_mut());
+        limits.is_some_and(|limits| !limits.may_pass(number))
     }
 
     /// Whether a flow's list is still what the slow path would decide. Keeps its sender.
@@ -260,17 +317,20 @@ impl Switch {
             })
     }
 
-    fn execute(&mut self, number: PortNumber, place: usize, bytes: u64, hash: u64, now: Millis, sink: &mut impl Sink) {
+    fn execute(&mut self, number: PortNumber, place: usize, bytes: u64, hash: u64, now: Millis, sink: &mut impl Sink) -> Taken {
         let Switch { flows, ports, connections, .. } = self;
-        let Some(flow) = flows.at(place) else { return };
+        let Some(flow) = flows.at(place) else { return Taken::Yes };
+        let Some(port) = ports[usize::from(number)].as_mut() else { return Taken::Yes };
+        let taken = port.sent(bytes);
         flow.used = now;
         for action in &flow.actions {
             match *action {
                 Action::Track(connection) => connections.touch(connection, now),
                 Action::Limit => {
-                    let Some(port) = ports[usize::from(number)].as_mut() else { return };
+                    let Some(port) = ports[usize::from(number)].as_mut() else { return taken };
                     if !port.storm.take(now) {
-                        return port.counters.drop(DropReason::Storm);
+                        port.counters.drop(DropReason::Storm);
+                        return taken;
                     }
                 }
                 Action::Meter { port, rule } => {
@@ -280,6 +340,13 @@ impl Switch {
                 }
                 Action::Deliver { port: receiver, edit } => {
                     let Some(port) = ports[usize::from(receiver)].as_mut() else { continue };
+                    if let Some(limits) = &mut port.limits {
+                        if !limits.may_pass(number) {
+                            port.counters.drop(DropReason::Bandwidth);
+                            continue;
+                        }
+                        limits.passed(number, bytes);
+                    }
                     match sink.deliver(receiver, edit, hash) {
                         Ok(()) => {
                             port.counters.tx_packets += 1;
@@ -295,5 +362,6 @@ impl Switch {
                 }
             }
         }
+        taken
     }
 }

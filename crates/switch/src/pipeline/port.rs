@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::Taken;
+use super::bandwidth::{Limits, Tokens};
 use crate::acl::{Address, ConnectionKey, Direction, ExtendedAcl, PacketSubject, PrefixAcl, PrefixRule, Subject, Verdict};
 use crate::counters::Counters;
 use crate::frame::{Fragment, ICMP, ICMPV6, Ip, TCP, Transport, UDP};
@@ -24,6 +26,7 @@ pub(super) struct Port {
     pub counters: Counters,
     pub meters: BTreeMap<u32, u64>,
     pub storm: Bucket,
+    pub limits: Option<Box<Limits>>,
 }
 
 impl PortPolicy {
@@ -43,6 +46,7 @@ impl Port {
         if let Some(mac) = policy.mac.into_iter().chain(addresses).find(|mac| !mac.is_station()) {
             return Err(PolicyError::Mac(mac));
         }
+        policy.bandwidth.check()?;
         Ok(Port {
             switch,
             acl: PrefixAcl::new(&policy.acl)?,
@@ -50,15 +54,40 @@ impl Port {
             counters: Counters::default(),
             meters: BTreeMap::new(),
             storm: Bucket::new(policy.storm_limit),
+            limits: Limits::new(&policy.bandwidth),
             policy,
         })
     }
 
-    pub fn keep_counters(&mut self, old: &Port) {
+    pub fn keep_counters(&mut self, old: &mut Port) {
         self.counters = old.counters.clone();
+        // A new policy is no new burst.
+        if self.policy.bandwidth == old.policy.bandwidth {
+            self.limits = old.limits.take();
+        }
         if self.policy.acl == old.policy.acl {
             self.meters = old.meters.clone();
         }
+    }
+
+    /// Counts a frame that it sent; says whether it may go on.
+    pub fn sent(&mut self, bytes: u64) -> Taken {
+        self.counters.rx_packets += 1;
+        self.counters.rx_bytes += bytes;
+        if let Some(out) = self.limits.as_mut().and_then(|limits| limits.out.as_mut()) {
+            out.take(bytes);
+        }
+        if self.may_send() { Taken::Yes } else { Taken::Last }
+    }
+
+    /// Whether it has bandwidth left to send.
+    pub fn may_send(&self) -> bool {
+        self.limits.as_ref().and_then(|limits| limits.out.as_ref()).is_none_or(Tokens::has)
+    }
+
+    /// Whether senders share a wire behind it.
+    pub fn is_wire(&self) -> bool {
+        self.limits.as_ref().is_some_and(|limits| limits.is_wire())
     }
 
     /// The only station behind the port, if the policy says so.

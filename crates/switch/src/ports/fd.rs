@@ -53,6 +53,8 @@ pub struct FdPort {
     iovecs: Vec<libc::iovec>,
     /// Whether there may be something to read.
     pub ready: bool,
+    /// Whether it waits for bandwidth.
+    pub held: bool,
 }
 
 // SAFETY: the iovecs are only filled and used within one call.
@@ -79,7 +81,7 @@ fn request(name: &str) -> Result<libc::ifreq, FdPortError> {
 
 impl FdPort {
     fn new(file: File, kind: Kind) -> FdPort {
-        FdPort { file, kind, buffer: vec![0; BUFFER].into(), spill: [0; 4], iovecs: Vec::new(), ready: true }
+        FdPort { file, kind, buffer: vec![0; BUFFER].into(), spill: [0; 4], iovecs: Vec::new(), ready: true, held: false }
     }
 
     /// Opens a TAP; makes it if there is none. It stays when the switch ends, with the addresses that the host gave it.

@@ -124,7 +124,7 @@ impl Session {
         // A receiving ring has nothing to tell; a sending one is asked before the worker sleeps.
         ring.want_kicks(false);
         vring.running = true;
-        let queue = Queue { ring, mode: vring.mode, failed: None };
+        let queue = Queue { ring, mode: vring.mode, failed: None, held: false };
         let kick = raw(vring.kick.as_ref());
         let (port, is_sender) = (self.port, index % 2 == 1);
         let placed = self.worker.call(move |worker| {

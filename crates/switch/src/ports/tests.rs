@@ -17,7 +17,7 @@ use super::vnet::{SHORT, Vnet};
 use crate::frame::build::{ethernet, mac};
 use crate::mac::MacAddress;
 use crate::pipeline::{Limits, Switch};
-use crate::policy::PortPolicy;
+use crate::policy::{Bandwidth, PortPolicy};
 use crate::ring::testing::{Driver, GUEST, SIZE, USER, memory_file};
 use crate::vlan::{Vlan, VlanMode};
 use crate::worker::{Device, Handle, Worker};
@@ -276,6 +276,42 @@ fn a_port_that_stops_reading_harms_nobody() {
     sender.drain(5);
     assert_eq!(deaf.receive.take_frames().len(), 1);
     assert_eq!(host.drops(1), [("no-buffer".to_string(), 4)]);
+}
+
+#[test]
+fn a_sender_that_waits_for_bandwidth_loses_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let limited = |bandwidth| PortPolicy { bandwidth, ..PortPolicy::default() };
+    let out = Bandwidth { max_out_bps: 40_000_000, burst_bytes: 2000, ..Bandwidth::default() };
+    let wire = Bandwidth { capacity_bps: 200_000_000, ..Bandwidth::default() };
+    let host = Host::start(directory.path(), &[limited(out), limited(Bandwidth::default()), limited(wire)]);
+    let mut vms = [0, 1, 2].map(|_| Vm::new(0));
+    for (port, vm) in (0u16..).zip(&mut vms) {
+        vm.connect(&socket(directory.path(), port));
+        (0..200).for_each(|_| vm.receive.offer_room(2048));
+    }
+    let [limited, free, wire] = &mut vms;
+    wire.send([0; 12], &ethernet(mac(3), MacAddress::BROADCAST).other(0x0806));
+    assert_eq!(free.receive().len(), 1);
+    let frame = |from: u8, number: u8| {
+        let mut frame = ethernet(mac(from), mac(3)).other(0x88b5);
+        frame.resize(1500, number);
+        frame
+    };
+    // 60 KiB that a limited port sends, and more than the wire takes at once from the other.
+    let count = 40;
+    for number in 0..count {
+        limited.send([0; 12], &frame(1, number));
+        (0..3).for_each(|_| free.send([0; 12], &frame(2, number)));
+    }
+    let mut got = Vec::new();
+    while got.len() < 4 * usize::from(count) {
+        got.extend(wire.receive().into_iter().map(|(_, frame)| frame));
+    }
+    let of = |from: u8| got.iter().filter(move |frame| frame[6..12] == mac(from).0).map(|frame| *frame.last().unwrap());
+    assert!(of(1).eq(0..count), "in order");
+    assert!(of(2).eq((0..count).flat_map(|number| [number; 3])));
+    assert!((0..3).all(|port| host.drops(port).is_empty()));
 }
 
 #[test]

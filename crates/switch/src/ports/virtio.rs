@@ -43,6 +43,8 @@ pub struct Queue {
     pub mode: Mode,
     /// Why it stands still.
     pub failed: Option<RingError>,
+    /// Whether what it has waits for bandwidth.
+    pub held: bool,
 }
 
 /// The rings of a VM: even numbers receive (for the VM), odd ones transmit.

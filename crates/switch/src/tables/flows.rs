@@ -78,6 +78,8 @@ pub struct Basis {
     pub receiver: Receiver,
     /// Where a rule denied what a connection would have let through: how many connections had been opened.
     pub opened: Option<u64>,
+    /// The port of its receiver, if that is known to be behind a wire that senders share.
+    pub wire: Option<u16>,
 }
 
 /// A decision.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::control::Work;
 use crate::pipeline::{PortNumber, Switch};
 use crate::ports::fd::FdPort;
 use crate::ports::packet::Packet;
@@ -29,6 +30,8 @@ type Command = Box<dyn FnOnce(&mut Worker) + Send>;
 /// How often tables are looked through for what is over.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How long one sleeps at most while somebody waits for bandwidth: less than any burst lasts.
+const HELD: Duration = Duration::from_millis(1);
 /// What the clock shows when the worker begins, in milliseconds: more than a connection may be idle (2^32 seconds), so that one that comes
 /// from another switch has an idle time here.
 const CLOCK_BEGIN: u64 = 1 << 43;
@@ -58,6 +61,9 @@ pub struct Worker {
     chain: Chain,
     packet: Packet,
     scratch: Scratch,
+    /// Whether somebody waits for bandwidth.
+    holding: bool,
+    work: Work,
     stopped: bool,
 }
 
@@ -107,6 +113,12 @@ impl Token {
     }
 }
 
+/// The time stamp counter.
+fn cycles() -> u64 {
+    // SAFETY: every x86-64 processor has it.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
 impl Worker {
     /// Starts the thread. After work it looks for more for `poll` before it sleeps.
     pub fn start(switch: Switch, poll: Duration) -> io::Result<(Handle, JoinHandle<()>)> {
@@ -126,10 +138,17 @@ impl Worker {
             chain: Chain::default(),
             packet: Packet::default(),
             scratch: Scratch::default(),
+            holding: false,
+            work: Work::default(),
             stopped: false,
         };
         let thread = std::thread::Builder::new().name("worker".into()).spawn(move || worker.run())?;
         Ok((handle, thread))
+    }
+
+    /// What it did until now.
+    pub fn work(&self) -> Work {
+        Work { cycles: cycles() - self.work.cycles, ..self.work }
     }
 
     /// Milliseconds on the worker's own clock.
@@ -184,12 +203,20 @@ impl Worker {
 
     fn run(&mut self) {
         let mut worked = Instant::now();
-        let mut ticked = worked;
+        let (mut ticked, mut last) = (worked, worked);
         let mut passes = 0u32;
+        // Until it is asked for, when it began.
+        self.work.cycles = cycles();
         while !self.stopped {
+            let begun = cycles();
             let time = Instant::now();
+            self.switch.elapse((time - last).as_nanos() as u64);
+            last = time;
             passes = passes.wrapping_add(1);
-            if self.pass() {
+            let packets = self.pass();
+            if packets > 0 {
+                self.work.packets += packets as u64;
+                self.work.busy_cycles += cycles() - begun;
                 worked = time;
                 // System calls are for every so many batches.
                 if !passes.is_multiple_of(PASSES) {
@@ -208,7 +235,14 @@ impl Worker {
                 self.want_kicks(false);
                 continue;
             }
-            if !self.wait(if is_idle { TICK } else { Duration::ZERO }) && !is_idle {
+            let limit = if !is_idle {
+                Duration::ZERO
+            } else if self.holding {
+                HELD
+            } else {
+                TICK
+            };
+            if !self.wait(limit) && !is_idle {
                 std::hint::spin_loop();
             }
             if is_idle {

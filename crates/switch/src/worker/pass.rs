@@ -4,7 +4,7 @@ use super::deliver::Delivery;
 use super::{Device, Worker};
 use crate::counters::DropReason;
 use crate::mac::MacAddress;
-use crate::pipeline::PortNumber;
+use crate::pipeline::{PortNumber, Taken};
 use crate::ports::virtio::{Mode, Queue};
 use crate::ports::vnet::LONG;
 use crate::ring::split::Segment;
@@ -13,38 +13,41 @@ use crate::ring::split::Segment;
 const BATCH: usize = 32;
 
 impl Worker {
-    /// Moves a batch of frames from each port; returns whether there was any.
-    pub(super) fn pass(&mut self) -> bool {
+    /// Moves a batch of frames from each port; returns how many.
+    pub(super) fn pass(&mut self) -> usize {
         let now = self.now();
-        let mut moved = false;
+        self.holding = false;
+        let mut moved = 0;
         for port in 0..self.devices.len() {
             let queues = match &self.devices[port] {
                 None => continue,
                 Some(Device::Virtio(device)) => device.queues.len(),
                 Some(Device::Fd(fd)) => {
                     if fd.ready {
-                        moved |= self.serve_fd(port, now);
+                        moved += self.serve_fd(port, now);
                     }
                     continue;
                 }
             };
             for queue in (1..queues).step_by(2) {
-                moved |= self.serve_queue(port, queue, now);
+                moved += self.serve_queue(port, queue, now);
             }
         }
         moved
     }
 
-    fn serve_queue(&mut self, port: usize, index: usize, now: u64) -> bool {
+    fn serve_queue(&mut self, port: usize, index: usize, now: u64) -> usize {
         let number = port as PortNumber;
         let mut count = 0;
-        while count < BATCH {
+        let mut held = !self.switch.may_send(number);
+        while count < BATCH && !held {
             let Some(Some(Device::Virtio(device))) = self.devices.get_mut(port) else { break };
             let vnet_bytes = device.format.vnet_bytes();
             let Some(Some(queue)) = device.queues.get_mut(index) else { break };
             if queue.failed.is_some() || queue.mode == Mode::Waiting {
                 break;
             }
+            let position = queue.ring.position();
             match queue.ring.pop(&mut self.chain) {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -55,7 +58,6 @@ impl Worker {
                     break;
                 }
             }
-            count += 1;
             if queue.mode == Mode::On {
                 let taken = if self.chain.is_bad {
                     Err(DropReason::Buffer)
@@ -67,45 +69,67 @@ impl Worker {
                     Ok(()) => {
                         let mut delivery =
                             Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
-                        self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
+                        let taken = self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
+                        held = taken != Taken::Yes;
+                        if taken == Taken::Held {
+                            if let Some(queue) = queue_at(&mut self.devices, port, index) {
+                                queue.ring.rewind(position);
+                            }
+                            break;
+                        }
                     }
                     Err(reason) => self.switch.refuse(number, reason),
                 }
             }
+            count += 1;
             if let Some(Some(Device::Virtio(device))) = self.devices.get_mut(port)
                 && let Some(Some(queue)) = device.queues.get_mut(index)
             {
                 queue.ring.complete(self.chain.head, 0);
             }
         }
-        if count > 0 {
-            if let Some(queue) = queue_at(&mut self.devices, port, index) {
+        if let Some(queue) = queue_at(&mut self.devices, port, index) {
+            queue.held = held;
+            if count > 0 {
                 queue.ring.publish();
             }
+        }
+        self.holding |= held;
+        if count > 0 {
             self.publish();
         }
-        count > 0
+        count
     }
 
-    fn serve_fd(&mut self, port: usize, now: u64) -> bool {
+    fn serve_fd(&mut self, port: usize, now: u64) -> usize {
         let number = port as PortNumber;
         let mut count = 0;
-        while count < BATCH {
+        let mut held = !self.switch.may_send(number);
+        while count < BATCH && !held {
             let Some(Some(Device::Fd(fd))) = self.devices.get_mut(port) else { break };
             let Some(taken) = fd.read(&mut self.packet) else { break };
             count += 1;
             match taken {
                 Ok(()) => {
                     let mut delivery = Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
-                    self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
+                    match self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery) {
+                        Taken::Yes => {}
+                        Taken::Last => held = true,
+                        // The kernel does not take it back.
+                        Taken::Held => self.switch.refuse(number, DropReason::Bandwidth),
+                    }
                 }
                 Err(reason) => self.switch.refuse(number, reason),
             }
         }
+        if let Some(Some(Device::Fd(fd))) = self.devices.get_mut(port) {
+            fd.held = held;
+        }
+        self.holding |= held;
         if count > 0 {
             self.publish();
         }
-        count > 0
+        count
     }
 
     /// Tells all where a port's station is now, as if it had sent a reverse ARP request: switches elsewhere learn from it.
@@ -137,10 +161,11 @@ impl Worker {
             match device {
                 Device::Virtio(device) => {
                     for queue in device.queues.iter_mut().skip(1).step_by(2).flatten() {
-                        waiting |= queue.ring.want_kicks(wanted) && queue.failed.is_none() && queue.mode != Mode::Waiting;
+                        let is_served = queue.failed.is_none() && queue.mode != Mode::Waiting && !queue.held;
+                        waiting |= queue.ring.want_kicks(wanted) && is_served;
                     }
                 }
-                Device::Fd(fd) => waiting |= fd.ready,
+                Device::Fd(fd) => waiting |= fd.ready && !fd.held,
             }
         }
         waiting

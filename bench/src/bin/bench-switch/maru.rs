@@ -1,0 +1,131 @@
+//! Our switch, with what a case needs.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use switch::acl::{Direction, Effect, ExtendedRule};
+use switch::control::{Backend, Client, DEFAULT_SWITCH, PortConfig, Request, Status, Work};
+use switch::policy::{Permission, PortPolicy};
+use switch::vlan::{Vlan, VlanMode};
+
+use crate::{Case, testpmd::MACS};
+
+/// Rules that do not match, in the cases that have some.
+pub const RULES: u32 = 100;
+
+/// A switch that runs.
+pub struct Switch {
+    child: Child,
+    client: Client,
+    sockets: Vec<PathBuf>,
+}
+
+impl Switch {
+    /// Starts one with two ports, which polls all the time, on one core.
+    pub fn start(directory: &Path, core: usize, case: Case) -> Result<Switch> {
+        let policies = MACS.map(|mac| policy(case, mac));
+        Switch::with(directory, Some(core), &policies.into_iter().collect::<Result<Vec<_>>>()?)
+    }
+
+    fn with(directory: &Path, core: Option<usize>, policies: &[PortPolicy]) -> Result<Switch> {
+        let control = directory.join("control");
+        let program = std::env::current_exe()?.with_file_name("maru-switch");
+        let mut command = match core {
+            None => Command::new(program),
+            Some(core) => {
+                let mut command = Command::new("taskset");
+                command.args(["-c", &core.to_string()]).arg(program).args(["--poll-us", "60000000"]);
+                command
+            }
+        };
+        let child = command.arg("--control").arg(&control).spawn().context("maru-switch")?;
+        let begun = Instant::now();
+        let client = loop {
+            match Client::connect(&control) {
+                Ok(client) => break client,
+                Err(error) if begun.elapsed() > Duration::from_secs(10) => return Err(error.into()),
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        let mut switch = Switch { child, client, sockets: Vec::new() };
+        for (number, policy) in policies.iter().enumerate() {
+            let socket = directory.join(format!("port{number}"));
+            let backend = Backend::VhostUser { socket: socket.clone(), mode: 0o600, queues: 1 };
+            let port =
+                PortConfig { name: format!("port{number}"), switch: DEFAULT_SWITCH.into(), backend, policy: policy.clone() };
+            switch.client.call::<()>(&Request::AddPort { port })?;
+            switch.sockets.push(socket);
+        }
+        Ok(switch)
+    }
+
+    /// Where the two ports are.
+    pub fn sockets(&self) -> [PathBuf; 2] {
+        [self.sockets[0].clone(), self.sockets[1].clone()]
+    }
+
+    /// What its core has done until now.
+    pub fn work(&mut self) -> Result<Work> {
+        Ok(self.client.call::<Status>(&Request::Status)?.work)
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The policy of a case for the port of a station.
+fn policy(case: Case, mac: &str) -> Result<PortPolicy> {
+    let rule = |effect, direction, weight, remote: Option<Ipv4Addr>| ExtendedRule {
+        effect,
+        direction,
+        weight,
+        local: None,
+        remote: remote.and_then(|remote| format!("{remote}/32").parse().ok()),
+        protocol: None,
+        local_ports: None,
+        remote_ports: None,
+    };
+    let plain = PortPolicy { mac: Some(mac.parse()?), ..PortPolicy::default() };
+    let directions = [Direction::Inbound, Direction::Outbound];
+    Ok(match case {
+        Case::Hit | Case::Long => {
+            let strangers = (0..RULES).map(|number| Ipv4Addr::new(10, 0, (number >> 8) as u8, number as u8));
+            let rules = strangers.zip(1..).map(|(remote, weight)| rule(Effect::Deny, Direction::Inbound, weight, Some(remote)));
+            PortPolicy { extended_acl: rules.collect(), ..plain }
+        }
+        Case::Learn => PortPolicy {
+            mac_spoofing: Permission::Deny,
+            dhcp_server: Permission::Deny,
+            router: Permission::Deny,
+            vlan: VlanMode::Community { primary: Vlan::try_from(100)?, secondary: Vlan::try_from(101)? },
+            ..plain
+        },
+        Case::Stateful => {
+            let rules = directions.map(|direction| rule(Effect::AllowStateful { idle_timeout_s: 60 }, direction, 1, None));
+            PortPolicy { extended_acl: rules.into(), ..plain }
+        }
+    })
+}
+
+/// The part of a core that a switch takes with so many ports and nothing to do.
+pub fn idle(directory: &Path, ports: usize, time: Duration) -> Result<f64> {
+    let switch = Switch::with(directory, None, &vec![PortPolicy::default(); ports])?;
+    let stat = format!("/proc/{}/stat", switch.child.id());
+    let ticks = || -> Result<u64> {
+        let text = std::fs::read_to_string(&stat)?;
+        let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+    };
+    let begun = (Instant::now(), ticks()?);
+    std::thread::sleep(time);
+    // SAFETY: no memory is involved.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
+    Ok((ticks()? - begun.1) as f64 / per_second / begun.0.elapsed().as_secs_f64())
+}
