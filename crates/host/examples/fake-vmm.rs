@@ -101,7 +101,9 @@ fn lock(machine: &Mutex<Machine>) -> MutexGuard<'_, Machine> {
 /// Connects a network card to its switch, if it is on one.
 fn connect(net: &NetConfig) -> Result<Option<UnixStream>, String> {
     let NetBackend::VhostUser(socket) = &net.backend else { return Ok(None) };
-    UnixStream::connect(socket).map(Some).map_err(|error| format!("cannot connect to the switch at {}: {error}", socket.display()))
+    UnixStream::connect(socket)
+        .map(Some)
+        .map_err(|error| format!("cannot connect to the switch at {}: {error}", socket.display()))
 }
 
 fn plug_in(machine: &Arc<Mutex<Machine>>, net: &NetConfig) -> Result<(), String> {

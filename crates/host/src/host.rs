@@ -23,7 +23,8 @@ use uuid::Uuid;
 use crate::autostart;
 use crate::images::{self, Library};
 use crate::records::{
-    EventKind, EventRecord, ImageRecord, OperationRecord, PlaceRecord, Power, SwitchRecord, TaskRecord, TaskStateRecord, VmRecord, VolumeRecord,
+    EventKind, EventRecord, ImageRecord, OperationRecord, PlaceRecord, Power, SwitchRecord, TaskRecord, TaskStateRecord,
+    VmRecord, VolumeRecord,
 };
 use crate::state::{Records, State, StateError};
 use crate::vm::console::Console;

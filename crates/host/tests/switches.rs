@@ -65,7 +65,8 @@ fn a_switch_runs_as_long_as_there_is_one_and_ports_as_long_as_their_vms_run() {
     let pid = lan.pid.unwrap();
     assert_eq!((host.processes("maru-switch"), lan.error), (vec![pid], None));
     make_switch(&client, "dmz");
-    let vm = client.create(&spec_on("web", &json!([{"switch": "lan"}, {"switch": "dmz", "policy": {"storm-limit": 7}}, {"tap": "t"}])));
+    let vm = client
+        .create(&spec_on("web", &json!([{"switch": "lan"}, {"switch": "dmz", "policy": {"storm-limit": 7}}, {"tap": "t"}])));
     assert_eq!(vm.spec.nets[0].policy, None, "as usual");
     assert_eq!(configured(&host), [], "it does not run");
     client.does("POST /vms/web/start");
@@ -74,7 +75,11 @@ fn a_switch_runs_as_long_as_there_is_one_and_ports_as_long_as_their_vms_run() {
     assert_eq!(ports.iter().map(|port| port.switch.as_str()).collect::<Vec<_>>(), ["lan", "dmz"]);
     assert_eq!(ports[0].policy.mac.unwrap().to_string(), vm.spec.nets[0].mac.clone().unwrap());
     assert_eq!((ports[0].policy.storm_limit, ports[1].policy.storm_limit), (0, 7));
-    assert_eq!(serde_json::to_value(&ports[0].policy).unwrap()["mac-spoofing"], "deny", "a guest has the address that it was given");
+    assert_eq!(
+        serde_json::to_value(&ports[0].policy).unwrap()["mac-spoofing"],
+        "deny",
+        "a guest has the address that it was given"
+    );
     until("the card is connected", || is_connected(&client, "web/net1"));
     let listed: Vec<Port> = client.list("/ports?vm=web").unwrap();
     let told = |port: &Port| (port.name.clone(), port.switch.clone(), port.counters.is_some());
@@ -83,7 +88,11 @@ fn a_switch_runs_as_long_as_there_is_one_and_ports_as_long_as_their_vms_run() {
     assert_eq!(client.list::<Port>("/ports?switch=dmz").unwrap().len(), 1);
     assert_eq!(client.get::<Switch>("/switches/lan").unwrap().nets, 1);
     assert_eq!(client.list::<api::Station>("/switches/lan/stations").unwrap(), []);
-    assert!(String::from_utf8(client.get_bytes("/metrics").unwrap()).unwrap().contains("maru_port_sent_bytes_total{port=\"web/net0\""));
+    assert!(
+        String::from_utf8(client.get_bytes("/metrics").unwrap())
+            .unwrap()
+            .contains("maru_port_sent_bytes_total{port=\"web/net0\"")
+    );
 
     assert_eq!(client.refusal("DELETE", "/switches/lan", &[], b""), (409, "switch-in-use".into()));
     client.does("POST /vms/web/stop");
@@ -152,8 +161,12 @@ fn cards_come_and_go_and_change_while_their_vm_runs() {
     assert_eq!((added.state, added.error), (TaskState::Done, None));
     until("it is connected", || is_connected(&client, "web/more"));
     // To another switch, with another policy: its other end moves, and the card connects again.
-    let moved = edit(&client, "web", &json!({"nets": [{"id": "net0", "switch": "dmz", "mac": mac, "policy": {"router": "deny"}},
-        {"switch": "dmz", "id": "more", "mac": client.vm("web").spec.nets[1].mac}]}));
+    let moved = edit(
+        &client,
+        "web",
+        &json!({"nets": [{"id": "net0", "switch": "dmz", "mac": mac, "policy": {"router": "deny"}},
+        {"switch": "dmz", "id": "more", "mac": client.vm("web").spec.nets[1].mac}]}),
+    );
     assert_eq!((moved.state, moved.error), (TaskState::Done, None));
     until("it is connected", || is_connected(&client, "web/net0"));
     let switches: Vec<SwitchStatus> = ask(&host, &Request::Switches);
@@ -176,7 +189,11 @@ fn cards_come_and_go_and_change_while_their_vm_runs() {
     let refused = set_policy(&client, "db/net0", &other);
     assert_eq!((refused.state, refused.error.unwrap().code), (TaskState::Failed, "port".into()));
     assert_eq!(client.vm("db").spec.nets[0].policy, None);
-    let of_db = || configured(&host).into_iter().find(|port| port.policy.mac.unwrap().to_string() == *client.vm("db").spec.nets[0].mac.as_ref().unwrap());
+    let of_db = || {
+        configured(&host)
+            .into_iter()
+            .find(|port| port.policy.mac.unwrap().to_string() == *client.vm("db").spec.nets[0].mac.as_ref().unwrap())
+    };
     until("as before", || (of_db()?.policy.vlan == switch::vlan::VlanMode::Untagged).then_some(()));
     assert_eq!(port(&client, "db/net0").error, None);
     client.does("POST /vms/web/stop");

@@ -43,13 +43,18 @@ fn vms_of_marud_talk_over_its_switches_as_their_policies_allow_and_whatever_is_k
     // As udev does; there is none here.
     shell(host, "chmod 666 /dev/net/tun");
     start_marud(host, &VOLUMES);
-    shell(host, "maru switch create lan && maru switch create office --host-address 10.9.1.254/24 && maru switch create wan --uplink cable1");
+    shell(
+        host,
+        "maru switch create lan && maru switch create office --host-address 10.9.1.254/24 && maru switch create wan --uplink cable1",
+    );
     for name in ["lan", "office", "wan"] {
         assert_eq!(json(host, &format!("maru switch show {name}"))["error"], Value::Null, "{name}");
     }
     let pid = switch_process(host);
     let status = shell(host, &format!("cat /proc/{pid}/status"));
-    let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().split_whitespace().last().unwrap().to_owned();
+    let line = |name: &str| {
+        status.lines().find_map(|line| line.strip_prefix(name)).unwrap().split_whitespace().last().unwrap().to_owned()
+    };
     assert_ne!(line("Uid:"), "0", "the switch is a user of its own");
     assert_eq!(line("CapEff:"), "0000000000003000", "of root's rights it has those for TAPs and NICs");
 
@@ -95,6 +100,7 @@ fn vms_of_marud_talk_over_its_switches_as_their_policies_allow_and_whatever_is_k
     assert!(!text.contains("FAIL"), "{text}");
 
     shell(host, "maru vm stop a b --force && maru vm delete a b && maru switch delete lan office wan");
-    let left = shell(host, "pidof maru-switch || true; ls /run/maru; ip link show office 2>/dev/null || true; ls /sys/fs/cgroup/maru");
+    let left =
+        shell(host, "pidof maru-switch || true; ls /run/maru; ip link show office 2>/dev/null || true; ls /sys/fs/cgroup/maru");
     assert!(!left.contains("switch") && !left.contains("office"), "{left}");
 }

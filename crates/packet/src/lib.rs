@@ -99,10 +99,8 @@ impl Connection {
 
     /// How long calls on this end may wait; then they fail with `WouldBlock`.
     pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
-        let time = libc::timeval {
-            tv_sec: patience.as_secs() as libc::time_t,
-            tv_usec: patience.subsec_micros() as libc::suseconds_t,
-        };
+        let time =
+            libc::timeval { tv_sec: patience.as_secs() as libc::time_t, tv_usec: patience.subsec_micros() as libc::suseconds_t };
         for option in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
             let size = size_of_val(&time) as libc::socklen_t;
             // SAFETY: the value is a timeval of that size, which lives through the call.

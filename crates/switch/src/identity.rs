@@ -27,8 +27,7 @@ pub fn become_user(user: u32) -> io::Result<()> {
     let check = |result: libc::c_long| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
     let kept = 1 << CAP_NET_ADMIN | 1 << CAP_NET_RAW;
     let head = Head { version: 0x2008_0522, pid: 0 };
-    let sets =
-        [Sets { effective: kept, permitted: kept, inheritable: 0 }, Sets { effective: 0, permitted: 0, inheritable: 0 }];
+    let sets = [Sets { effective: kept, permitted: kept, inheritable: 0 }, Sets { effective: 0, permitted: 0, inheritable: 0 }];
     let no_groups = std::ptr::null::<libc::gid_t>();
     // SAFETY: numbers, a list of no groups, and two structures that live through the call.
     unsafe {

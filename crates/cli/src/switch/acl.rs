@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use anyhow::{bail, ensure};
 use clap::{Args, Subcommand};
 use switch::acl::{
-    Address, Direction, Effect, ExtendedAcl, ExtendedRule, PacketSubject, PortRange, Prefix, PrefixAcl, PrefixAction, PrefixRule, Subject,
-    Verdict,
+    Address, Direction, Effect, ExtendedAcl, ExtendedRule, PacketSubject, PortRange, Prefix, PrefixAcl, PrefixAction, PrefixRule,
+    Subject, Verdict,
 };
 use switch::frame::{Fragment, Ip, Transport};
 use switch::mac::MacAddress;

@@ -99,7 +99,9 @@ fn ranges(text: &str) -> Result<Ranges, String> {
 
 fn private(text: &str) -> Result<Value, String> {
     let parts: Vec<&str> = text.split(':').collect();
-    let [part, primary, secondary] = parts[..] else { return Err("write the part, the primary VLAN and the secondary one".into()) };
+    let [part, primary, secondary] = parts[..] else {
+        return Err("write the part, the primary VLAN and the secondary one".into());
+    };
     let primary = vlan(primary)?;
     match part {
         "isolated" | "community" => Ok(json!({"mode": part, "primary": primary, "secondary": vlan(secondary)?})),
@@ -139,7 +141,10 @@ impl PolicyArgs {
         set("vlan", vlan);
         set("mac", self.mac.map(|mac| json!(mac)));
         set("mac-spoofing", self.mac.map(|_| json!("deny")));
-        set("mac-spoofing", self.mac_spoofing.map(|it| if matches!(it, Permission::Allow) { json!("allow") } else { json!("deny") }));
+        set(
+            "mac-spoofing",
+            self.mac_spoofing.map(|it| if matches!(it, Permission::Allow) { json!("allow") } else { json!("deny") }),
+        );
         let guard = |guard: Switched| if matches!(guard, Switched::On) { json!("deny") } else { json!("allow") };
         set("dhcp-server", self.dhcp_guard.map(guard));
         set("router", self.router_guard.map(guard));
@@ -180,7 +185,18 @@ mod tests {
         assert_eq!(read(&["--trunk", "10-19,30", "--native", "1"]), Ok(json!({ "vlan": trunk })));
         let promiscuous = json!({"mode": "promiscuous", "primary": 100, "secondaries": [101, 102]});
         assert_eq!(read(&["--private-vlan", "promiscuous:100:101,102"]), Ok(json!({ "vlan": promiscuous })));
-        let words = ["--mac-spoofing", "allow", "--dhcp-guard", "on", "--router-guard", "off", "--storm-limit", "9", "--mirror", "source"];
+        let words = [
+            "--mac-spoofing",
+            "allow",
+            "--dhcp-guard",
+            "on",
+            "--router-guard",
+            "off",
+            "--storm-limit",
+            "9",
+            "--mirror",
+            "source",
+        ];
         let expected =
             json!({"mac-spoofing": "allow", "dhcp-server": "deny", "router": "allow", "storm-limit": 9, "mirroring": "source"});
         assert_eq!(read(&words), Ok(expected));

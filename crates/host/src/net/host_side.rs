@@ -9,11 +9,16 @@ use crate::records::{Cause, SwitchKindRecord};
 
 /// An address of an interface with the length of its prefix.
 pub fn parse_address(text: &str) -> Result<(IpAddr, u8), Cause> {
-    let parts = text.split_once('/').and_then(|(address, length)| Some((address.parse::<IpAddr>().ok()?, length.parse::<u8>().ok()?)));
+    let parts =
+        text.split_once('/').and_then(|(address, length)| Some((address.parse::<IpAddr>().ok()?, length.parse::<u8>().ok()?)));
     let parts = parts.filter(|(address, length)| *length > 0 && *length <= if address.is_ipv4() { 32 } else { 128 });
     let parts = parts.filter(|(address, _)| !(address.is_unspecified() || address.is_multicast() || address.is_loopback()));
     parts.ok_or_else(|| {
-        Cause::new("bad-switch", format!("'{text}' is no address of a host"), "write one with the length of its prefix, like 10.20.0.1/24")
+        Cause::new(
+            "bad-switch",
+            format!("'{text}' is no address of a host"),
+            "write one with the length of its prefix, like 10.20.0.1/24",
+        )
     })
 }
 

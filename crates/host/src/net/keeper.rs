@@ -304,8 +304,7 @@ impl Keeper {
     fn read(&self) -> Result<(Vec<SwitchRecord>, BTreeMap<Uuid, Vec<NetRecord>>), StateError> {
         let switches = self.state.all::<SwitchRecord>()?.into_iter().map(|stored| stored.record).collect();
         let vms = self.state.all::<VmRecord>()?.into_iter().map(|stored| stored.record);
-        let mut vms: BTreeMap<Uuid, Vec<NetRecord>> =
-            vms.filter(|vm| vm.power == Power::On).map(|vm| (vm.id, vm.nets)).collect();
+        let mut vms: BTreeMap<Uuid, Vec<NetRecord>> = vms.filter(|vm| vm.power == Power::On).map(|vm| (vm.id, vm.nets)).collect();
         for (vm, nets) in self.network.shared().holds.values() {
             let cards = vms.entry(*vm).or_default();
             cards.retain(|card| !nets.iter().any(|net| net.id == card.id));

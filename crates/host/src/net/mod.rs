@@ -20,8 +20,8 @@ pub mod policy;
 mod process;
 mod wanted;
 
-pub use keeper::{Held, Network};
 pub use host_side::parse_address;
+pub use keeper::{Held, Network};
 pub use wanted::{port_name, port_of_switch};
 
 use std::path::{Path, PathBuf};

@@ -45,8 +45,8 @@ pub use task::{
 pub use token::{OnceRecord, RoleRecord, TokenRecord};
 pub use usage::{SeenRecord, UsageRecord, UsedRecord};
 pub use vm::{
-    AttachmentRecord, BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, ParentRecord, Power, SavedPhase,
-    SavedRecord, VmRecord,
+    AttachmentRecord, BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, ParentRecord, Power,
+    SavedPhase, SavedRecord, VmRecord,
 };
 pub use volume::{LevelRecord, PlaceRecord, VolumeRecord};
 

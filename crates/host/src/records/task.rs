@@ -258,10 +258,7 @@ impl OperationRecord {
     /// Whether it is done while long work goes on: the VM must obey meanwhile.
     pub fn overtakes(&self) -> bool {
         use OperationRecord::{ForceOff, Pause, Reset, ResetUsage, Resume, SetPolicy, SetResources, ShutDown};
-        matches!(
-            self,
-            ForceOff | ShutDown { .. } | Reset | Pause | Resume | SetResources { .. } | SetPolicy { .. } | ResetUsage
-        )
+        matches!(self, ForceOff | ShutDown { .. } | Reset | Pause | Resume | SetResources { .. } | SetPolicy { .. } | ResetUsage)
     }
 }
 

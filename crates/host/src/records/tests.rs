@@ -46,7 +46,10 @@ fn records_of_version_1_are_read_and_written_as_ever() {
             NetRecord {
                 id: "net1".into(),
                 mac: "52:54:00:12:34:57".into(),
-                attachment: AttachmentRecord::Switch { switch: "lan".into(), policy: ::switch::policy::PortPolicy::default().into() },
+                attachment: AttachmentRecord::Switch {
+                    switch: "lan".into(),
+                    policy: ::switch::policy::PortPolicy::default().into(),
+                },
                 disconnected: false,
             },
         ],

@@ -15,8 +15,8 @@ use super::{cloud_init, disks, resources};
 use crate::images;
 use crate::net::{MAX_NET_ID, is_interface, policy};
 use crate::records::{
-    AttachmentRecord, BootRecord, Cause, ConsoleRecord, DiskRecord, FileRef, FormatRecord, ImageRecord, NetRecord, ParentRecord, Power,
-    ResourcesRecord, VmRecord,
+    AttachmentRecord, BootRecord, Cause, ConsoleRecord, DiskRecord, FileRef, FormatRecord, ImageRecord, NetRecord, ParentRecord,
+    Power, ResourcesRecord, VmRecord,
 };
 use crate::volumes::Volumes;
 

@@ -215,9 +215,9 @@ pub fn edit(
     let plan = control.map(|_| plan(vm, &wanted)).transpose()?;
     if progress.is_cancelled() {
         // An earlier marud may have got far.
-        return control
-            .zip(plan)
-            .map_or(Err(WorkError::Cancelled), |(control, plan)| live::take_back(control, surroundings, vm, &plan).map(|()| None));
+        return control.zip(plan).map_or(Err(WorkError::Cancelled), |(control, plan)| {
+            live::take_back(control, surroundings, vm, &plan).map(|()| None)
+        });
     }
     let staging = match made {
         Some(staging) => staging,

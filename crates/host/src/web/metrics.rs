@@ -233,7 +233,8 @@ fn of_ports(text: &mut Text, ports: &[api::Port]) {
         let mut samples = text.counter(name, help);
         there.iter().for_each(|(port, counters)| samples.add(&[("port", &port.name), ("switch", &port.switch)], value(counters)));
     }
-    let mut samples = text.counter("maru_port_dropped_packets_total", "Frames that its policy or its buffers did not let through.");
+    let mut samples =
+        text.counter("maru_port_dropped_packets_total", "Frames that its policy or its buffers did not let through.");
     for (port, counters) in &there {
         for (reason, count) in &counters.drops {
             samples.add(&[("port", &port.name), ("switch", &port.switch), ("reason", reason)], *count as f64);

@@ -60,7 +60,10 @@ fn bad(message: impl Into<String>, way_out: &str) -> Refusal {
 fn interface(name: String) -> Result<String, Refusal> {
     match net::is_interface(&name) {
         true => Ok(name),
-        false => Err(bad(format!("'{name}' is no name of an interface"), "name one of 1 to 15 characters; `ip link` lists those that there are")),
+        false => Err(bad(
+            format!("'{name}' is no name of an interface"),
+            "name one of 1 to 15 characters; `ip link` lists those that there are",
+        )),
     }
 }
 
@@ -73,9 +76,10 @@ fn kind(wanted: &api::NewSwitch) -> Result<SwitchKindRecord, Refusal> {
     match (wanted.kind, uplink, host_interface, host_address) {
         (api::SwitchKind::External, Some(uplink), None, None) => Ok(SwitchKindRecord::External { uplink: interface(uplink)? }),
         (api::SwitchKind::External, None, None, None) => Err(bad("an external switch without a way out", "name a NIC: uplink")),
-        (api::SwitchKind::External, ..) => {
-            Err(bad("an external switch with an interface of the host", "make an internal one for the host; leave the interface and the address out"))
-        }
+        (api::SwitchKind::External, ..) => Err(bad(
+            "an external switch with an interface of the host",
+            "make an internal one for the host; leave the interface and the address out",
+        )),
         (api::SwitchKind::Internal, None, name, address) => {
             let interface = interface(name.unwrap_or_else(|| wanted.name.clone()))?;
             let address = address.as_deref().map(self::address).transpose()?;
@@ -85,9 +89,10 @@ fn kind(wanted: &api::NewSwitch) -> Result<SwitchKindRecord, Refusal> {
         (api::SwitchKind::Internal | api::SwitchKind::Private, Some(_), ..) => {
             Err(bad(format!("an uplink of a switch that is {}", wanted.kind), "make it external, or leave the uplink out"))
         }
-        (api::SwitchKind::Private, ..) => {
-            Err(bad("an interface of the host on a private switch", "make it internal, or leave the interface and the address out"))
-        }
+        (api::SwitchKind::Private, ..) => Err(bad(
+            "an interface of the host on a private switch",
+            "make it internal, or leave the interface and the address out",
+        )),
     }
 }
 
@@ -202,7 +207,8 @@ fn edit(state: &State, surroundings: &Surroundings, name: &str, wanted: &api::Sw
                 *address = Some(self::address(&other)?);
             }
             _ => {
-                let way_out = "an external switch has an uplink, an internal one an address of the host; a private one has neither";
+                let way_out =
+                    "an external switch has an uplink, an internal one an address of the host; a private one has neither";
                 return Err(bad(format!("the switch '{name}' has nothing of this kind"), way_out));
             }
         }

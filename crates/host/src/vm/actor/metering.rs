@@ -126,12 +126,7 @@ impl Actor {
         Some(devices)
     }
 
-    async fn add_reading(
-        &mut self,
-        run: &str,
-        pid: Option<u32>,
-        devices: Option<&Counters>,
-    ) {
+    async fn add_reading(&mut self, run: &str, pid: Option<u32>, devices: Option<&Counters>) {
         let (surroundings, id, run) = (self.surroundings.clone(), self.vm.record.id, run.to_owned());
         let read = tokio::task::spawn_blocking(move || Reading::of(&surroundings.cgroups, id, &run, pid)).await;
         let Ok(mut reading) = read else { return };

@@ -15,11 +15,11 @@ use super::super::process::{self, RunFiles};
 use super::super::{Live, Surroundings, cloud_init, config};
 use super::limits;
 use super::{ANSWER, Actor, END, Input, Machine, START, STORE_AGAIN, Step, Stopping};
+use crate::net::socket_directory;
 use crate::records::{
     Cause, CheckpointOperation, CloneRecord, DeleteDisks, EventKind, EventRecord, OperationRecord, Power, ProgressRecord,
     SavedPhase, TaskRecord, TaskStateRecord,
 };
-use crate::net::socket_directory;
 use crate::state::State;
 
 /// Said of a shutdown that was cancelled.
