@@ -38,8 +38,8 @@ pub use guest::{Guest, GuestNet};
 pub use host::HostInfo;
 pub use image::{Image, ImageChange, ImageFormat, NewImage};
 pub use policy::{
-    Direction, Effect, ExtendedRule, Mirroring, Permission, PortPolicy, PortRange, PrefixAction, PrefixRule, RuleAddress,
-    VlanMode, VlanRange,
+    Bandwidth, Direction, Effect, ExtendedRule, Mirroring, Permission, PortPolicy, PortRange, PrefixAction, PrefixRule,
+    RuleAddress, VlanMode, VlanRange,
 };
 pub use resources::{Burst, DiskLimits, NetLimits, Rate, Resources};
 pub use switch::{NewSwitch, Port, PortCounters, PortKind, Station, Switch, SwitchChange, SwitchKind};

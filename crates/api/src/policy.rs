@@ -19,6 +19,8 @@ pub struct PortPolicy {
     /// Broadcasts, multicasts and frames to unknown stations that it may send in a second; 0 is no limit.
     #[schema(default = 0)]
     pub storm_limit: u32,
+    /// How much it may send and get.
+    pub bandwidth: Bandwidth,
     /// Its part in mirroring.
     pub mirroring: Mirroring,
     /// Stations that are learned behind it at most.
@@ -42,6 +44,7 @@ impl Default for PortPolicy {
             router: Permission::Allow,
             vlan: VlanMode::Untagged,
             storm_limit: 0,
+            bandwidth: Bandwidth::default(),
             mirroring: Mirroring::None,
             max_stations: 1024,
             max_connections: 65_536,
@@ -59,6 +62,36 @@ pub enum Permission {
     Allow,
     /// It is dropped and counted.
     Deny,
+}
+
+/// How much a port may send and get. Rates are bits in a second, 8000 or more; 0 is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Bandwidth {
+    /// It sends at most so much; the rest waits in the VM.
+    #[schema(default = 0)]
+    pub max_out_bps: u64,
+    /// It gets at most so much; the rest is dropped.
+    #[schema(default = 0)]
+    pub max_in_bps: u64,
+    /// Bytes that may go at once beyond these rates; 0 for 20 ms of the rate, at least 128 KiB.
+    #[schema(default = 0)]
+    pub burst_bytes: u32,
+    /// So much of a shared wire is there for it whenever it wants it.
+    #[schema(default = 0)]
+    pub min_out_bps: u64,
+    /// Its part of what is left of a shared wire, beside the others'.
+    #[schema(minimum = 1, maximum = 100, default = 1)]
+    pub weight: u8,
+    /// What the wire behind it carries.
+    #[schema(default = 0)]
+    pub capacity_bps: u64,
+}
+
+impl Default for Bandwidth {
+    fn default() -> Bandwidth {
+        Bandwidth { max_out_bps: 0, max_in_bps: 0, burst_bytes: 0, min_out_bps: 0, weight: 1, capacity_bps: 0 }
+    }
 }
 
 /// A port's part in mirroring.

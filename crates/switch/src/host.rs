@@ -1,5 +1,7 @@
 //! The switch's ports by name, and what is behind them.
 
+mod watching;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
@@ -8,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::control::{Backend, PortConfig, PortStatus, Request, StationStatus, Status, SwitchConfig, SwitchStatus};
+use crate::control::{Backend, PortConfig, PortStatus, Request, StationStatus, Status, Stream, SwitchConfig, SwitchStatus};
 use crate::pipeline::{ImportError, Imported, PortError, PortNumber, PortState};
 use crate::policy::PortPolicy;
 use crate::ports::fd::{FdPort, FdPortError};
@@ -46,6 +48,25 @@ pub enum HostError {
     /// What another port knew.
     #[error(transparent)]
     Import(#[from] ImportError),
+    /// A text that is no frame.
+    #[error("a frame is given as pairs of hexadecimal digits")]
+    Hex,
+    /// A frame that is shorter than what is given of it.
+    #[error("a frame of {length} bytes, of which {given} are given")]
+    FrameLength {
+        /// What it should be.
+        length: usize,
+        /// What there is.
+        given: usize,
+    },
+    /// No frame, or more than may be asked for.
+    #[error("{count} frames: 1 to {most} can be asked for")]
+    Count {
+        /// What was asked for.
+        count: u64,
+        /// The most.
+        most: u64,
+    },
     /// The switch.
     #[error(transparent)]
     Switch(#[from] SwitchError),
@@ -94,6 +115,14 @@ struct Kept {
     ports: Vec<PortConfig>,
 }
 
+/// What a client gets.
+pub struct Answer {
+    /// At once.
+    pub value: Value,
+    /// What sends it the rest.
+    pub(crate) rest: Option<Stream>,
+}
+
 /// The owner of the ports.
 pub struct Host {
     worker: Handle,
@@ -126,9 +155,11 @@ impl Host {
     }
 
     /// Does what a client asks for.
-    pub fn execute(&mut self, request: Request) -> Result<Value, HostError> {
+    pub fn execute(&mut self, request: Request) -> Result<Answer, HostError> {
+        let mut rest = None;
         let is_change = match &request {
             Request::Status | Request::Config | Request::Stations | Request::Switches | Request::ExportPort { .. } => false,
+            Request::Trace { .. } | Request::TraceLive { .. } => false,
             Request::AddSwitch { .. } | Request::RemoveSwitch { .. } => true,
             Request::AddPort { .. } | Request::SetPolicy { .. } | Request::ImportPort { .. } | Request::RemovePort { .. } => true,
         };
@@ -143,12 +174,17 @@ impl Host {
             Request::SetPolicy { name, policy } => self.set_policy(&name, policy).map(|()| Value::Null)?,
             Request::ExportPort { name } => to_value(&self.export(&name)?),
             Request::ImportPort { name, state } => to_value(&self.import(&name, *state)?),
+            Request::Trace { name, frame, length } => to_value(&self.trace(&name, &frame, length)?),
+            Request::TraceLive { name, count, filter } => {
+                rest = Some(self.trace_live(&name, count, filter)?);
+                Value::Null
+            }
             Request::RemovePort { name } => self.remove(&name).map(|()| Value::Null)?,
         };
         if is_change && let Some(path) = &self.state {
             keep(path, &self.kept()).map_err(|source| HostError::Keep { path: path.clone(), source })?;
         }
-        Ok(value)
+        Ok(Answer { value, rest })
     }
 
     fn config(&self) -> Vec<&PortConfig> {
@@ -299,6 +335,7 @@ impl Host {
 
 fn forget(worker: &mut Worker, number: PortNumber) {
     drop(worker.detach(number));
+    worker.watches.forget_port(number);
     // It is there: whoever asks has its number.
     let _ = worker.switch.remove_port(number);
 }
@@ -329,7 +366,7 @@ mod tests {
     use crate::pipeline::{ConnectionState, Limits, Switch};
     use crate::policy::Permission;
 
-    fn start(directory: &Path) -> Client {
+    pub(super) fn start(directory: &Path) -> Client {
         let (worker, _) = Worker::start(Switch::new(Limits::default()), Duration::ZERO).unwrap();
         let host = Host::new(worker, Some(directory.join("state"))).unwrap();
         let control = directory.join("control");
@@ -338,7 +375,7 @@ mod tests {
         Client::connect(&control).unwrap()
     }
 
-    fn port(directory: &Path, name: &str) -> PortConfig {
+    pub(super) fn port(directory: &Path, name: &str) -> PortConfig {
         let backend = Backend::VhostUser { socket: directory.join(name), mode: 0o600, queues: 1 };
         PortConfig { name: name.into(), switch: DEFAULT_SWITCH.into(), backend, policy: PortPolicy::default() }
     }

@@ -12,6 +12,7 @@
 //!  worker   the thread that owns the core and the ports
 //!  host     the ports by name, with what is behind them, and the file that keeps them
 //!  switches the switches by name
+//!  explain  what is done to a frame, in words
 //!  control  the control socket: requests, replies, client
 //! ```
 //!
@@ -25,6 +26,7 @@
 pub mod acl;
 pub mod control;
 pub mod counters;
+pub mod explain;
 pub mod frame;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz;

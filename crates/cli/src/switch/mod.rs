@@ -5,6 +5,7 @@ mod managed;
 mod place;
 mod policy;
 mod port;
+mod trace;
 
 use std::path::PathBuf;
 

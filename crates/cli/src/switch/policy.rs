@@ -41,6 +41,18 @@ pub struct PolicyArgs {
     /// Broadcasts, multicasts and frames to unknown stations that it may send in a second; 0 for no limit
     #[arg(long, value_name = "FRAMES")]
     storm_limit: Option<u32>,
+    /// Bits in a second that it may send, with the unit K, M or G (thousands); none for no limit
+    #[arg(long, value_name = "BITS", value_parser = rate)]
+    max_out: Option<u64>,
+    /// Bits in a second that it may get; what is above it is dropped
+    #[arg(long, value_name = "BITS", value_parser = rate)]
+    max_in: Option<u64>,
+    /// Bits in a second that are there for it on a shared wire whenever it wants them
+    #[arg(long, value_name = "BITS", value_parser = rate)]
+    min_out: Option<u64>,
+    /// Its part of the rest of a shared wire, 1 to 100
+    #[arg(long, value_name = "N")]
+    weight: Option<u8>,
     /// Its part in mirroring
     #[arg(long, value_name = "PART")]
     mirror: Option<Mirror>,
@@ -113,6 +125,18 @@ fn private(text: &str) -> Result<Value, String> {
     }
 }
 
+/// Bits in a second.
+fn rate(text: &str) -> Result<u64, String> {
+    if text == "none" {
+        return Ok(0);
+    }
+    let units = [('K', 1000), ('M', 1_000_000), ('G', 1_000_000_000_u64)];
+    let unit = units.into_iter().find_map(|(unit, bits)| Some((text.strip_suffix(unit)?, bits)));
+    let (number, unit) = unit.unwrap_or((text, 1));
+    let bits = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    bits.ok_or_else(|| format!("'{text}' is no rate like 100M"))
+}
+
 impl PolicyArgs {
     /// Whether a whole policy is named.
     pub fn is_whole(&self) -> bool {
@@ -137,6 +161,15 @@ impl PolicyArgs {
             }),
             (None, None, private) => private,
         };
+        let rates = [("max-out-bps", self.max_out), ("max-in-bps", self.max_in), ("min-out-bps", self.min_out)];
+        let weight = ("weight", self.weight.map(u64::from));
+        let named: Vec<(&str, u64)> =
+            rates.into_iter().chain([weight]).filter_map(|(name, value)| Some((name, value?))).collect();
+        if !named.is_empty() {
+            let bandwidth = policy.entry("bandwidth").or_insert_with(|| json!({})).as_object_mut();
+            let bandwidth = bandwidth.context("the policy's bandwidth is no object")?;
+            bandwidth.extend(named.into_iter().map(|(name, value)| (name.to_owned(), json!(value))));
+        }
         let mut set = |name: &str, value: Option<Value>| drop(value.and_then(|value| policy.insert(name.into(), value)));
         set("vlan", vlan);
         set("mac", self.mac.map(|mac| json!(mac)));
@@ -200,6 +233,8 @@ mod tests {
         let expected =
             json!({"mac-spoofing": "allow", "dhcp-server": "deny", "router": "allow", "storm-limit": 9, "mirroring": "source"});
         assert_eq!(read(&words), Ok(expected));
+        let bandwidth = json!({"bandwidth": {"max-out-bps": 100_000_000, "max-in-bps": 0, "weight": 5}});
+        assert_eq!(read(&["--max-out", "100M", "--max-in", "none", "--weight", "5"]), Ok(bandwidth));
         let mac = "52:54:00:00:00:01";
         assert_eq!(read(&["--mac", mac]), Ok(json!({"mac": mac, "mac-spoofing": "deny"})));
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -217,6 +252,7 @@ mod tests {
             (&["--trunk", "9-1"], "ends before"),
             (&["--private-vlan", "isolated:1"], "the secondary one"),
             (&["--private-vlan", "lonely:1:2"], "none of isolated"),
+            (&["--max-out", "fast"], "no rate"),
             (&["--mac", "1"], "no MAC address"),
             (&["--policy", "/nonexistent"], "cannot read the policy"),
         ] {

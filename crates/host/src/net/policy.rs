@@ -49,7 +49,9 @@ mod tests {
     /// All that a policy can say.
     fn everything() -> Value {
         json!({
-            "mac-spoofing": "allow", "dhcp-server": "deny", "router": "deny", "storm-limit": 5, "mirroring": "source",
+            "mac-spoofing": "allow", "dhcp-server": "deny", "router": "deny", "storm-limit": 5,
+            "bandwidth": {"max-out-bps": 9000, "max-in-bps": 8000, "burst-bytes": 1, "min-out-bps": 8001, "weight": 9, "capacity-bps": 8002},
+            "mirroring": "source",
             "max-stations": 3, "max-connections": 4,
             "vlan": {"mode": "trunk", "native": 7, "allowed": [{"first": 10, "last": 19}]},
             "acl": [

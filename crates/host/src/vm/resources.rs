@@ -38,8 +38,8 @@ pub fn record(wanted: &api::Resources, vm: &VmRecord) -> Result<ResourcesRecord,
             return Err(bad(message, "name one of its cards by its id; `maru vm show` has them"));
         }
         if vm.nets.iter().any(|net| net.id == *id && net.switch().is_some()) && *limits != api::NetLimits::default() {
-            let message = format!("the network card '{id}' is on a switch, which has no limits of bandwidth yet");
-            return Err(bad(message, "leave the limit out, or attach the card to a TAP"));
+            let message = format!("the network card '{id}' is on a switch, whose policy limits it");
+            return Err(bad(message, "leave the limit out, and give its port one (maru port set --max-out, --max-in)"));
         }
         let record = NetLimitsRecord { receive: rate(limits.receive)?, transmit: rate(limits.transmit)? };
         if record != NetLimitsRecord::default() {

@@ -106,8 +106,8 @@ const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 struct Group {
     shape: Shape,
     highest: u32,
-    /// The highest weight first.
-    rules: HashMap<Fields, Vec<ExtendedRule>>,
+    /// With their numbers, the highest weight first.
+    rules: HashMap<Fields, Vec<(u32, ExtendedRule)>>,
 }
 
 /// A port's rules, ready to decide by.
@@ -128,27 +128,27 @@ impl PortRange {
 }
 
 impl ExtendedAcl {
-    /// Takes the rules.
+    /// Takes the rules. A rule's number is its place among them.
     pub fn new(rules: &[ExtendedRule]) -> Result<ExtendedAcl, PolicyError> {
         Ok(ExtendedAcl { inbound: groups(rules, Direction::Inbound)?, outbound: groups(rules, Direction::Outbound)? })
     }
 
-    /// What the rules say. What is not of IP is none of theirs.
-    pub fn decide(&self, subject: &Subject) -> Verdict {
-        let Some(packet) = subject.packet else { return Verdict::Allow };
+    /// What the rules say, and which of them. What is not of IP is none of theirs.
+    pub fn decide(&self, subject: &Subject) -> (Verdict, Option<u32>) {
+        let Some(packet) = subject.packet else { return (Verdict::Allow, None) };
         let groups = match subject.direction {
             Direction::Inbound => &self.inbound,
             Direction::Outbound => &self.outbound,
         };
-        let mut best: Option<&ExtendedRule> = None;
+        let mut best: Option<&(u32, ExtendedRule)> = None;
         for group in groups {
-            if best.is_some_and(|rule| rule.weight > group.highest) {
+            if best.is_some_and(|(_, rule)| rule.weight > group.highest) {
                 break;
             }
             let found = group.find(&packet, subject.direction);
-            best = best.into_iter().chain(found).max_by_key(|rule| rule.weight);
+            best = best.into_iter().chain(found).max_by_key(|(_, rule)| rule.weight);
         }
-        match best.map(|rule| rule.effect) {
+        let verdict = match best.map(|(_, rule)| rule.effect) {
             None | Some(Effect::Allow) => Verdict::Allow,
             Some(Effect::Deny) => Verdict::Deny,
             // Parts of packets have no ports to know a connection by.
@@ -156,21 +156,22 @@ impl ExtendedAcl {
             Some(Effect::AllowStateful { idle_timeout_s }) => {
                 Verdict::Remember { idle_timeout_ms: u64::from(idle_timeout_s) * 1000 }
             }
-        }
+        };
+        (verdict, best.map(|(number, _)| *number))
     }
 }
 
 fn groups(rules: &[ExtendedRule], direction: Direction) -> Result<Vec<Group>, PolicyError> {
     let mut by_shape: HashMap<Shape, Group> = HashMap::new();
-    let mut rules: Vec<&ExtendedRule> = rules.iter().filter(|rule| rule.direction == direction).collect();
-    rules.sort_by_key(|rule| std::cmp::Reverse(rule.weight));
-    if let Some(pair) = rules.windows(2).find(|pair| pair[0].weight == pair[1].weight) {
-        return Err(PolicyError::SameWeight(pair[0].weight));
+    let mut rules: Vec<(u32, &ExtendedRule)> = (0..).zip(rules).filter(|(_, rule)| rule.direction == direction).collect();
+    rules.sort_by_key(|(_, rule)| std::cmp::Reverse(rule.weight));
+    if let Some(pair) = rules.windows(2).find(|pair| pair[0].1.weight == pair[1].1.weight) {
+        return Err(PolicyError::SameWeight(pair[0].1.weight));
     }
-    for rule in rules {
+    for (number, rule) in rules {
         let (shape, fields) = rule.shape()?;
         let group = by_shape.entry(shape).or_insert_with(|| Group { shape, highest: rule.weight, rules: HashMap::new() });
-        group.rules.entry(fields).or_default().push(rule.clone());
+        group.rules.entry(fields).or_default().push((number, rule.clone()));
     }
     let mut groups: Vec<Group> = by_shape.into_values().collect();
     groups.sort_by_key(|group| std::cmp::Reverse(group.highest));
@@ -239,15 +240,15 @@ impl ExtendedRule {
 }
 
 impl Group {
-    fn find(&self, packet: &PacketSubject, direction: Direction) -> Option<&ExtendedRule> {
+    fn find(&self, packet: &PacketSubject, direction: Direction) -> Option<&(u32, ExtendedRule)> {
         let shape = self.shape;
         let reads_ports = shape.protocol || shape.local_port || shape.remote_port;
         let is_plain = matches!(packet.ip.transport, Transport::Ports { .. } | Transport::Icmp { .. })
             || (packet.ip.transport == Transport::None && packet.ip.fragment != Fragment::Later);
         if reads_ports && !is_plain {
             // Rare, and the fields cannot be looked up.
-            let all = self.rules.values().flatten().filter(|rule| rule.matches(packet, direction));
-            return all.max_by_key(|rule| rule.weight);
+            let all = self.rules.values().flatten().filter(|(_, rule)| rule.matches(packet, direction));
+            return all.max_by_key(|(_, rule)| rule.weight);
         }
         let fits =
             |length: Option<u8>, address: IpAddr| length.is_none_or(|length| length <= if address.is_ipv4() { 32 } else { 128 });
@@ -262,6 +263,6 @@ impl Group {
             local_port: if shape.local_port { local_port } else { 0 },
             remote_port: if shape.remote_port { remote_port } else { 0 },
         };
-        self.rules.get(&fields)?.iter().find(|rule| rule.matches(packet, direction))
+        self.rules.get(&fields)?.iter().find(|(_, rule)| rule.matches(packet, direction))
     }
 }

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 pub use extended::{Effect, ExtendedAcl, ExtendedRule, PortRange, Verdict};
-pub use prefix::{Address, PrefixAcl, PrefixAction, PrefixRule};
+pub use prefix::{Address, PrefixAcl, PrefixAction, PrefixRule, PrefixVerdict};
 
 use crate::frame::{Frame, Ip, Transport};
 use crate::mac::MacAddress;
@@ -64,7 +64,17 @@ impl Prefix {
         Ok(Prefix { address: mask(address, length), length })
     }
 
-    fn contains(self, address: IpAddr) -> bool {
+    /// The first of the addresses.
+    pub fn address(self) -> IpAddr {
+        self.address
+    }
+
+    /// The address, if it is one only.
+    pub fn host(self) -> Option<IpAddr> {
+        (self.length == if self.address.is_ipv4() { 32 } else { 128 }).then_some(self.address)
+    }
+
+    pub(crate) fn contains(self, address: IpAddr) -> bool {
         self.address.is_ipv4() == address.is_ipv4() && mask(address, self.length) == self.address
     }
 }

@@ -131,12 +131,27 @@ enum Side {
     Any,
 }
 
+/// A rule's number, and what it says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Allowed(bool);
+struct Allowed {
+    number: u32,
+    allowed: bool,
+}
 
-/// Of two rules with equal prefixes, the one that denies.
+/// Of two rules with equal prefixes, the one that denies; of two that say the same, the first.
 fn stricter(a: Allowed, b: Allowed) -> Allowed {
-    Allowed(a.0 && b.0)
+    if (a.allowed, a.number) <= (b.allowed, b.number) { a } else { b }
+}
+
+/// What the rules say of a frame, and which of them: by their place among all of the port's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefixVerdict {
+    /// Whether it passes.
+    pub allowed: bool,
+    /// The rule about MAC addresses that decided, if one did.
+    pub mac: Option<u32>,
+    /// The rule about IP addresses that decided, if one did.
+    pub ip: Option<u32>,
 }
 
 /// A port's rules, ready to decide by.
@@ -147,7 +162,7 @@ pub struct PrefixAcl {
 }
 
 impl PrefixAcl {
-    /// Takes the rules. A meter's number is its place among all of `rules`.
+    /// Takes the rules. A rule's number is its place among all of `rules`.
     pub fn new(rules: &[PrefixRule]) -> Result<PrefixAcl, PolicyError> {
         let mut acl = PrefixAcl::default();
         for (number, rule) in (0u32..).zip(rules) {
@@ -173,13 +188,15 @@ impl PrefixAcl {
     }
 
     /// Whether the rules let it through: those about MAC addresses and those about IP addresses both must. What no rule is about is.
-    pub fn allows(&self, subject: &Subject) -> bool {
+    pub fn decide(&self, subject: &Subject) -> PrefixVerdict {
         let rules = self.rules(subject.direction);
         let by_mac = [Side::Local(subject.local_mac), Side::Remote(subject.remote_mac)];
         let mac = by_mac.iter().filter_map(|side| rules.mac.get(side).copied()).reduce(stricter);
         let mac = mac.or_else(|| rules.mac.get(&Side::Any).copied());
         let ip = subject.packet.and_then(|packet| rules.ip.find(packet.local, packet.remote, stricter));
-        mac.is_none_or(|allowed| allowed.0) && ip.is_none_or(|allowed| allowed.0)
+        let number = |rule: Allowed| rule.number;
+        let allowed = [mac, ip].into_iter().flatten().all(|rule| rule.allowed);
+        PrefixVerdict { allowed, mac: mac.map(number), ip: ip.map(number) }
     }
 
     /// The number of the rule that counts its bytes.
@@ -198,7 +215,7 @@ impl Rules {
                 self.meters.insert(rule.address, number, u32::min);
                 return Ok(());
             }
-            action => Allowed(action == PrefixAction::Allow),
+            action => Allowed { number, allowed: action == PrefixAction::Allow },
         };
         let side = match rule.address {
             Address::LocalMac(mac) => Side::Local(mac),

@@ -49,12 +49,18 @@ fn the_longest_prefix_wins_and_no_rule_lets_through() {
     for (number, (rules, remote, expected)) in cases.iter().enumerate() {
         let acl = PrefixAcl::new(rules).unwrap();
         for direction in [Direction::Inbound, Direction::Outbound] {
-            assert_eq!(acl.allows(&packet(direction, remote)), *expected, "case {number}, {direction:?}");
+            assert_eq!(acl.decide(&packet(direction, remote)).allowed, *expected, "case {number}, {direction:?}");
         }
     }
     let inbound = PrefixRule { direction: Some(Direction::Inbound), ..rule(Deny, AnyIp) };
     let acl = PrefixAcl::new(&[inbound]).unwrap();
-    assert!(acl.allows(&packet(Direction::Outbound, "10.1.0.1")) && !acl.allows(&packet(Direction::Inbound, "10.1.0.1")));
+    let decide = |direction| acl.decide(&packet(direction, "10.1.0.1"));
+    assert_eq!(decide(Direction::Outbound), PrefixVerdict { allowed: true, mac: None, ip: None });
+    assert_eq!(decide(Direction::Inbound), PrefixVerdict { allowed: false, mac: None, ip: Some(0) });
+    let both =
+        PrefixAcl::new(&[rule(Deny, remote("10.1.0.0/16")), rule(Allow, AnyMac), rule(Allow, remote("10.1.0.1"))]).unwrap();
+    let decided = both.decide(&packet(Direction::Inbound, "10.1.0.1"));
+    assert_eq!(decided, PrefixVerdict { allowed: true, mac: Some(1), ip: Some(2) });
     assert_eq!(PrefixAcl::new(&[rule(Meter, AnyMac)]).unwrap_err(), PolicyError::MacMeter);
 }
 
@@ -94,7 +100,7 @@ fn hidden_ports_are_denied_and_later_fragments_follow_their_first() {
     hidden.resize(136, 0);
     let hidden = ethernet(mac(2), mac(1)).ipv6("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap(), 60, &hidden);
     let decide =
-        |rules: &[ExtendedRule], bytes: &[u8]| ExtendedAcl::new(rules).unwrap().decide(&subject(bytes, Direction::Inbound));
+        |rules: &[ExtendedRule], bytes: &[u8]| ExtendedAcl::new(rules).unwrap().decide(&subject(bytes, Direction::Inbound)).0;
     assert_eq!(decide(std::slice::from_ref(&deny), &later), Verdict::Allow);
     assert_eq!(decide(&[allow.clone(), closed.clone()], &later), Verdict::Allow);
     assert_eq!(decide(&[deny], &hidden), Verdict::Deny);
@@ -180,17 +186,20 @@ proptest! {
         let mixed = |rule: &ExtendedRule| matches!((rule.local, rule.remote), (Some(a), Some(b)) if a.address.is_ipv4() != b.address.is_ipv4());
         rules.retain(|rule| !mixed(rule));
         let acl = ExtendedAcl::new(&rules).unwrap();
-        rules.sort_by_key(|rule| std::cmp::Reverse(rule.weight));
+        let mut rules: Vec<(u32, ExtendedRule)> = (0..).zip(rules).collect();
+        rules.sort_by_key(|(_, rule)| std::cmp::Reverse(rule.weight));
         for subject in packets {
             let packet = subject.packet.unwrap();
-            let first = rules.iter().find(|rule| rule.direction == subject.direction && rule.matches(&packet, subject.direction));
-            let expected = match first.map(|rule| rule.effect) {
+            let first = rules.iter().find(|(_, rule)| {
+                rule.direction == subject.direction && rule.matches(&packet, subject.direction)
+            });
+            let expected = match first.map(|(_, rule)| rule.effect) {
                 None | Some(Effect::Allow) => Verdict::Allow,
                 Some(Effect::Deny) => Verdict::Deny,
                 Some(Effect::AllowStateful { .. }) if packet.ip.fragment == Fragment::Later => Verdict::Allow,
                 Some(Effect::AllowStateful { .. }) => Verdict::Remember { idle_timeout_ms: 9000 },
             };
-            prop_assert_eq!(acl.decide(&subject), expected);
+            prop_assert_eq!(acl.decide(&subject), (expected, first.map(|(number, _)| *number)));
         }
     }
 }

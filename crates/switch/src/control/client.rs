@@ -1,6 +1,7 @@
 //! The client's side of the control socket.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -38,7 +39,26 @@ pub enum ClientError {
     Unexpected(#[from] serde_json::Error),
 }
 
+/// Ends what follows an answer, from another thread.
+#[derive(Debug)]
+pub struct Stopper(OwnedFd);
+
+impl Stopper {
+    /// Says to the switch that nothing more is asked for; the last thing that it sends still comes.
+    pub fn stop(&self) {
+        // SAFETY: plain shutdown on our own descriptor. It fails if the switch has ended, and then all has come.
+        unsafe { libc::shutdown(self.0.as_raw_fd(), libc::SHUT_WR) };
+    }
+}
+
 impl Client {
+    /// What ends a stream of answers from another thread.
+    pub fn stopper(&self) -> io::Result<Stopper> {
+        // SAFETY: the descriptor is open as long as `self`.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) };
+        Ok(Stopper(fd.try_clone_to_owned()?))
+    }
+
     /// Connects to the switch that listens at `path`.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
         let connection = Connection::connect(path);
@@ -53,6 +73,11 @@ impl Client {
     /// Sends a request and waits for its answer.
     pub fn call<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, ClientError> {
         self.0.send_message(request)?;
+        self.receive()
+    }
+
+    /// Waits for what follows the answer to a request that asks for more than one thing.
+    pub fn receive<T: DeserializeOwned>(&mut self) -> Result<T, ClientError> {
         match self.0.receive_message()?.ok_or(ClientError::Gone)? {
             Reply::Ok(value) => Ok(serde_json::from_value(value)?),
             Reply::Error(failure) => Err(failure.into()),

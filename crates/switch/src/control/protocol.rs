@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::counters::CounterReport;
+use crate::explain::{FrameFilter, TraceReport};
 use crate::mac::MacAddress;
 use crate::pipeline::PortState;
 use crate::policy::PortPolicy;
@@ -58,6 +59,27 @@ pub enum Request {
         name: String,
         /// What the other one had.
         state: Box<PortState>,
+    },
+    /// What would be done to a frame that comes from a port now, and why, without doing it; answered with a [`TraceReport`].
+    Trace {
+        /// The port.
+        name: String,
+        /// The frame from its first byte on, in hexadecimal digits; as much of it as is given.
+        frame: String,
+        /// The length of all of it; without it, what is given is all.
+        #[serde(default)]
+        length: Option<usize>,
+    },
+    /// The same for the next frames that come from a port. Answered with null, and then with [`Streamed::Trace`] for each, until there
+    /// were so many or the client sends anything or its end; then with [`Streamed::End`].
+    TraceLive {
+        /// The port.
+        name: String,
+        /// How many frames.
+        count: u64,
+        /// Which frames.
+        #[serde(default)]
+        filter: FrameFilter,
     },
     /// Remove a port; its VM loses its link's other end.
     RemovePort {
@@ -153,6 +175,19 @@ fn default_mode() -> u32 {
 
 fn default_queues() -> u16 {
     8
+}
+
+/// What comes after the answer to a request that asks for more than one thing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "item", rename_all = "kebab-case")]
+pub enum Streamed {
+    /// A frame passed.
+    Trace(TraceReport),
+    /// That was all.
+    End {
+        /// Frames that were meant, and for which there was no time or room.
+        missed: u64,
+    },
 }
 
 /// The answer to a request.

@@ -6,11 +6,11 @@ use std::thread;
 
 use packet::{Connection, Listener};
 
-use super::{Failure, Reply, Request};
-use crate::host::Host;
+use super::{Failure, Reply, Request, Stream};
+use crate::host::{Answer, Host};
 
 /// A request, and who wants the answer.
-type Asked = (Request, std::sync::mpsc::SyncSender<Reply>);
+type Asked = (Request, std::sync::mpsc::SyncSender<(Reply, Option<Stream>)>);
 
 /// Serves clients for ever. Each has a thread that waits for it; the requests are done here, one after the other.
 pub fn serve(listener: Listener, mut host: Host) -> io::Result<()> {
@@ -18,8 +18,8 @@ pub fn serve(listener: Listener, mut host: Host) -> io::Result<()> {
     thread::Builder::new().name("clients".into()).spawn(move || accept(&listener, &sender))?;
     for (request, answer) in requests {
         let reply = match host.execute(request) {
-            Ok(value) => Reply::Ok(value),
-            Err(error) => Reply::Error(Failure { message: crate::error_chain(&error) }),
+            Ok(Answer { value, rest }) => (Reply::Ok(value), rest),
+            Err(error) => (Reply::Error(Failure { message: crate::error_chain(&error) }), None),
         };
         // Who has gone does not want it.
         let _ = answer.send(reply);
@@ -48,7 +48,7 @@ fn accept(listener: &Listener, requests: &Sender<Asked>) {
 
 fn serve_client(connection: &Connection, requests: &Sender<Asked>) -> io::Result<()> {
     loop {
-        let reply = match connection.receive_message::<Request>() {
+        let (reply, rest) = match connection.receive_message::<Request>() {
             Ok(None) => return Ok(()),
             Ok(Some(request)) => {
                 let (answer, answered) = sync_channel(1);
@@ -56,10 +56,13 @@ fn serve_client(connection: &Connection, requests: &Sender<Asked>) -> io::Result
                 answered.recv().map_err(io::Error::other)?
             }
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                Reply::Error(Failure { message: format!("no request that this switch knows: {error}") })
+                (Reply::Error(Failure { message: format!("no request that this switch knows: {error}") }), None)
             }
             Err(error) => return Err(error),
         };
         connection.send_message(&reply)?;
+        if let Some(rest) = rest {
+            rest(connection)?;
+        }
     }
 }

@@ -1,12 +1,14 @@
 //! The slow path: what is done to a flow, decided through all layers.
 
-use super::port::Port;
+use super::port::{Domains, Port};
+use super::trace::{Destination, Step};
 use super::{Action, PortNumber, Switch, SwitchNumber, TagEdit};
-use crate::acl::{Direction, Subject, Verdict};
+use crate::acl::{ConnectionKey, Direction, Subject, Verdict};
 use crate::counters::DropReason;
 use crate::frame::{Frame, ICMP, ICMPV6, Ip, Transport, UDP};
+use crate::mac::MacAddress;
 use crate::policy::{Mirroring, Permission};
-use crate::tables::{Basis, Connections, Learned, Millis, Receiver, Ref};
+use crate::tables::{Basis, Connections, Domain, Learned, Millis, Receiver, Ref, Stations};
 use crate::vlan::Refused;
 
 const DHCP: (u16, u16) = (67, 68);
@@ -16,82 +18,164 @@ const ICMP_ROUTER: [u8; 2] = [5, 9];
 /// ICMPv6: router advertisement, redirect (RFC 4861).
 const ICMPV6_ROUTER: [u8; 2] = [134, 137];
 
+/// What is known, as the decision reads and changes it: the tables, or for a trace something that leaves them as they are.
+pub(super) trait Memory {
+    /// As [`Stations::learn`].
+    fn learn(&mut self, domain: Domain, mac: MacAddress, port: u16, pinned: bool, most: u32, now: Millis) -> Learned;
+    /// As [`Stations::find`].
+    fn find(&self, domain: Domain, mac: MacAddress, now: Millis) -> Option<(Ref, u16)>;
+    /// [`Stations::news`].
+    fn news(&self) -> u64;
+    /// As [`Connections::answered`].
+    fn answered(&self, key: &ConnectionKey, direction: Direction, now: Millis) -> Option<Ref>;
+    /// As [`Connections::open`].
+    fn open(&mut self, key: ConnectionKey, opened: Direction, idle_timeout: Millis, most: u32, now: Millis) -> Option<Ref>;
+    /// Hears what was decided, and why.
+    fn note(&mut self, step: impl FnOnce() -> Step);
+}
+
+/// The tables themselves. Nobody listens.
+struct Tables<'a> {
+    stations: &'a mut Stations,
+    connections: &'a mut Connections,
+}
+
+impl Memory for Tables<'_> {
+    fn learn(&mut self, domain: Domain, mac: MacAddress, port: u16, pinned: bool, most: u32, now: Millis) -> Learned {
+        self.stations.learn(domain, mac, port, pinned, most, now)
+    }
+
+    fn find(&self, domain: Domain, mac: MacAddress, now: Millis) -> Option<(Ref, u16)> {
+        self.stations.find(domain, mac, now)
+    }
+
+    fn news(&self) -> u64 {
+        self.stations.news
+    }
+
+    fn answered(&self, key: &ConnectionKey, direction: Direction, now: Millis) -> Option<Ref> {
+        self.connections.answered(key, direction, now)
+    }
+
+    fn open(&mut self, key: ConnectionKey, opened: Direction, idle_timeout: Millis, most: u32, now: Millis) -> Option<Ref> {
+        self.connections.open(key, opened, idle_timeout, most, now)
+    }
+
+    #[inline(always)]
+    fn note(&mut self, _: impl FnOnce() -> Step) {}
+}
+
+/// One decision in the making.
+pub(super) struct Decider<'a, M> {
+    pub ports: &'a [Option<Port>],
+    pub domains: &'a Domains,
+    pub memory: M,
+    pub list: &'a mut Vec<Action>,
+    pub now: Millis,
+}
+
 impl Switch {
     /// Makes the list of a flow in `self.list`; returns what it rests on.
     pub(super) fn decide(&mut self, number: PortNumber, frame: &Frame, now: Millis) -> Basis {
-        self.list.clear();
-        let (sender, receiver) = match self.admit(number, frame, now) {
-            Ok((sender, switch, vlan)) => (sender, self.forward(number, switch, frame, vlan, now)),
-            Err(reason) => {
-                self.list.clear();
-                self.list.push(Action::Drop { port: number, reason });
-                (None, Receiver::Fixed)
+        let Switch { ports, domains, stations, connections, list, .. } = self;
+        let memory = Tables { stations, connections };
+        let (learned, receiver) = Decider { ports, domains, memory, list, now }.decide(number, frame);
+        if let (Some(port), Some(learned)) = (ports[usize::from(number)].as_mut(), learned) {
+            match learned {
+                Learned::Moved(_) => port.counters.moves += 1,
+                Learned::Full => port.counters.not_learned += 1,
+                Learned::New(_) | Learned::Here(_) | Learned::Taken => {}
             }
-        };
+        }
         let is_denial = |action: &Action| matches!(action, Action::Drop { reason: DropReason::ExtendedAcl, .. });
-        let opened = self.list.iter().any(is_denial).then_some(self.connections.opened);
-        let is_wire = |port: &PortNumber| self.ports[usize::from(*port)].as_ref().is_some_and(Port::is_wire);
-        let receivers = self.list.iter().filter_map(|action| match action {
+        let opened = list.iter().any(is_denial).then_some(connections.opened);
+        // A connection that there was no room for is tried again as a sender is that could not be learned.
+        let is_full = |action: &Action| matches!(action, Action::Drop { reason: DropReason::Connections, .. });
+        let sender = learned.and_then(Learned::station).filter(|_| !list.iter().any(is_full));
+        let is_wire = |port: &PortNumber| ports[usize::from(*port)].as_ref().is_some_and(Port::is_wire);
+        let mut receivers = list.iter().filter_map(|action| match action {
             Action::Deliver { port, .. } => Some(*port),
             _ => None,
         });
         // What goes to many must not wait for one of them.
-        let wire = if matches!(receiver, Receiver::Known(_)) { receivers.into_iter().find(is_wire) } else { None };
+        let wire = if matches!(receiver, Receiver::Known(_)) { receivers.find(is_wire) } else { None };
         Basis { sender, receiver, opened, wire }
     }
+}
 
-    /// The sender's side: what its policy says, and where it is. Returns the sender, if it was learned, its switch, and the frame's VLAN.
-    fn admit(&mut self, number: PortNumber, frame: &Frame, now: Millis) -> Result<(Option<Ref>, SwitchNumber, u16), DropReason> {
-        let Some(port) = self.ports[usize::from(number)].as_mut() else { return Err(DropReason::Vlan) };
-        if !frame.source.is_station() || frame.destination.is_link_local() {
-            return Err(DropReason::Address);
-        }
-        guard(port, frame)?;
+impl<M: Memory> Decider<'_, M> {
+    /// Makes the list of a flow. Returns what became of its sender, if it came to that, and what is known of its receiver.
+    pub fn decide(&mut self, number: PortNumber, frame: &Frame) -> (Option<Learned>, Receiver) {
+        self.list.clear();
+        let mut learned = None;
+        let receiver = match self.admit(number, frame, &mut learned) {
+            Ok((switch, vlan)) => self.forward(number, switch, frame, vlan),
+            Err(reason) => {
+                self.list.clear();
+                self.list.push(Action::Drop { port: number, reason });
+                Receiver::Fixed
+            }
+        };
+        (learned, receiver)
+    }
+
+    /// The sender's side: what its policy says, and where it is. Returns its switch, and the frame's VLAN.
+    fn admit(
+        &mut self,
+        number: PortNumber,
+        frame: &Frame,
+        learned: &mut Option<Learned>,
+    ) -> Result<(SwitchNumber, u16), DropReason> {
+        let Some(port) = &self.ports[usize::from(number)] else { return Err(DropReason::Vlan) };
+        let guarded = guard(port, frame);
+        self.memory.note(|| Step::Guard { port: number, refused: guarded.err() });
+        guarded?;
         let vlan = port.policy.vlan.ingress(frame).map_err(|refused| match refused {
             Refused::Tagged => DropReason::Tagged,
             Refused::NotAllowed => DropReason::Vlan,
-        })?;
+        });
+        self.memory.note(|| Step::VlanIn { port: number, vlan });
+        let vlan = vlan?;
         let subject = Subject::new(frame, Direction::Outbound);
-        judge(port, number, &subject, &mut self.connections, &mut self.list, now)?;
+        self.judge(port, number, &subject)?;
+        let domain = self.domains.of(port.switch, vlan);
         let pinned = port.only_station().is_some();
-        let most = port.policy.max_stations;
-        let sender = match self.stations.learn(self.domains.of(port.switch, vlan), frame.source, number, pinned, most, now) {
-            Learned::Here(sender) => Some(sender),
-            Learned::Moved(sender) => {
-                port.counters.moves += 1;
-                Some(sender)
-            }
-            Learned::Full => {
-                port.counters.not_learned += 1;
-                None
-            }
-            Learned::Taken => return Err(DropReason::Taken),
-        };
-        Ok((sender, port.switch, vlan))
+        let sender = self.memory.learn(domain, frame.source, number, pinned, port.policy.max_stations, self.now);
+        self.memory.note(|| Step::Learning { port: number, vlan: domain.vlan, mac: frame.source, learned: sender });
+        *learned = Some(sender);
+        if sender == Learned::Taken { Err(DropReason::Taken) } else { Ok((port.switch, vlan)) }
     }
 
     /// The receivers' side.
-    fn forward(&mut self, number: PortNumber, switch: SwitchNumber, frame: &Frame, vlan: u16, now: Millis) -> Receiver {
+    fn forward(&mut self, number: PortNumber, switch: SwitchNumber, frame: &Frame, vlan: u16) -> Receiver {
         // A router between subnets would stand here: a frame to its address goes on with other addresses, in another VLAN.
         let domain = self.domains.of(switch, vlan);
-        let known = if frame.destination.is_group() { None } else { self.stations.find(domain, frame.destination, now) };
-        let receiver = match known {
-            Some((station, port)) => {
-                if port == number {
-                    self.list.push(Action::Drop { port: number, reason: DropReason::SamePort });
-                } else {
-                    self.pass(port, frame, vlan, true, now);
-                }
+        let is_group = frame.destination.is_group();
+        let known = if is_group { None } else { self.memory.find(domain, frame.destination, self.now) };
+        let destination = match known {
+            Some((_, port)) if port == number => Destination::Sender,
+            Some((_, port)) => Destination::Known(port),
+            None if is_group => Destination::Group,
+            None => Destination::Unknown,
+        };
+        self.memory.note(|| Step::Forwarding { port: number, mac: frame.destination, destination });
+        let receiver = match (destination, known) {
+            (Destination::Sender, Some((station, _))) => {
+                self.list.push(Action::Drop { port: number, reason: DropReason::SamePort });
                 Receiver::Known(station)
             }
-            None => {
+            (_, Some((station, port))) => {
+                self.pass(port, frame, vlan, true);
+                Receiver::Known(station)
+            }
+            (_, None) => {
                 self.list.push(Action::Limit);
                 for port in 0..self.ports.len() as PortNumber {
                     if port != number && self.wants(port, switch, frame) {
-                        self.pass(port, frame, vlan, false, now);
+                        self.pass(port, frame, vlan, false);
                     }
                 }
-                if frame.destination.is_group() { Receiver::Fixed } else { Receiver::Unknown(self.stations.news) }
+                if is_group { Receiver::Fixed } else { Receiver::Unknown(self.memory.news()) }
             }
         };
         self.mirror(number, switch);
@@ -99,15 +183,21 @@ impl Switch {
     }
 
     /// Whether a port is to get what nobody is known to be the receiver of.
-    fn wants(&self, number: PortNumber, switch: SwitchNumber, frame: &Frame) -> bool {
-        let Some(port) = &self.ports[usize::from(number)] else { return false };
-        port.switch == switch && (frame.destination.is_group() || port.only_station().is_none_or(|mac| mac == frame.destination))
+    fn wants(&mut self, number: PortNumber, switch: SwitchNumber, frame: &Frame) -> bool {
+        let Some(port) = self.ports[usize::from(number)].as_ref().filter(|port| port.switch == switch) else { return false };
+        let wants = frame.destination.is_group() || port.only_station().is_none_or(|mac| mac == frame.destination);
+        if !wants {
+            self.memory.note(|| Step::NotForIt { port: number });
+        }
+        wants
     }
 
     /// Adds what is done for one receiver. That a port is not in the VLAN counts only for the one receiver that there is.
-    fn pass(&mut self, number: PortNumber, frame: &Frame, vlan: u16, is_only: bool, now: Millis) {
-        let Some(port) = self.ports[usize::from(number)].as_mut() else { return };
-        let Some(wire) = port.policy.vlan.egress(vlan) else {
+    fn pass(&mut self, number: PortNumber, frame: &Frame, vlan: u16, is_only: bool) {
+        let Some(port) = &self.ports[usize::from(number)] else { return };
+        let wire = port.policy.vlan.egress(vlan);
+        self.memory.note(|| Step::VlanOut { port: number, vlan, wire });
+        let Some(wire) = wire else {
             if is_only {
                 self.list.push(Action::Drop { port: number, reason: DropReason::Vlan });
             }
@@ -115,8 +205,11 @@ impl Switch {
         };
         let start = self.list.len();
         let subject = Subject::new(frame, Direction::Inbound);
-        let edit = judge(port, number, &subject, &mut self.connections, &mut self.list, now)
-            .and_then(|()| wire.edit(frame.tag, frame.stacked).ok_or(DropReason::Tagged));
+        let edit = self.judge(port, number, &subject).and_then(|()| {
+            let edit = wire.edit(frame.tag, frame.stacked).ok_or(DropReason::Tagged);
+            self.memory.note(|| Step::Tag { port: number, edit });
+            edit
+        });
         match edit {
             // An overlay would add its encapsulation here.
             Ok(edit) => self.list.push(Action::Deliver { port: number, edit }),
@@ -136,21 +229,57 @@ impl Switch {
         let receivers = |list: &[Action], fits: &dyn Fn(PortNumber) -> bool| {
             list.iter().any(|action| matches!(action, Action::Deliver { port, .. } if fits(*port)))
         };
-        let was_sent = receivers(&self.list, &|_| true);
-        if !(is(sender, Mirroring::Source) && was_sent || receivers(&self.list, &|port| is(port, Mirroring::Source))) {
+        let was_sent = receivers(self.list, &|_| true);
+        if !(is(sender, Mirroring::Source) && was_sent || receivers(self.list, &|port| is(port, Mirroring::Source))) {
             return;
         }
         let destinations: Vec<PortNumber> = (0..self.ports.len() as PortNumber)
-            .filter(|port| {
-                *port != sender && is(*port, Mirroring::Destination) && !receivers(&self.list, &|other| other == *port)
-            })
+            .filter(|port| *port != sender && is(*port, Mirroring::Destination) && !receivers(self.list, &|other| other == *port))
             .collect();
-        self.list.extend(destinations.into_iter().map(|port| Action::Deliver { port, edit: TagEdit::Keep }));
+        self.list.extend(destinations.iter().map(|port| Action::Deliver { port: *port, edit: TagEdit::Keep }));
+        destinations.into_iter().for_each(|port| self.memory.note(|| Step::Mirror { port }));
+    }
+
+    /// A port's rules of both kinds. Adds what is to be counted and kept.
+    fn judge(&mut self, port: &Port, number: PortNumber, subject: &Subject) -> Result<(), DropReason> {
+        let direction = subject.direction;
+        let acl = port.acl.decide(subject);
+        self.memory.note(|| Step::Acl { port: number, direction, decided: acl });
+        if !acl.allowed {
+            return Err(DropReason::Acl);
+        }
+        let connection = subject.connection(number);
+        let answered = connection.and_then(|key| self.memory.answered(&key, direction, self.now));
+        if let Some(answered) = answered {
+            self.memory.note(|| Step::Answer { port: number, direction });
+            self.list.push(Action::Track(answered));
+        } else {
+            let (verdict, rule) = port.extended.decide(subject);
+            self.memory.note(|| Step::ExtendedAcl { port: number, direction, verdict, rule });
+            match (verdict, connection) {
+                (Verdict::Deny, _) => return Err(DropReason::ExtendedAcl),
+                (Verdict::Allow, _) | (Verdict::Remember { .. }, None) => {}
+                (Verdict::Remember { idle_timeout_ms }, Some(key)) => {
+                    let most = port.policy.max_connections;
+                    let opened = self.memory.open(key, direction, idle_timeout_ms, most, self.now);
+                    self.memory.note(|| Step::Connection { port: number, direction, remembered: opened.is_some() });
+                    self.list.push(Action::Track(opened.ok_or(DropReason::Connections)?));
+                }
+            }
+        }
+        if let Some(rule) = port.acl.meter(subject) {
+            self.memory.note(|| Step::Meter { port: number, direction, rule });
+            self.list.push(Action::Meter { port: number, rule });
+        }
+        Ok(())
     }
 }
 
-/// Spoofed addresses, rogue DHCP servers and routers.
+/// Reserved and spoofed addresses, rogue DHCP servers and routers.
 fn guard(port: &Port, frame: &Frame) -> Result<(), DropReason> {
+    if !frame.source.is_station() || frame.destination.is_link_local() {
+        return Err(DropReason::Address);
+    }
     let policy = &port.policy;
     if policy.mac_spoofing == Permission::Deny && policy.mac != Some(frame.source) {
         return Err(DropReason::Spoofed);
@@ -175,36 +304,4 @@ fn is_of_router(ip: &Ip) -> bool {
         Transport::Icmp { kind, .. } if ip.protocol == ICMPV6 => ICMPV6_ROUTER.contains(&kind),
         _ => false,
     }
-}
-
-/// A port's rules of both kinds. Adds what is to be counted and kept.
-fn judge(
-    port: &Port,
-    number: PortNumber,
-    subject: &Subject,
-    connections: &mut Connections,
-    list: &mut Vec<Action>,
-    now: Millis,
-) -> Result<(), DropReason> {
-    if !port.acl.allows(subject) {
-        return Err(DropReason::Acl);
-    }
-    let connection = subject.connection(number);
-    if let Some(answered) = connection.and_then(|key| connections.answered(&key, subject.direction, now)) {
-        list.push(Action::Track(answered));
-    } else {
-        match (port.extended.decide(subject), connection) {
-            (Verdict::Deny, _) => return Err(DropReason::ExtendedAcl),
-            (Verdict::Allow, _) | (Verdict::Remember { .. }, None) => {}
-            (Verdict::Remember { idle_timeout_ms }, Some(key)) => {
-                let most = port.policy.max_connections;
-                let opened = connections.open(key, subject.direction, idle_timeout_ms, most, now);
-                list.push(Action::Track(opened.ok_or(DropReason::Connections)?));
-            }
-        }
-    }
-    if let Some(rule) = port.acl.meter(subject) {
-        list.push(Action::Meter { port: number, rule });
-    }
-    Ok(())
 }

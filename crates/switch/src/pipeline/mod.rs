@@ -22,10 +22,12 @@ mod decide;
 mod port;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod transfer;
 
 pub use action::{Action, TagEdit};
 pub use port::{PortNumber, SwitchNumber};
+pub use trace::{Destination, Step, Trace};
 pub use transfer::{ConnectionState, ImportError, Imported, PORT_STATE_VERSION, PortState, StationState};
 
 use crate::acl::{ConnectionKey, Direction};
@@ -106,7 +108,7 @@ pub struct Switch {
     list: Vec<Action>,
 }
 
-/// After so long a sender that could not be learned is tried again.
+/// After so long a sender that could not be learned, or a connection that there was no room for, is tried again.
 const RETRY: Millis = 1000;
 /// Places of tables that one call of [`Switch::tick`] looks at.
 const SWEEP: usize = 256;

@@ -116,7 +116,7 @@ impl Port {
         let packet = Some(PacketSubject { local: key.local, remote: key.remote, ip });
         let nobody = MacAddress([0; 6]);
         let subject = Subject { direction: opened, local_mac: nobody, remote_mac: nobody, packet };
-        match self.extended.decide(&subject) {
+        match self.extended.decide(&subject).0 {
             Verdict::Remember { idle_timeout_ms } => Some(idle_timeout_ms),
             Verdict::Allow | Verdict::Deny => None,
         }
@@ -143,13 +143,22 @@ impl Bucket {
         (self.per_second * 100).max(1000)
     }
 
+    fn tokens(&self, now: Millis) -> u64 {
+        let gained = now.saturating_sub(self.filled).saturating_mul(self.per_second);
+        self.tokens.saturating_add(gained).min(self.most())
+    }
+
+    /// Whether there is one.
+    pub fn has(&self, now: Millis) -> bool {
+        self.per_second == 0 || self.tokens(now) >= 1000
+    }
+
     /// Takes one, if there is one.
     pub fn take(&mut self, now: Millis) -> bool {
         if self.per_second == 0 {
             return true;
         }
-        let gained = now.saturating_sub(self.filled).saturating_mul(self.per_second);
-        self.tokens = self.tokens.saturating_add(gained).min(self.most());
+        self.tokens = self.tokens(now);
         self.filled = self.filled.max(now);
         let there = self.tokens >= 1000;
         self.tokens -= if there { 1000 } else { 0 };

@@ -6,12 +6,13 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::acl::{Address, Effect, ExtendedRule, PortRange, PrefixAction, PrefixRule};
+use crate::acl::{Address, Effect, ExtendedRule, PortRange, PrefixAction, PrefixRule, PrefixVerdict, Verdict};
 use crate::frame::build::{ethernet, mac};
 use crate::frame::{HEADER_BYTES, TCP};
 use crate::mac::MacAddress;
 use crate::policy::{Mirroring, Permission};
-use crate::vlan::{Vlan, VlanMode, VlanRange};
+use crate::tables::{Learned, Ref};
+use crate::vlan::{Vlan, VlanMode, VlanRange, Wire};
 
 /// A switch and what it delivered last.
 struct Lab {
@@ -98,6 +99,16 @@ fn stations_are_learned_followed_and_forgotten() {
     assert_eq!(lab.to(1, &arp(3, mac(1))), set([0, 2]), "both are silent for too long");
     lab.switch.tick(lab.now);
     assert_eq!(lab.switch.stations().count(), 1);
+}
+
+#[test]
+fn a_station_that_was_silent_for_too_long_is_found_as_soon_as_it_speaks() {
+    let mut lab = Lab::new(plain(3));
+    lab.to(1, &arp(2, MacAddress::BROADCAST));
+    lab.now = 1500;
+    assert_eq!(lab.to(0, &arp(1, mac(2))), set([1, 2]), "it is old, and not swept yet");
+    lab.to(1, &arp(2, MacAddress::BROADCAST));
+    assert_eq!(lab.to(0, &arp(1, mac(2))), set([1]), "the flow that flooded is decided anew");
 }
 
 #[test]
@@ -436,8 +447,7 @@ fn a_port_takes_its_connections_to_another_switch() {
     assert_eq!((imported.stations, imported.stations_left_out), (1, 0));
     assert_eq!(lab.to(1, &answer), set([]), "and the flow that is denied now is asked again");
     assert_eq!(lab.switch.import_connections(0, &state.connections, lab.now), Ok(1));
-    assert_eq!(lab.to(1, &arp(2, mac(9))), set([0]));
-    assert_eq!(lab.switch.export_port(0).unwrap().stations, state.stations, "its station was known before it sent anything");
+    assert_eq!(lab.switch.export_port(0).unwrap().stations, state.stations, "it is known before it sends anything");
     assert_eq!(lab.drops(0, DropReason::ExtendedAcl), 2, "one was counted where it was before");
     assert_eq!(lab.switch.meters(0).unwrap().collect::<BTreeMap<_, _>>(), state.meters);
     lab.now += 4_000;
@@ -515,6 +525,21 @@ fn connections_are_limited_and_make_room_when_they_are_over() {
     assert_eq!(lab.switch.connections(), 3);
 }
 
+#[test]
+fn a_flow_that_there_was_no_room_for_is_tried_again() {
+    let all = rule(Effect::AllowStateful { idle_timeout_s: 2 }, Direction::Inbound, 1);
+    let few = PortPolicy { max_connections: 1, extended_acl: vec![all], ..PortPolicy::default() };
+    let mut lab = Lab::new(vec![PortPolicy::default(), few]);
+    let packet = |port| ethernet(mac(1), mac(2)).udp((ip("10.0.0.1"), port), (ip("10.0.0.2"), 53));
+    assert_eq!((lab.to(0, &packet(1)), lab.to(0, &packet(2))), (set([1]), set([])));
+    // It goes on sending, so that its flow is never forgotten.
+    for now in (0..3500).step_by(100) {
+        lab.now = now;
+        let passes = now >= 3000;
+        assert_eq!(lab.to(0, &packet(2)), if passes { set([1]) } else { set([]) }, "at {now}");
+    }
+}
+
 /// Weight decides, whatever the order of the rules; each direction by itself; both ports' rules count.
 #[test]
 fn extended_rules_are_a_truth_table() {
@@ -558,6 +583,142 @@ fn meters_count_both_ways() {
         lab.to(1, &back);
     }
     assert_eq!(lab.switch.meters(0).unwrap().collect::<Vec<_>>(), [(0, 6 * there.len() as u64)]);
+}
+
+/// What a trace says that is done: who gets the frame, and what is dropped where.
+fn traced(lab: &Lab, port: PortNumber, frame: &[u8]) -> (BTreeMap<PortNumber, TagEdit>, Vec<(PortNumber, DropReason)>) {
+    let trace = lab.switch.trace(port, &frame[..frame.len().min(HEADER_BYTES)], frame.len(), lab.now).unwrap();
+    let mut delivered = BTreeMap::new();
+    let mut dropped = Vec::new();
+    for action in trace.actions {
+        match action {
+            Action::Deliver { port, edit } => _ = delivered.insert(port, edit),
+            Action::Drop { port, reason } => dropped.push((port, reason)),
+            _ => {}
+        }
+    }
+    (delivered, dropped)
+}
+
+fn all_drops(lab: &Lab) -> Vec<BTreeMap<String, u64>> {
+    (0..lab.switch.ports.len()).map(|port| lab.switch.counters(port as PortNumber).unwrap().report().drops).collect()
+}
+
+fn any_policy() -> impl Strategy<Value = PortPolicy> {
+    let deny = || prop::sample::select(vec![Permission::Allow, Permission::Deny]);
+    let modes = vec![
+        VlanMode::Untagged,
+        VlanMode::Access { vlan: vlan(10) },
+        VlanMode::Trunk { native: Some(vlan(10)), allowed: vec![VlanRange { first: vlan(99), last: vlan(101) }] },
+        VlanMode::Isolated { primary: vlan(100), secondary: vlan(101) },
+        VlanMode::Promiscuous { primary: vlan(100), secondaries: vec![vlan(101)] },
+    ];
+    let mirrorings = vec![Mirroring::None, Mirroring::None, Mirroring::Source, Mirroring::Destination];
+    let acls = vec![vec![], vec![PrefixAction::Deny], vec![PrefixAction::Meter]];
+    let extended = vec![
+        vec![],
+        vec![rule(Effect::Deny, Direction::Inbound, 1)],
+        vec![
+            rule(Effect::AllowStateful { idle_timeout_s: 1 }, Direction::Outbound, 2),
+            rule(Effect::Deny, Direction::Inbound, 1),
+        ],
+    ];
+    let limits =
+        (prop::sample::select(vec![0u32, 20]), prop::sample::select(vec![2u32, 1024]), prop::sample::select(vec![1u32, 1000]));
+    let guards = (prop::option::of(1u8..4), deny(), deny());
+    let select = (
+        prop::sample::select(modes),
+        prop::sample::select(mirrorings),
+        prop::sample::select(acls),
+        prop::sample::select(extended),
+    );
+    (guards, select, limits).prop_map(|((station, spoofing, router), (vlan, mirroring, acl, extended_acl), limits)| PortPolicy {
+        mac: station.map(mac),
+        mac_spoofing: if station.is_some() { spoofing } else { Permission::Allow },
+        router,
+        vlan,
+        mirroring,
+        storm_limit: limits.0,
+        max_stations: limits.1,
+        max_connections: limits.2,
+        acl: acl
+            .into_iter()
+            .map(|action| PrefixRule { action, direction: None, address: Address::RemoteIp("10.0.0.2/31".parse().unwrap()) })
+            .collect(),
+        extended_acl,
+        ..PortPolicy::default()
+    })
+}
+
+proptest! {
+    /// A trace says what then is done, whatever the policies are, and asking changes nothing.
+    #[test]
+    fn a_trace_says_what_is_done(
+        policies in prop::collection::vec(any_policy(), 2..6),
+        frames in prop::collection::vec((0u16..6, 0u8..5, 0u8..6, 0u16..3, prop::sample::select(vec![0u16, 10, 100]), 1000u64..1500), 1..80),
+    ) {
+        let limits = Limits { station_age: 4000, flows: 64, stations: 6, connections: 8, ..Limits::default() };
+        let mut lab = Lab { switch: Switch::new(limits), now: 0 };
+        for policy in policies {
+            lab.switch.add_port(policy).unwrap();
+        }
+        // Between frames, what is only kept for a moment is over.
+        for (port, source, destination, number, tag, later) in frames {
+            let port = port % lab.switch.ports.len() as u16;
+            lab.now += later;
+            let destination = if destination == 5 { MacAddress::BROADCAST } else { mac(destination) };
+            let start = ethernet(mac(source), destination);
+            let start = if tag == 0 { start } else { start.tag(tag) };
+            let address = |number: u8| ip(&format!("10.0.0.{number}"));
+            let frame = if number == 0 {
+                start.other(0x0806)
+            } else {
+                start.udp((address(source), number), (address(destination.0[5]), 3 - number))
+            };
+            let before = (all_drops(&lab), lab.switch.decisions(), lab.switch.connections(), lab.switch.stations().count());
+            let (delivered, dropped) = traced(&lab, port, &frame);
+            let after = (all_drops(&lab), lab.switch.decisions(), lab.switch.connections(), lab.switch.stations().count());
+            prop_assert_eq!(&before, &after);
+            let mut expected = before.0;
+            dropped.iter().for_each(|(port, reason)| *expected[usize::from(*port)].entry(reason.label().into()).or_default() += 1);
+            prop_assert_eq!(lab.send(port, &frame), delivered, "port {}", port);
+            prop_assert_eq!(all_drops(&lab), expected);
+        }
+    }
+}
+
+#[test]
+fn a_trace_says_which_layer_stops_a_frame_and_why() {
+    let deny = PrefixRule { action: PrefixAction::Deny, direction: Some(Direction::Inbound), address: Address::AnyIp };
+    let meter = PrefixRule { action: PrefixAction::Meter, direction: None, address: Address::AnyIp };
+    let ten = || VlanMode::Access { vlan: vlan(10) };
+    let mut lab = Lab::new(vec![
+        PortPolicy { vlan: ten(), acl: vec![meter], ..client() },
+        PortPolicy { acl: vec![meter, deny], ..open(ten()) },
+        PortPolicy::default(),
+    ]);
+    lab.to(1, &arp(2, MacAddress::BROADCAST));
+    let steps = |lab: &Lab, frame: &[u8]| lab.switch.trace(0, frame, frame.len(), lab.now).unwrap().steps;
+    let packet = |port| ethernet(mac(1), mac(2)).tcp((ip("10.0.0.1"), 4000), (ip("10.0.0.2"), port));
+    use Direction::*;
+    let acl = |port, direction, allowed, ip| Step::Acl { port, direction, decided: PrefixVerdict { allowed, mac: None, ip } };
+    let start = [Step::Guard { port: 0, refused: None }, Step::VlanIn { port: 0, vlan: Ok(10) }, acl(0, Outbound, true, None)];
+    let denied = Step::ExtendedAcl { port: 0, direction: Outbound, verdict: Verdict::Deny, rule: Some(1) };
+    assert_eq!(steps(&lab, &packet(80)), [&start[..], &[denied]].concat());
+    let verdict = Verdict::Remember { idle_timeout_ms: 10_000 };
+    let expected = [
+        Step::ExtendedAcl { port: 0, direction: Outbound, verdict, rule: Some(2) },
+        Step::Connection { port: 0, direction: Outbound, remembered: true },
+        Step::Meter { port: 0, direction: Outbound, rule: 0 },
+        Step::Learning { port: 0, vlan: 10, mac: mac(1), learned: Learned::New(Ref::NONE) },
+        Step::Forwarding { port: 0, mac: mac(2), destination: Destination::Known(1) },
+        Step::VlanOut { port: 1, vlan: 10, wire: Some(Wire::Untagged) },
+        acl(1, Inbound, false, Some(1)),
+    ];
+    assert_eq!(steps(&lab, &packet(443)), [&start[..], &expected].concat());
+    assert!(lab.switch.trace(3, &packet(1), 60, 0).is_err(), "no such port");
+    let wrong = lab.switch.trace(0, &packet(1), 30, 0).unwrap();
+    assert_eq!(wrong.actions, [Action::Drop { port: 0, reason: DropReason::Ip }]);
 }
 
 /// How a switch that decides every frame anew would deliver: nothing but a map from stations to ports.

@@ -186,9 +186,9 @@ impl Switch {
             let learned = domain
                 .filter(|_| only.is_none_or(|mac| mac == station.mac))
                 .map(|domain| stations.learn(*domain, station.mac, number, only.is_some(), most, now));
-            match learned {
-                Some(Learned::Here(_) | Learned::Moved(_)) => imported.stations += 1,
-                Some(Learned::Taken | Learned::Full) | None => imported.stations_left_out += 1,
+            match learned.and_then(Learned::station) {
+                Some(_) => imported.stations += 1,
+                None => imported.stations_left_out += 1,
             }
         }
         Ok(imported)

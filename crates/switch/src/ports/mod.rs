@@ -5,7 +5,7 @@ pub mod packet;
 pub mod segment;
 mod session;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod vhost_user;
 pub mod virtio;
 pub mod vnet;

@@ -73,7 +73,7 @@ impl Drop for Host {
 }
 
 /// A VM: front end and driver in one.
-struct Vm {
+pub(crate) struct Vm {
     receive: Driver,
     transmit: Driver,
     kick: EventFd,
@@ -83,14 +83,14 @@ struct Vm {
 }
 
 impl Vm {
-    fn new(features: u64) -> Vm {
+    pub(crate) fn new(features: u64) -> Vm {
         let file = memory_file();
         let event = || EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap();
         let (receive, transmit) = (Driver::new(&file, 0, RINGS), Driver::new(&file, 1, RINGS));
         Vm { receive, transmit, kick: event(), call: event(), features: features | VERSION_1, front: None }
     }
 
-    fn connect(&mut self, path: &Path) {
+    pub(crate) fn connect(&mut self, path: &Path) {
         // One at a time: the last one's connection ends first.
         self.front = None;
         let mut front = Frontend::connect(path, 4).unwrap();
@@ -133,13 +133,13 @@ impl Vm {
     }
 
     /// Sends a frame behind a header.
-    fn send(&mut self, header: [u8; 12], frame: &[u8]) {
+    pub(crate) fn send(&mut self, header: [u8; 12], frame: &[u8]) {
         self.transmit.send(&[&header[..], frame].concat());
         self.kick.write(1).unwrap();
     }
 
     /// The next frames.
-    fn receive(&mut self) -> Vec<(Vec<u8>, Vec<u8>)> {
+    pub(crate) fn receive(&mut self) -> Vec<(Vec<u8>, Vec<u8>)> {
         loop {
             let frames = self.receive.take_frames();
             if !frames.is_empty() {
@@ -158,7 +158,7 @@ impl Vm {
     }
 
     /// Waits until all that was sent is used.
-    fn drain(&mut self, count: usize) {
+    pub(crate) fn drain(&mut self, count: usize) {
         let mut done = 0;
         while done < count {
             done += self.transmit.take_used().len();

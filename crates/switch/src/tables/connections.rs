@@ -81,6 +81,19 @@ impl Connections {
         Some(at)
     }
 
+    /// Whether [`Connections::open`] would find or make room for it.
+    pub fn would_open(&self, key: &ConnectionKey, most: u32, now: Millis) -> bool {
+        if self.by_key.contains_key(key) {
+            return true;
+        }
+        let count = self.count(key.port);
+        if count < most {
+            return !self.slab.is_full();
+        }
+        let over = |port: u16| self.slab.over(SWEEP, move |one| one.is_over(now) && one.key.port == port).count();
+        count - (over(key.port) as u32) < most
+    }
+
     fn count(&self, port: u16) -> u32 {
         self.per_port.get(&port).copied().unwrap_or(0)
     }

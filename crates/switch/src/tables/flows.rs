@@ -72,7 +72,7 @@ pub enum Receiver {
 /// What a decision rests on.
 #[derive(Clone, Copy, Debug)]
 pub struct Basis {
-    /// The sender as it was learned, if it was.
+    /// The sender as it was learned. Without one, the decision holds for a moment only.
     pub sender: Option<Ref>,
     /// The receiver.
     pub receiver: Receiver,

@@ -7,6 +7,11 @@ pub struct Ref {
     version: u32,
 }
 
+impl Ref {
+    /// What no entry has.
+    pub const NONE: Ref = Ref { slot: u32::MAX, version: u32::MAX };
+}
+
 #[derive(Debug)]
 struct Slot<T> {
     version: u32,
@@ -43,6 +48,11 @@ impl<T> Slab<T> {
         Some(Ref { slot, version: entry.version })
     }
 
+    /// Whether there is no room for another one.
+    pub fn is_full(&self) -> bool {
+        self.free.is_empty() && self.slots.len() >= self.capacity
+    }
+
     /// The value, if it is still that one.
     pub fn get_mut(&mut self, at: Ref) -> Option<&mut T> {
         self.slots.get_mut(at.slot as usize).filter(|slot| slot.version == at.version)?.value.as_mut()
@@ -67,18 +77,21 @@ impl<T> Slab<T> {
         Some(value)
     }
 
+    /// What is over in the `count` places that the next sweep looks at.
+    pub fn over<'a>(&'a self, count: usize, is_over: impl Fn(&T) -> bool + 'a) -> impl Iterator<Item = (Ref, &'a T)> {
+        let places = (0..count.min(self.slots.len())).map(|step| (self.hand + step) % self.slots.len());
+        let entries = places.filter_map(|slot| {
+            let Slot { version, value } = &self.slots[slot];
+            Some((Ref { slot: slot as u32, version: *version }, value.as_ref()?))
+        });
+        entries.filter(move |(_, value)| is_over(value))
+    }
+
     /// Looks at the next `count` places and removes what is over.
-    pub fn sweep(&mut self, count: usize, is_over: impl Fn(&T) -> bool, mut removed: impl FnMut(T)) {
-        for _ in 0..count.min(self.slots.len()) {
-            let slot = self.hand % self.slots.len();
-            self.hand = slot + 1;
-            let at = Ref { slot: slot as u32, version: self.slots[slot].version };
-            if self.slots[slot].value.as_ref().is_some_and(&is_over)
-                && let Some(value) = self.remove(at)
-            {
-                removed(value);
-            }
-        }
+    pub fn sweep(&mut self, count: usize, is_over: impl Fn(&T) -> bool, removed: impl FnMut(T)) {
+        let over: Vec<Ref> = self.over(count, is_over).map(|(at, _)| at).collect();
+        self.hand = if self.slots.is_empty() { 0 } else { (self.hand + count.min(self.slots.len())) % self.slots.len() };
+        over.into_iter().filter_map(|at| self.remove(at)).for_each(removed);
     }
 
     /// What is in `count` places from `from` on, and where the next places are.

@@ -32,7 +32,9 @@ pub struct Station {
 /// What learning came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learned {
-    /// It is behind this port, as far as is known.
+    /// Nobody knew it; now it is behind this port.
+    New(Ref),
+    /// It is behind this port, as was known.
     Here(Ref),
     /// It was behind another port until now.
     Moved(Ref),
@@ -40,6 +42,16 @@ pub enum Learned {
     Taken,
     /// There is no room for it, of the port or at all.
     Full,
+}
+
+impl Learned {
+    /// The station, if it is behind the port now.
+    pub fn station(self) -> Option<Ref> {
+        match self {
+            Learned::New(at) | Learned::Here(at) | Learned::Moved(at) => Some(at),
+            Learned::Taken | Learned::Full => None,
+        }
+    }
 }
 
 /// All stations.
@@ -88,41 +100,55 @@ impl Stations {
         }
     }
 
+    /// What [`Stations::learn`] would say. A station that is new has no place yet.
+    pub fn would_learn(&self, domain: Domain, mac: MacAddress, port: u16, most: u32, now: Millis) -> Learned {
+        let known = self.by_address.get(&(domain, mac)).and_then(|at| Some((*at, self.slab.get(*at)?)));
+        match known {
+            Some((at, station)) if station.port == port && self.is_old(station, now) => Learned::New(at),
+            Some((at, station)) if station.port == port => Learned::Here(at),
+            Some((_, station)) if station.pinned => Learned::Taken,
+            _ if self.count(port) >= most => Learned::Full,
+            Some((at, station)) if self.is_old(station, now) => Learned::New(at),
+            Some((at, _)) => Learned::Moved(at),
+            None if self.slab.is_full() => Learned::Full,
+            None => Learned::New(Ref::NONE),
+        }
+    }
+
     /// A station sends from behind a port.
     pub fn learn(&mut self, domain: Domain, mac: MacAddress, port: u16, pinned: bool, most: u32, now: Millis) -> Learned {
-        if let Some(at) = self.by_address.get(&(domain, mac)).copied() {
-            let Some(station) = self.slab.get(at).copied() else { return Learned::Full };
-            let is_old = self.is_old(&station, now);
-            if station.port == port || (station.pinned && !pinned) {
-                if station.port != port {
-                    return Learned::Taken;
-                }
+        let learned = self.would_learn(domain, mac, port, most, now);
+        match learned {
+            Learned::Taken | Learned::Full => learned,
+            Learned::Here(at) => {
                 self.slab.get_mut(at).into_iter().for_each(|station| (station.seen, station.pinned) = (now, pinned));
-                return Learned::Here(at);
+                learned
             }
-            if station.pinned {
-                return Learned::Taken;
+            Learned::New(Ref::NONE) => {
+                let station = Station { domain, mac, port, pinned, seen: now };
+                let Some(at) = self.slab.insert(station) else { return Learned::Full };
+                self.by_address.insert((domain, mac), at);
+                *self.per_port.entry(port).or_default() += 1;
+                self.news += 1;
+                Learned::New(at)
             }
-            if self.count(port) >= most {
-                return Learned::Full;
+            Learned::New(at) | Learned::Moved(at) => {
+                let old = self.slab.get(at).map(|station| station.port);
+                old.into_iter().for_each(|port| self.leave(port));
+                *self.per_port.entry(port).or_default() += 1;
+                let at = self.slab.renew(at);
+                self.by_address.insert((domain, mac), at);
+                self.slab.get_mut(at).into_iter().for_each(|station| {
+                    (station.port, station.seen, station.pinned) = (port, now, pinned);
+                });
+                if matches!(learned, Learned::Moved(_)) {
+                    return Learned::Moved(at);
+                }
+                // As good as forgotten: flows to it went to all.
+                self.news += 1;
+                Learned::New(at)
             }
-            self.leave(station.port);
-            *self.per_port.entry(port).or_default() += 1;
-            let at = self.slab.renew(at);
-            self.by_address.insert((domain, mac), at);
-            self.slab.get_mut(at).into_iter().for_each(|station| {
-                (station.port, station.seen, station.pinned) = (port, now, pinned);
-            });
-            return if is_old { Learned::Here(at) } else { Learned::Moved(at) };
         }
-        if self.count(port) >= most {
-            return Learned::Full;
-        }
-        let Some(at) = self.slab.insert(Station { domain, mac, port, pinned, seen: now }) else { return Learned::Full };
-        self.by_address.insert((domain, mac), at);
-        *self.per_port.entry(port).or_default() += 1;
-        self.news += 1;
-        Learned::Here(at)
     }
 
     fn count(&self, port: u16) -> u32 {

@@ -6,6 +6,7 @@
 
 mod deliver;
 mod pass;
+mod watch;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -23,6 +24,8 @@ use crate::ports::packet::Packet;
 use crate::ports::virtio::VirtioPort;
 use crate::ring::split::Chain;
 use deliver::Scratch;
+
+pub use watch::{Tracer, Watches};
 
 /// A thing that the worker is to do between two batches.
 type Command = Box<dyn FnOnce(&mut Worker) + Send>;
@@ -52,6 +55,8 @@ pub enum Device {
 pub struct Worker {
     /// The core.
     pub switch: Switch,
+    /// Who looks at frames.
+    pub watches: Watches,
     devices: Vec<Option<Device>>,
     epoll: Epoll,
     commands: Receiver<Command>,
@@ -129,6 +134,7 @@ impl Worker {
         epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), EpollEvent::new(EventSet::IN, Token::WAKE.0))?;
         let mut worker = Worker {
             switch,
+            watches: Watches::default(),
             devices: Vec::new(),
             epoll,
             commands,

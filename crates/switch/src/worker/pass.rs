@@ -67,9 +67,7 @@ impl Worker {
                 };
                 match taken {
                     Ok(()) => {
-                        let mut delivery =
-                            Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
-                        let taken = self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
+                        let taken = self.pass_on(number, now);
                         held = taken != Taken::Yes;
                         if taken == Taken::Held {
                             if let Some(queue) = queue_at(&mut self.devices, port, index) {
@@ -110,15 +108,12 @@ impl Worker {
             let Some(taken) = fd.read(&mut self.packet) else { break };
             count += 1;
             match taken {
-                Ok(()) => {
-                    let mut delivery = Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
-                    match self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery) {
-                        Taken::Yes => {}
-                        Taken::Last => held = true,
-                        // The kernel does not take it back.
-                        Taken::Held => self.switch.refuse(number, DropReason::Bandwidth),
-                    }
-                }
+                Ok(()) => match self.pass_on(number, now) {
+                    Taken::Yes => {}
+                    Taken::Last => held = true,
+                    // The kernel does not take it back.
+                    Taken::Held => self.switch.refuse(number, DropReason::Bandwidth),
+                },
                 Err(reason) => self.switch.refuse(number, reason),
             }
         }
@@ -132,6 +127,19 @@ impl Worker {
         count
     }
 
+    /// Gives the frame at hand to the switch, as one that came from a port.
+    fn pass_on(&mut self, number: PortNumber, now: u64) -> Taken {
+        if !self.watches.is_empty() {
+            self.watches.look(&self.switch, number, &self.packet, now);
+        }
+        let mut delivery = Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
+        let taken = self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
+        if !self.watches.is_empty() {
+            self.watches.looked(taken);
+        }
+        taken
+    }
+
     /// Tells all where a port's station is now, as if it had sent a reverse ARP request: switches elsewhere learn from it.
     pub fn announce(&mut self, number: PortNumber) {
         let Some(mac) = self.switch.policy(number).ok().and_then(|policy| policy.mac) else { return };
@@ -139,8 +147,7 @@ impl Worker {
         let now = self.now();
         // SAFETY: the bytes live until the end of this call.
         if unsafe { self.packet.take(&[Segment::of(&frame)], LONG) }.is_ok() {
-            let mut delivery = Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
-            self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
+            self.pass_on(number, now);
             self.publish();
         }
     }

@@ -1,0 +1,120 @@
+//! Who looks at the frames of a port while they pass.
+//!
+//! Whoever looks must not be waited for: what does not fit is counted as missed, and tracing has a budget of time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+
+use crate::explain::FrameFilter;
+use crate::frame::Frame;
+use crate::pipeline::{PortNumber, Switch, Taken, Trace};
+use crate::ports::packet::Packet;
+
+/// Traces that may follow each other at once; then there is one in each millisecond. A trace takes some microseconds.
+const BURST: u64 = 32;
+
+/// All who look.
+#[derive(Debug, Default)]
+pub struct Watches {
+    list: Vec<Watch>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Watch {
+    id: u64,
+    port: PortNumber,
+    tracer: Tracer,
+}
+
+/// Traces the next frames that come from a port.
+#[derive(Debug)]
+pub struct Tracer {
+    /// Which frames.
+    pub filter: FrameFilter,
+    /// How many more.
+    pub left: u64,
+    /// Where they go.
+    pub sender: SyncSender<Trace>,
+    /// Frames that were meant, and for which there was no time or room.
+    pub missed: Arc<AtomicU64>,
+    budget: u64,
+    filled: u64,
+    /// The frame at hand.
+    at_hand: Option<Trace>,
+}
+
+impl Tracer {
+    /// Traces `count` frames.
+    pub fn new(filter: FrameFilter, count: u64, sender: SyncSender<Trace>, missed: Arc<AtomicU64>) -> Tracer {
+        Tracer { filter, left: count, sender, missed, budget: BURST, filled: 0, at_hand: None }
+    }
+
+    fn look(&mut self, switch: &Switch, port: PortNumber, packet: &Packet, now: u64) {
+        let is_meant = match Frame::parse(packet.head(), packet.length) {
+            Ok(frame) => self.filter.matches(&frame),
+            Err(_) => self.filter == FrameFilter::default(),
+        };
+        if !is_meant || self.left == 0 {
+            return;
+        }
+        self.budget = self.budget.saturating_add(now - self.filled.min(now)).min(BURST);
+        self.filled = now;
+        if self.budget > 0 {
+            self.budget -= 1;
+            self.at_hand = switch.trace(port, packet.head(), packet.length, now).ok();
+        } else {
+            self.missed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn looked(&mut self, taken: Taken) {
+        // One that waits for bandwidth comes again.
+        let trace = self.at_hand.take().filter(|_| taken != Taken::Held);
+        match trace.map(|trace| self.sender.try_send(trace)) {
+            Some(Ok(())) => self.left -= 1,
+            Some(Err(_)) => _ = self.missed.fetch_add(1, Ordering::Relaxed),
+            None => {}
+        }
+    }
+}
+
+impl Watches {
+    /// Whether nobody looks.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Begins; the number ends it.
+    pub fn add(&mut self, port: PortNumber, tracer: Tracer) -> u64 {
+        self.next += 1;
+        self.list.push(Watch { id: self.next, port, tracer });
+        self.next
+    }
+
+    /// Ends one, if it has not ended by itself.
+    pub fn remove(&mut self, id: u64) {
+        self.list.retain(|watch| watch.id != id);
+    }
+
+    /// Ends all of a port.
+    pub fn forget_port(&mut self, port: PortNumber) {
+        self.list.retain(|watch| watch.port != port);
+    }
+
+    /// A frame came from a port, and is about to be given to the switch.
+    #[cold]
+    pub(super) fn look(&mut self, switch: &Switch, port: PortNumber, packet: &Packet, now: u64) {
+        for watch in self.list.iter_mut().filter(|watch| watch.port == port) {
+            watch.tracer.look(switch, port, packet, now);
+        }
+    }
+
+    /// It was.
+    #[cold]
+    pub(super) fn looked(&mut self, taken: Taken) {
+        self.list.iter_mut().for_each(|watch| watch.tracer.looked(taken));
+        self.list.retain(|watch| watch.tracer.left > 0);
+    }
+}
