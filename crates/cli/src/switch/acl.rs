@@ -360,26 +360,17 @@ struct Told {
     passes: bool,
     /// Whether a connection is remembered, whose answers pass.
     stateful: bool,
-    /// The rule by weight that decides.
-    rule: Option<String>,
-    /// Whether the rules by prefix let it through.
-    by_prefix: bool,
+    /// The rules that decide, by their names.
+    rules: Vec<String>,
 }
 
 fn decide(policy: &PortPolicy, subject: &Subject) -> anyhow::Result<Told> {
-    let by_prefix = PrefixAcl::new(&policy.acl)?.allows(subject);
-    let verdict = ExtendedAcl::new(&policy.extended_acl)?.decide(subject);
-    // The one that decides is the highest that would deny it if that were what it does.
-    let mut matching = Vec::new();
-    for rule in policy.extended_acl.iter().filter(|rule| rule.direction == subject.direction) {
-        let denying = ExtendedRule { effect: Effect::Deny, ..rule.clone() };
-        if ExtendedAcl::new(&[denying])?.decide(subject) == Verdict::Deny {
-            matching.push(rule);
-        }
-    }
-    let rule = matching.into_iter().max_by_key(|rule| rule.weight).map(name);
+    let by_prefix = PrefixAcl::new(&policy.acl)?.decide(subject);
+    let (verdict, number) = ExtendedAcl::new(&policy.extended_acl)?.decide(subject);
+    let by_weight = number.and_then(|number| policy.extended_acl.get(number as usize)).map(name);
+    let rules = [by_prefix.mac, by_prefix.ip].into_iter().flatten().map(|number| number.to_string()).chain(by_weight).collect();
     let stateful = matches!(verdict, Verdict::Remember { .. });
-    Ok(Told { passes: by_prefix && verdict != Verdict::Deny, stateful, rule, by_prefix })
+    Ok(Told { passes: by_prefix.allowed && verdict != Verdict::Deny, stateful, rules })
 }
 
 fn test(args: &TestArgs) -> anyhow::Result<()> {
@@ -400,12 +391,15 @@ fn test(args: &TestArgs) -> anyhow::Result<()> {
     let subject = Subject { direction, local_mac: args.local_mac, remote_mac: args.remote_mac, packet };
     let told = decide(&args.look.find()?.policy(&args.port_name)?.policy, &subject)?;
     let said = args.look.output.render(&told, || {
-        let rule = told.rule.as_ref().map_or("no rule with a weight matches".into(), |rule| format!("rule {rule} decides"));
-        match (told.passes, told.by_prefix, told.stateful) {
-            (true, _, false) => format!("it passes: {rule}\n"),
-            (true, _, true) => format!("it passes, and so do the answers: {rule}\n"),
-            (false, true, _) => format!("it is dropped: {rule}\n"),
-            (false, false, _) => "it is dropped by a rule without a weight\n".into(),
+        let rules = match &told.rules[..] {
+            [] => "no rule is about it".into(),
+            [rule] => format!("rule {rule} decides"),
+            rules => format!("rules {} decide", rules.join(", ")),
+        };
+        match (told.passes, told.stateful) {
+            (true, false) => format!("it passes: {rules}\n"),
+            (true, true) => format!("it passes, and so do the answers: {rules}\n"),
+            (false, _) => format!("it is dropped: {rules}\n"),
         }
     })?;
     Ok(print(&said)?)
@@ -469,13 +463,13 @@ mod tests {
             let packet = Some(PacketSubject { local, remote, ip });
             let nobody = MacAddress([2; 6]);
             let subject = Subject { direction: Direction::Inbound, local_mac: nobody, remote_mac: nobody, packet };
-            let Told { passes, stateful, rule, by_prefix } = decide(&policy, &subject).unwrap();
-            (passes, stateful, rule.unwrap(), by_prefix)
+            let Told { passes, stateful, rules } = decide(&policy, &subject).unwrap();
+            (passes, stateful, rules.join(" "))
         };
-        assert_eq!(judged("10.1.2.3", 22), (true, true, "in:10".into(), true));
-        assert_eq!(judged("10.1.2.3", 23), (false, false, "in:1".into(), true));
-        assert_eq!(judged("11.1.2.3", 22), (false, false, "in:1".into(), true));
-        assert_eq!(judged("10.9.2.3", 22), (false, true, "in:10".into(), false));
+        assert_eq!(judged("10.1.2.3", 22), (true, true, "in:10".into()));
+        assert_eq!(judged("10.1.2.3", 23), (false, false, "in:1".into()));
+        assert_eq!(judged("11.1.2.3", 22), (false, false, "in:1".into()));
+        assert_eq!(judged("10.9.2.3", 22), (false, true, "0 in:10".into()));
     }
 
     #[test]
