@@ -42,7 +42,7 @@ pub use policy::{
     RuleAddress, VlanMode, VlanRange,
 };
 pub use resources::{Burst, DiskLimits, NetLimits, Rate, Resources};
-pub use switch::{NewSwitch, Port, PortCounters, PortKind, Station, Switch, SwitchChange, SwitchKind};
+pub use switch::{NewSwitch, Port, PortCounters, PortKind, RuleCounters, Station, Switch, SwitchChange, SwitchKind};
 pub use task::{LogLine, Operation, Progress, ProgressUnit, Task, TaskState};
 pub use token::{CreatedToken, NewToken, Role, Token};
 pub use usage::Usage;

@@ -116,9 +116,24 @@ pub struct Port {
     /// Bytes that its meters counted, by the number of the rule in `acl`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub meters: BTreeMap<String, u64>,
+    /// What its rules have decided: told when one port is asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<RuleCounters>,
     /// Why it is not as it is to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// What a rule has decided. Answers count at the stateful rule that lets them through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RuleCounters {
+    /// The rule: its number in `acl`, or its direction and its weight.
+    #[schema(example = "in:10")]
+    pub rule: String,
+    /// Frames.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// What is behind a port.

@@ -121,6 +121,9 @@ fn switches_ports_and_rules_are_managed_by_their_names() {
     let test = "acl test web/net0 --in --protocol tcp --local 10.0.0.5 --remote 10.1.2.3 --local-port";
     assert_eq!(host.does(&format!("{test} 22")), "it passes, and so do the answers: rule in:10 decides\n");
     assert_eq!(host.does(&format!("{test} 23")), "it is dropped: rule in:1 decides\n");
+    let counted = host.json("port show web/net0")["rules"].clone();
+    let names: Vec<&str> = counted.as_array().unwrap().iter().map(|told| told["rule"].as_str().unwrap()).collect();
+    assert_eq!(names, ["in:1", "in:10", "0"]);
     host.does("acl remove web/net0 in:1 0");
     assert_eq!(host.json("acl list web/net0")["acl"], json!([]));
     assert_eq!(host.json("vm show web")["spec"]["nets"][0]["policy"]["extended-acl"].as_array().unwrap().len(), 1);

@@ -1,5 +1,6 @@
 //! The switch's ports by name, and what is behind them.
 
+mod flows;
 mod watching;
 
 use std::collections::BTreeMap;
@@ -58,6 +59,14 @@ pub enum HostError {
         length: usize,
         /// What there is.
         given: usize,
+    },
+    /// No flow, or more than may be asked for.
+    #[error("{count} flows: 1 to {most} can be asked for")]
+    Flows {
+        /// What was asked for.
+        count: u64,
+        /// The most.
+        most: u64,
     },
     /// No frame, or more than may be asked for.
     #[error("{count} frames: 1 to {most} can be asked for")]
@@ -160,6 +169,7 @@ impl Host {
         let is_change = match &request {
             Request::Status | Request::Config | Request::Stations | Request::Switches | Request::ExportPort { .. } => false,
             Request::Trace { .. } | Request::TraceLive { .. } => false,
+            Request::Flows { .. } | Request::Rules { .. } => false,
             Request::AddSwitch { .. } | Request::RemoveSwitch { .. } => true,
             Request::AddPort { .. } | Request::SetPolicy { .. } | Request::ImportPort { .. } | Request::RemovePort { .. } => true,
         };
@@ -175,6 +185,8 @@ impl Host {
             Request::ExportPort { name } => to_value(&self.export(&name)?),
             Request::ImportPort { name, state } => to_value(&self.import(&name, *state)?),
             Request::Trace { name, frame, length } => to_value(&self.trace(&name, &frame, length)?),
+            Request::Flows { name, most } => to_value(&self.flows(name.as_deref(), most)?),
+            Request::Rules { name } => to_value(&self.rules(&name)?),
             Request::TraceLive { name, count, filter } => {
                 rest = Some(self.trace_live(&name, count, filter)?);
                 Value::Null
@@ -265,6 +277,7 @@ impl Host {
 
     fn export(&mut self, name: &str) -> Result<PortState, HostError> {
         let number = self.entry(name)?.number;
+        self.settle()?;
         let mut state = self.worker.call(move |worker| worker.switch.export_port(number))??;
         let mut next = Some(0);
         while let Some(from) = next {

@@ -207,6 +207,9 @@ fn port_text(port: &Port) -> String {
     for (rule, bytes) in &port.meters {
         text += &format!("  rule {rule} of its ACL metered {}\n", shown_size(*bytes));
     }
+    for told in &port.rules {
+        text += &format!("  rule {}: {} frames, {}\n", told.rule, told.packets, shown_size(told.bytes));
+    }
     if let Some(error) = &port.error {
         text += &format!("  error: {error}\n");
     }

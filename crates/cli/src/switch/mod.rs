@@ -1,6 +1,7 @@
 //! `maru switch`, `maru port` and `maru acl`: the switches of a `marud`, or one that was started by hand, by its control socket.
 
 mod acl;
+mod flows;
 mod managed;
 mod place;
 mod policy;
@@ -83,6 +84,8 @@ pub enum SwitchCommand {
         /// The switch
         name: String,
     },
+    /// Show the flows with the most packets: what is done to them, and how many there were
+    Flows(flows::FlowsArgs),
 }
 
 const CREATE_HELP: &str = "\
@@ -136,6 +139,7 @@ pub fn run(command: SwitchCommand) -> anyhow::Result<()> {
                 show(look.output, &stations, || stations.iter().map(line).collect())
             }
         },
+        SwitchCommand::Flows(args) => flows::flows(args),
         SwitchCommand::Add { socket, name, kind } => {
             socket.connect()?.call::<Value>(&Request::AddSwitch { name, kind })?;
             Ok(())

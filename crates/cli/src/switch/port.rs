@@ -9,7 +9,7 @@ use switch::control::{Backend, DEFAULT_SWITCH, Imported, PortConfig, PortState, 
 
 use super::place::{Change, Look, Place};
 use super::policy::PolicyArgs;
-use super::{Socket, managed, port_text, show, trace};
+use super::{Socket, flows, managed, port_text, show, trace};
 use crate::output::print;
 
 const ADD_HELP: &str = "\
@@ -52,6 +52,8 @@ pub enum PortCommand {
         /// The port
         name: String,
     },
+    /// Show the port's rules, and how many packets each of them has decided
+    Rules(flows::RulesArgs),
     /// Say what each layer does to a frame that comes from a port, and why, without sending it
     #[command(after_help = trace::HELP)]
     Trace(Box<trace::TraceArgs>),
@@ -174,6 +176,7 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
         PortCommand::Remove { socket, name } => {
             socket.connect()?.call::<Value>(&Request::RemovePort { name })?;
         }
+        PortCommand::Rules(args) => flows::rules(args)?,
         PortCommand::Trace(args) => trace::run(*args)?,
         PortCommand::Export { socket, name } => {
             let state: PortState = socket.connect()?.call(&Request::ExportPort { name })?;

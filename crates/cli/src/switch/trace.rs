@@ -251,17 +251,17 @@ fn text(report: &TraceReport) -> String {
         let verdict = if step.passes { "passes" } else { "STOPS" };
         text += &format!("  {:layer$}  {:port$}  {verdict}  {}\n", step.layer, step.port, step.why);
     }
-    for action in &report.actions {
-        let line = match action {
-            TraceAction::Track => "while the connection stands".into(),
-            TraceAction::Limit => "within the storm limit".into(),
-            TraceAction::Meter { port, rule } => format!("counted by rule {rule} of {port}"),
-            TraceAction::Deliver { port, tag } => format!("a copy to {port}, tag: {tag}"),
-            TraceAction::Drop { port, reason } => format!("dropped, and counted at {port} as {reason}"),
-        };
-        text += &format!("=> {line}\n");
+    report.actions.iter().fold(text, |text, action| text + "=> " + &action_text(action) + "\n")
+}
+
+pub(super) fn action_text(action: &TraceAction) -> String {
+    match action {
+        TraceAction::Track => "while the connection stands".into(),
+        TraceAction::Limit => "within the storm limit".into(),
+        TraceAction::Meter { port, rule } => format!("counted by rule {rule} of {port}"),
+        TraceAction::Deliver { port, tag } => format!("a copy to {port}, tag: {tag}"),
+        TraceAction::Drop { port, reason } => format!("dropped, and counted at {port} as {reason}"),
     }
-    text
 }
 
 #[cfg(test)]

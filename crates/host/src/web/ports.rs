@@ -9,7 +9,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::Value;
 use store::record::Stored;
-use switch::control::{PortStatus, Status};
+use switch::acl::Direction;
+use switch::control::{PortRules, PortStatus, Request, Status};
 use switch::policy::PortPolicy;
 use switch::vlan::VlanMode;
 use utoipa::IntoParams;
@@ -88,6 +89,7 @@ fn port(name: String, switch: String, policy: api::PortPolicy) -> api::Port {
         policy,
         counters: None,
         meters: BTreeMap::new(),
+        rules: Vec::new(),
         error: None,
     }
 }
@@ -119,6 +121,19 @@ fn counters(port: &PortStatus) -> api::PortCounters {
         moves: counters.moves,
         not_learned: counters.not_learned,
     }
+}
+
+/// What the rules of a port have decided; nothing if the switch does not say so now.
+fn rules(network: &Network, port: &str) -> Vec<api::RuleCounters> {
+    let Ok(told) = network.ask::<PortRules>(&Request::Rules { name: port.into() }) else { return Vec::new() };
+    let by_weight = told.extended_acl.iter().map(|told| {
+        let direction = if told.rule.direction == Direction::Inbound { "in" } else { "out" };
+        api::RuleCounters { rule: format!("{direction}:{}", told.rule.weight), packets: told.packets, bytes: told.bytes }
+    });
+    let by_prefix = told.acl.iter().enumerate();
+    let by_prefix =
+        by_prefix.map(|(number, told)| api::RuleCounters { rule: number.to_string(), packets: told.packets, bytes: told.bytes });
+    by_weight.chain(by_prefix).collect()
 }
 
 /// List ports of virtual switches
@@ -164,7 +179,8 @@ pub async fn show(Shared(app): Shared<App>, Path((vm, net)): Path<(String, Strin
             let port = of_net(&stored.record, card, &network, network.status().as_deref());
             // A card on a switch has a port.
             let port = port.ok_or_else(|| Refusal::not_found("port", "look at the VM's network cards"))?;
-            Ok((port, etag(&stored)))
+            let rules = port.counters.as_ref().map(|_| rules(&network, &port_name(stored.record.id, &card.id)));
+            Ok((api::Port { rules: rules.unwrap_or_default(), ..port }, etag(&stored)))
         }))
     });
     let (port, tag) = found.await??;

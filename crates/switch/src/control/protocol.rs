@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::acl::{ExtendedRule, PrefixRule};
 use crate::counters::CounterReport;
-use crate::explain::{FrameFilter, TraceReport};
+use crate::explain::{FrameFilter, TraceAction, TraceReport};
 use crate::mac::MacAddress;
 use crate::pipeline::PortState;
 use crate::policy::PortPolicy;
@@ -59,6 +60,19 @@ pub enum Request {
         name: String,
         /// What the other one had.
         state: Box<PortState>,
+    },
+    /// The flows with the most frames; answered with a list of [`FlowStatus`].
+    Flows {
+        /// The port that they come from; without it, of all.
+        #[serde(default)]
+        name: Option<String>,
+        /// Not more than so many.
+        most: u64,
+    },
+    /// A port's rules and what they have decided; answered with [`PortRules`].
+    Rules {
+        /// The port.
+        name: String,
     },
     /// What would be done to a frame that comes from a port now, and why, without doing it; answered with a [`TraceReport`].
     Trace {
@@ -254,6 +268,48 @@ pub struct PortStatus {
     pub counters: CounterReport,
     /// Bytes that its meters counted, by the number of the rule in its ACL.
     pub meters: BTreeMap<u32, u64>,
+}
+
+/// A flow: frames that are treated alike.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FlowStatus {
+    /// The port that it comes from.
+    pub port: String,
+    /// What its frames say about themselves.
+    pub frame: String,
+    /// What is done to them, in order.
+    pub actions: Vec<TraceAction>,
+    /// How many there were.
+    pub packets: u64,
+    /// How many bytes.
+    pub bytes: u64,
+    /// Milliseconds since the first.
+    pub age_ms: u64,
+    /// Milliseconds since the last.
+    pub idle_ms: u64,
+}
+
+/// A port's rules, in the order of its policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PortRules {
+    /// By longest prefix.
+    pub acl: Vec<RuleStatus<PrefixRule>>,
+    /// By weight.
+    pub extended_acl: Vec<RuleStatus<ExtendedRule>>,
+}
+
+/// A rule, and what it has decided. Answers count at the stateful rule that lets them through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RuleStatus<R> {
+    /// The rule.
+    pub rule: R,
+    /// Frames.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// A station.

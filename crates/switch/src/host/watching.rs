@@ -30,7 +30,7 @@ impl Drop for Watching {
 }
 
 impl Host {
-    fn names(&self) -> Names {
+    pub(super) fn names(&self) -> Names {
         self.ports.values().map(|entry| (entry.number, entry.config.name.clone())).collect()
     }
 

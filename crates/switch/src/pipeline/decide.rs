@@ -8,7 +8,7 @@ use crate::counters::DropReason;
 use crate::frame::{Frame, ICMP, ICMPV6, Ip, Transport, UDP};
 use crate::mac::MacAddress;
 use crate::policy::{Mirroring, Permission};
-use crate::tables::{Basis, Connections, Domain, Learned, Millis, Receiver, Ref, Stations};
+use crate::tables::{Basis, Connections, Domain, Learned, Millis, Receiver, Ref, Remembered, Stations};
 use crate::vlan::Refused;
 
 const DHCP: (u16, u16) = (67, 68);
@@ -27,9 +27,9 @@ pub(super) trait Memory {
     /// [`Stations::news`].
     fn news(&self) -> u64;
     /// As [`Connections::answered`].
-    fn answered(&self, key: &ConnectionKey, direction: Direction, now: Millis) -> Option<Ref>;
+    fn answered(&self, key: &ConnectionKey, direction: Direction, now: Millis) -> Option<(Ref, Ref)>;
     /// As [`Connections::open`].
-    fn open(&mut self, key: ConnectionKey, opened: Direction, idle_timeout: Millis, most: u32, now: Millis) -> Option<Ref>;
+    fn open(&mut self, key: ConnectionKey, opened: Direction, by: Remembered, most: u32, now: Millis) -> Option<Ref>;
     /// Hears what was decided, and why.
     fn note(&mut self, step: impl FnOnce() -> Step);
 }
@@ -53,12 +53,12 @@ impl Memory for Tables<'_> {
         self.stations.news
     }
 
-    fn answered(&self, key: &ConnectionKey, direction: Direction, now: Millis) -> Option<Ref> {
+    fn answered(&self, key: &ConnectionKey, direction: Direction, now: Millis) -> Option<(Ref, Ref)> {
         self.connections.answered(key, direction, now)
     }
 
-    fn open(&mut self, key: ConnectionKey, opened: Direction, idle_timeout: Millis, most: u32, now: Millis) -> Option<Ref> {
-        self.connections.open(key, opened, idle_timeout, most, now)
+    fn open(&mut self, key: ConnectionKey, opened: Direction, by: Remembered, most: u32, now: Millis) -> Option<Ref> {
+        self.connections.open(key, opened, by, most, now)
     }
 
     #[inline(always)]
@@ -71,15 +71,17 @@ pub(super) struct Decider<'a, M> {
     pub domains: &'a Domains,
     pub memory: M,
     pub list: &'a mut Vec<Action>,
+    /// The rules that decided, as places to count at.
+    pub hits: &'a mut Vec<Ref>,
     pub now: Millis,
 }
 
 impl Switch {
     /// Makes the list of a flow in `self.list`; returns what it rests on.
     pub(super) fn decide(&mut self, number: PortNumber, frame: &Frame, now: Millis) -> Basis {
-        let Switch { ports, domains, stations, connections, list, .. } = self;
+        let Switch { ports, domains, stations, connections, list, hits, .. } = self;
         let memory = Tables { stations, connections };
-        let (learned, receiver) = Decider { ports, domains, memory, list, now }.decide(number, frame);
+        let (learned, receiver) = Decider { ports, domains, memory, list, hits, now }.decide(number, frame);
         if let (Some(port), Some(learned)) = (ports[usize::from(number)].as_mut(), learned) {
             match learned {
                 Learned::Moved(_) => port.counters.moves += 1,
@@ -107,6 +109,7 @@ impl<M: Memory> Decider<'_, M> {
     /// Makes the list of a flow. Returns what became of its sender, if it came to that, and what is known of its receiver.
     pub fn decide(&mut self, number: PortNumber, frame: &Frame) -> (Option<Learned>, Receiver) {
         self.list.clear();
+        self.hits.clear();
         let mut learned = None;
         let receiver = match self.admit(number, frame, &mut learned) {
             Ok((switch, vlan)) => self.forward(number, switch, frame, vlan),
@@ -245,29 +248,35 @@ impl<M: Memory> Decider<'_, M> {
         let direction = subject.direction;
         let acl = port.acl.decide(subject);
         self.memory.note(|| Step::Acl { port: number, direction, decided: acl });
+        self.hits.extend([acl.mac, acl.ip].into_iter().flatten().filter_map(|rule| port.places.acl.get(rule as usize)));
         if !acl.allowed {
             return Err(DropReason::Acl);
         }
         let connection = subject.connection(number);
         let answered = connection.and_then(|key| self.memory.answered(&key, direction, self.now));
-        if let Some(answered) = answered {
+        if let Some((answered, rule)) = answered {
+            self.hits.push(rule);
             self.memory.note(|| Step::Answer { port: number, direction });
             self.list.push(Action::Track(answered));
         } else {
             let (verdict, rule) = port.extended.decide(subject);
             self.memory.note(|| Step::ExtendedAcl { port: number, direction, verdict, rule });
+            let place = port.places.extended(rule);
+            self.hits.extend(rule.map(|_| place));
             match (verdict, connection) {
                 (Verdict::Deny, _) => return Err(DropReason::ExtendedAcl),
                 (Verdict::Allow, _) | (Verdict::Remember { .. }, None) => {}
                 (Verdict::Remember { idle_timeout_ms }, Some(key)) => {
                     let most = port.policy.max_connections;
-                    let opened = self.memory.open(key, direction, idle_timeout_ms, most, self.now);
+                    let by = Remembered { idle_timeout: idle_timeout_ms, rule: place };
+                    let opened = self.memory.open(key, direction, by, most, self.now);
                     self.memory.note(|| Step::Connection { port: number, direction, remembered: opened.is_some() });
                     self.list.push(Action::Track(opened.ok_or(DropReason::Connections)?));
                 }
             }
         }
         if let Some(rule) = port.acl.meter(subject) {
+            self.hits.extend(port.places.acl.get(rule as usize));
             self.memory.note(|| Step::Meter { port: number, direction, rule });
             self.list.push(Action::Meter { port: number, rule });
         }

@@ -19,6 +19,7 @@ mod bandwidth;
 #[cfg(test)]
 mod bandwidth_tests;
 mod decide;
+mod flows;
 mod port;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ mod trace;
 mod transfer;
 
 pub use action::{Action, TagEdit};
+pub use flows::{FlowView, PortRuleCounts};
 pub use port::{PortNumber, SwitchNumber};
 pub use trace::{Destination, Step, Trace};
 pub use transfer::{ConnectionState, ImportError, Imported, PORT_STATE_VERSION, PortState, StationState};
@@ -34,7 +36,7 @@ use crate::acl::{ConnectionKey, Direction};
 use crate::counters::{Counters, DropReason};
 use crate::frame::Frame;
 use crate::policy::{PolicyError, PortPolicy};
-use crate::tables::{Connections, Flow, FlowKey, Flows, Millis, Receiver, Station, Stations};
+use crate::tables::{Connections, Flow, FlowKey, Flows, Millis, Receiver, Ref, RuleCounts, Station, Stations};
 use port::{Domains, Port};
 
 /// Sizes of the tables.
@@ -98,6 +100,7 @@ pub struct Switch {
     stations: Stations,
     connections: Connections,
     flows: Flows,
+    rules: RuleCounts,
     generation: u64,
     decisions: u64,
     /// Whether any port has limits.
@@ -106,6 +109,8 @@ pub struct Switch {
     elapsed: u64,
     /// The list that is being made.
     list: Vec<Action>,
+    /// The rules that it comes from.
+    hits: Vec<Ref>,
 }
 
 /// After so long a sender that could not be learned, or a connection that there was no room for, is tried again.
@@ -123,11 +128,13 @@ impl Switch {
             stations: Stations::new(limits.stations, limits.station_age),
             connections: Connections::new(limits.connections),
             flows: Flows::new(limits.flows),
+            rules: RuleCounts::default(),
             generation: 0,
             decisions: 0,
             limited: false,
             elapsed: 0,
             list: Vec::new(),
+            hits: Vec::new(),
         }
     }
 
@@ -142,8 +149,9 @@ impl Switch {
         if number >= self.limits.ports {
             return Err(PortError::TooMany(self.limits.ports));
         }
-        let port = Port::new(switch, policy)?;
+        let mut port = Port::new(switch, policy)?;
         let domains = self.domains_with(number, Some(&port))?;
+        port.count_rules(&mut self.rules, None);
         if number == self.ports.len() {
             self.ports.push(None);
         }
@@ -161,7 +169,8 @@ impl Switch {
         if let Some(old) = &mut self.ports[usize::from(number)] {
             port.keep_counters(old);
         }
-        self.connections.retain(number, |key, opened| port.remembers(key, opened).is_some());
+        port.count_rules(&mut self.rules, self.ports[usize::from(number)].as_ref());
+        self.connections.retain(number, |key, opened| port.remembers(key, opened));
         if moved {
             self.stations.forget_port(number);
         }
@@ -174,9 +183,12 @@ impl Switch {
     pub fn remove_port(&mut self, number: PortNumber) -> Result<(), PortError> {
         self.port(number)?;
         let domains = self.domains_with(usize::from(number), None)?;
-        self.ports[usize::from(number)] = None;
+        if let Some(port) = self.ports[usize::from(number)].take() {
+            self.rules.place(&[], &port.policy.acl, &port.places.acl);
+            self.rules.place(&[], &port.policy.extended_acl, &port.places.extended);
+        }
         self.stations.forget_port(number);
-        self.connections.retain(number, |_: &ConnectionKey, _: Direction| false);
+        self.connections.retain(number, |_: &ConnectionKey, _: Direction| None);
         self.changed(domains);
         Ok(())
     }
@@ -280,8 +292,9 @@ impl Switch {
             None => {
                 self.decisions += 1;
                 let basis = self.decide(number, &frame, now);
-                let flow = Flow::new(key, self.generation, basis, &self.list, now);
-                self.flows.insert(hash, flow)
+                let flow = Flow::new(key, self.generation, basis, &self.list, &self.hits, now);
+                let Switch { flows, rules, .. } = self;
+                flows.insert(hash, flow, |old| rules.settle(old))
             }
         };
         if self.limited && self.holds(number, place) {
@@ -325,6 +338,8 @@ impl Switch {
         let Some(port) = ports[usize::from(number)].as_mut() else { return Taken::Yes };
         let taken = port.sent(bytes);
         flow.used = now;
+        flow.count.packets += 1;
+        flow.count.bytes += bytes;
         for action in &flow.actions {
             match *action {
                 Action::Track(connection) => connections.touch(connection, now),

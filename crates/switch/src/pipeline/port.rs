@@ -9,7 +9,7 @@ use crate::counters::Counters;
 use crate::frame::{Fragment, ICMP, ICMPV6, Ip, TCP, Transport, UDP};
 use crate::mac::MacAddress;
 use crate::policy::{Permission, PolicyError, PortPolicy};
-use crate::tables::{Domain, Millis};
+use crate::tables::{Domain, Millis, Ref, Remembered, RuleCounts};
 
 /// A port's number, of all switches.
 pub type PortNumber = u16;
@@ -25,6 +25,7 @@ pub(super) struct Port {
     pub extended: ExtendedAcl,
     pub counters: Counters,
     pub meters: BTreeMap<u32, u64>,
+    pub places: RulePlaces,
     pub storm: Bucket,
     pub limits: Option<Box<Limits>>,
 }
@@ -53,6 +54,7 @@ impl Port {
             extended: ExtendedAcl::new(&policy.extended_acl)?,
             counters: Counters::default(),
             meters: BTreeMap::new(),
+            places: RulePlaces::default(),
             storm: Bucket::new(policy.storm_limit),
             limits: Limits::new(&policy.bandwidth),
             policy,
@@ -95,8 +97,18 @@ impl Port {
         self.policy.mac.filter(|_| self.policy.mac_spoofing == Permission::Deny)
     }
 
-    /// For how long the rules would remember a connection that is opened now.
-    pub fn remembers(&self, key: &ConnectionKey, opened: Direction) -> Option<Millis> {
+    /// Gives each rule a place to be counted at.
+    pub fn count_rules(&mut self, counts: &mut RuleCounts, old: Option<&Port>) {
+        let none = (&[][..], &[][..]);
+        let (acl, places) = old.map_or(none, |old| (&old.policy.acl[..], &old.places.acl[..]));
+        self.places.acl = counts.place(&self.policy.acl, acl, places);
+        let none = (&[][..], &[][..]);
+        let (extended, places) = old.map_or(none, |old| (&old.policy.extended_acl[..], &old.places.extended[..]));
+        self.places.extended = counts.place(&self.policy.extended_acl, extended, places);
+    }
+
+    /// How the rules would remember a connection that is opened now.
+    pub fn remembers(&self, key: &ConnectionKey, opened: Direction) -> Option<Remembered> {
         let sides = |local, remote| match opened {
             Direction::Outbound => (local, remote),
             Direction::Inbound => (remote, local),
@@ -116,10 +128,26 @@ impl Port {
         let packet = Some(PacketSubject { local: key.local, remote: key.remote, ip });
         let nobody = MacAddress([0; 6]);
         let subject = Subject { direction: opened, local_mac: nobody, remote_mac: nobody, packet };
-        match self.extended.decide(&subject).0 {
-            Verdict::Remember { idle_timeout_ms } => Some(idle_timeout_ms),
-            Verdict::Allow | Verdict::Deny => None,
+        match self.extended.decide(&subject) {
+            (Verdict::Remember { idle_timeout_ms }, rule) => {
+                Some(Remembered { idle_timeout: idle_timeout_ms, rule: self.places.extended(rule) })
+            }
+            (Verdict::Allow | Verdict::Deny, _) => None,
         }
+    }
+}
+
+/// Where the rules of a port are counted.
+#[derive(Debug, Default)]
+pub(super) struct RulePlaces {
+    pub acl: Vec<Ref>,
+    pub extended: Vec<Ref>,
+}
+
+impl RulePlaces {
+    /// The place of a rule by weight.
+    pub fn extended(&self, rule: Option<u32>) -> Ref {
+        rule.and_then(|rule| self.extended.get(rule as usize)).copied().unwrap_or(Ref::NONE)
     }
 }
 

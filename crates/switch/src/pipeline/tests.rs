@@ -721,6 +721,59 @@ fn a_trace_says_which_layer_stops_a_frame_and_why() {
     assert_eq!(wrong.actions, [Action::Drop { port: 0, reason: DropReason::Ip }]);
 }
 
+#[test]
+fn rules_and_flows_count_what_they_decided() {
+    let deny =
+        PrefixRule { action: PrefixAction::Deny, direction: None, address: Address::RemoteIp("10.0.0.9/32".parse().unwrap()) };
+    let meter = PrefixRule { action: PrefixAction::Meter, direction: None, address: Address::AnyIp };
+    let policy = PortPolicy { acl: vec![deny, meter], ..client() };
+    let mut lab = Lab::new(vec![policy.clone(), PortPolicy::default()]);
+    let (near, far) = ((ip("10.0.0.1"), 4000), (ip("10.0.0.2"), 443));
+    let question = ethernet(mac(1), mac(2)).tcp(near, far);
+    let answer = ethernet(mac(2), mac(1)).tcp(far, near);
+    let length = question.len() as u64;
+    (0..3).for_each(|_| assert_eq!(lab.to(0, &question), set([1])));
+    (0..2).for_each(|_| assert_eq!(lab.to(1, &answer), set([0])));
+    (0..4).for_each(|_| assert_eq!(lab.to(0, &ethernet(mac(1), mac(2)).tcp(near, (ip("10.0.0.2"), 80))), set([])));
+    assert_eq!(lab.to(0, &ethernet(mac(1), mac(2)).tcp(near, (ip("10.0.0.9"), 443))), set([]));
+    let counts = |lab: &mut Lab| {
+        assert_eq!(lab.switch.settle(0, usize::MAX), None);
+        let counts = lab.switch.rule_counts(0).unwrap();
+        counts.acl.into_iter().chain(counts.extended).map(|count| (count.packets, count.bytes / length)).collect::<Vec<_>>()
+    };
+    let expected = [(1, 1), (5, 5), (0, 0), (4, 4), (5, 5)];
+    assert_eq!(counts(&mut lab), expected);
+    assert_eq!(counts(&mut lab), expected, "asking counts nothing twice");
+    let (flows, next) = lab.switch.flows(Some(0), 0, usize::MAX);
+    let mut seen: Vec<_> = flows.iter().map(|flow| (flow.count.packets, flow.actions.len())).collect();
+    seen.sort();
+    assert_eq!((seen.as_slice(), next), (&[(1, 1), (3, 4), (4, 1)][..], None));
+    assert!(flows.iter().any(|flow| flow.frame == Frame::parse(&question, question.len()).unwrap()));
+    // Rules that stay keep their counts wherever they are; flows that were decided by the old list count for them too.
+    lab.to(0, &question);
+    let mut other = policy.clone();
+    other.acl.swap(0, 1);
+    other.extended_acl.remove(0);
+    other.extended_acl.push(ExtendedRule { protocol: Some(17), ..rule(Effect::Allow, Direction::Outbound, 9) });
+    lab.switch.set_policy(0, other).unwrap();
+    lab.to(1, &answer);
+    assert_eq!(counts(&mut lab), [(7, 7), (1, 1), (4, 4), (7, 7), (0, 0)]);
+    let (flows, _) = lab.switch.flows(Some(1), 0, usize::MAX);
+    assert_eq!(flows.iter().map(|flow| flow.count.packets).collect::<Vec<_>>(), [3], "a flow that is decided anew goes on");
+    // They move with the port.
+    let state = lab.switch.export_port(0).unwrap();
+    let mut there = Lab::new(plain(1));
+    there.switch.import_port(0, &state, 0).unwrap();
+    assert_eq!(counts(&mut there), counts(&mut lab));
+    // Flows that make room for others are not forgotten: there are 64 at once.
+    (0..500).for_each(|port| _ = lab.to(0, &ethernet(mac(1), mac(2)).udp((ip("10.0.0.1"), port), far)));
+    let udp = lab.switch.settle(0, usize::MAX).is_none().then(|| lab.switch.rule_counts(0).unwrap().extended[2].packets);
+    assert_eq!(udp, Some(500));
+    lab.switch.remove_port(0).unwrap();
+    assert_eq!(lab.switch.add_port(PortPolicy { acl: vec![deny], ..PortPolicy::default() }), Ok(0));
+    assert_eq!(counts(&mut lab), [(0, 0)]);
+}
+
 /// How a switch that decides every frame anew would deliver: nothing but a map from stations to ports.
 #[derive(Default)]
 struct Model(BTreeMap<(u16, MacAddress), PortNumber>);

@@ -6,7 +6,7 @@ use crate::acl::{ConnectionKey, Direction, PrefixVerdict, Verdict};
 use crate::counters::DropReason;
 use crate::frame::{Frame, FrameError};
 use crate::mac::MacAddress;
-use crate::tables::{Connections, Domain, Learned, Millis, Ref, Stations};
+use crate::tables::{Connections, Domain, Learned, Millis, Ref, Remembered, Stations};
 use crate::vlan::Wire;
 
 /// One step of a decision.
@@ -94,11 +94,11 @@ impl Memory for Listener<'_> {
         self.stations.news
     }
 
-    fn answered(&self, key: &ConnectionKey, direction: Direction, now: Millis) -> Option<Ref> {
+    fn answered(&self, key: &ConnectionKey, direction: Direction, now: Millis) -> Option<(Ref, Ref)> {
         self.connections.answered(key, direction, now)
     }
 
-    fn open(&mut self, key: ConnectionKey, _: Direction, _: Millis, most: u32, now: Millis) -> Option<Ref> {
+    fn open(&mut self, key: ConnectionKey, _: Direction, _: Remembered, most: u32, now: Millis) -> Option<Ref> {
         self.connections.would_open(&key, most, now).then_some(Ref::NONE)
     }
 
@@ -118,7 +118,7 @@ impl Switch {
             Ok(frame) => {
                 let Switch { ports, domains, stations, connections, .. } = self;
                 let memory = Listener { stations, connections, sender: None, steps };
-                let mut decider = Decider { ports, domains, memory, list: &mut actions, now };
+                let mut decider = Decider { ports, domains, memory, list: &mut actions, hits: &mut Vec::new(), now };
                 decider.decide(number, frame);
                 steps = decider.memory.steps;
             }

@@ -12,7 +12,7 @@ use crate::acl::{ConnectionKey, Direction, PrefixAction};
 use crate::counters::{CounterReport, Counters};
 use crate::mac::MacAddress;
 use crate::policy::{PolicyError, PortPolicy};
-use crate::tables::{Learned, Millis};
+use crate::tables::{Learned, Millis, RuleCount};
 
 /// The form that is written and read.
 pub const PORT_STATE_VERSION: u32 = 1;
@@ -33,6 +33,12 @@ pub struct PortState {
     pub counters: CounterReport,
     /// Bytes that its meters counted, by the number of the rule.
     pub meters: BTreeMap<u32, u64>,
+    /// What its rules by longest prefix have decided.
+    #[serde(default)]
+    pub acl_counts: Vec<RuleCount>,
+    /// What its rules by weight have decided.
+    #[serde(default)]
+    pub extended_acl_counts: Vec<RuleCount>,
 }
 
 /// A connection.
@@ -137,7 +143,7 @@ impl PortState {
 }
 
 impl Switch {
-    /// All of a port but its connections.
+    /// All of a port but its connections. Its rules have decided what [`Switch::rule_counts`] says.
     pub fn export_port(&self, number: PortNumber) -> Result<PortState, PortError> {
         let port = self.port(number)?;
         let stations = self.stations.iter().filter(|station| station.port == number);
@@ -148,6 +154,8 @@ impl Switch {
             stations: stations.map(|station| StationState { mac: station.mac, vlan: station.domain.vlan }).collect(),
             counters: port.counters.report(),
             meters: port.meters.clone(),
+            acl_counts: self.rules.get(&port.places.acl),
+            extended_acl_counts: self.rules.get(&port.places.extended),
         })
     }
 
@@ -172,9 +180,11 @@ impl Switch {
     pub fn import_port(&mut self, number: PortNumber, state: &PortState, now: Millis) -> Result<Imported, ImportError> {
         state.check(&self.limits)?;
         self.set_policy(number, state.policy.clone())?;
-        let Switch { ports, stations, domains, .. } = self;
+        let Switch { ports, stations, domains, rules, .. } = self;
         let Some(port) = ports[usize::from(number)].as_mut() else { return Err(PortError::NoPort(number).into()) };
         port.counters = Counters::from(&state.counters);
+        rules.set(&port.places.acl, &state.acl_counts);
+        rules.set(&port.places.extended, &state.extended_acl_counts);
         let is_meter = |rule: &u32| port.policy.acl.get(*rule as usize).is_some_and(|rule| rule.action == PrefixAction::Meter);
         port.meters = state.meters.iter().filter(|(rule, _)| is_meter(rule)).map(|(rule, bytes)| (*rule, *bytes)).collect();
         let own: BTreeSet<_> = port.policy.vlan.given().map(|vlan| domains.of(port.switch, vlan)).collect();
@@ -210,9 +220,9 @@ impl Switch {
         let stands = |one: &&ConnectionState| {
             let ConnectionState { local, remote, protocol, local_port, remote_port, opened, idle_ms, idle_timeout_ms } = **one;
             let key = ConnectionKey { port: number, local, remote, protocol, local_port, remote_port };
-            let Some(timeout) = port.remembers(&key, opened) else { return false };
-            idle_ms <= timeout.min(idle_timeout_ms)
-                && table.restore(key, opened, timeout, idle_ms, port.policy.max_connections, now)
+            let Some(by) = port.remembers(&key, opened) else { return false };
+            idle_ms <= by.idle_timeout.min(idle_timeout_ms)
+                && table.restore(key, opened, by, idle_ms, port.policy.max_connections, now)
         };
         Ok(connections.iter().filter(stands).count())
     }

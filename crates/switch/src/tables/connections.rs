@@ -9,12 +9,23 @@ use crate::acl::{ConnectionKey, Direction};
 /// How many places are looked at for what is over before a new connection is refused.
 const SWEEP: usize = 64;
 
+/// How a connection is remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// For so long without a packet.
+    pub idle_timeout: Millis,
+    /// By this rule.
+    pub rule: Ref,
+}
+
 #[derive(Debug)]
 struct Connection {
     key: ConnectionKey,
     opened: Direction,
     idle_timeout: Millis,
     used: Millis,
+    /// The rule that remembers it.
+    rule: Ref,
 }
 
 impl Connection {
@@ -39,11 +50,11 @@ impl Connections {
         Connections { by_key: HashMap::new(), slab: Slab::new(capacity), per_port: HashMap::new(), opened: 0 }
     }
 
-    /// The connection that was opened in the other direction.
-    pub fn answered(&self, key: &ConnectionKey, direction: Direction, now: Millis) -> Option<Ref> {
+    /// The connection that was opened in the other direction, and the rule that remembers it.
+    pub fn answered(&self, key: &ConnectionKey, direction: Direction, now: Millis) -> Option<(Ref, Ref)> {
         let at = *self.by_key.get(key)?;
         let connection = self.slab.get(at)?;
-        (connection.opened == direction.opposite() && !connection.is_over(now)).then_some(at)
+        (connection.opened == direction.opposite() && !connection.is_over(now)).then_some((at, connection.rule))
     }
 
     /// Whether a connection still stands.
@@ -57,7 +68,8 @@ impl Connections {
     }
 
     /// Remembers a connection, if the port may have another.
-    pub fn open(&mut self, key: ConnectionKey, opened: Direction, idle_timeout: Millis, most: u32, now: Millis) -> Option<Ref> {
+    pub fn open(&mut self, key: ConnectionKey, opened: Direction, by: Remembered, most: u32, now: Millis) -> Option<Ref> {
+        let Remembered { idle_timeout, rule } = by;
         if let Some(mut at) = self.by_key.get(&key).copied() {
             // One that is over, or was opened from the other side, must not carry flows that were decided by it.
             if self.slab.get(at).is_none_or(|old| old.opened != opened || old.is_over(now)) {
@@ -65,7 +77,7 @@ impl Connections {
                 self.opened += 1;
                 self.by_key.insert(key, at);
             }
-            *self.slab.get_mut(at)? = Connection { key, opened, idle_timeout, used: now };
+            *self.slab.get_mut(at)? = Connection { key, opened, idle_timeout, used: now, rule };
             return Some(at);
         }
         if self.count(key.port) >= most {
@@ -74,7 +86,7 @@ impl Connections {
         if self.count(key.port) >= most {
             return None;
         }
-        let at = self.slab.insert(Connection { key, opened, idle_timeout, used: now })?;
+        let at = self.slab.insert(Connection { key, opened, idle_timeout, used: now, rule })?;
         self.by_key.insert(key, at);
         *self.per_port.entry(key.port).or_default() += 1;
         self.opened += 1;
@@ -112,13 +124,18 @@ impl Connections {
         removed.iter().for_each(|connection| self.removed(connection));
     }
 
-    /// Forgets those of a port that are not to be kept, by what they are and the direction in which they were opened.
-    pub fn retain(&mut self, port: u16, keep: impl Fn(&ConnectionKey, Direction) -> bool) {
-        let goes = |connection: &Connection| connection.key.port == port && !keep(&connection.key, connection.opened);
-        let gone: Vec<Ref> = self.slab.refs().filter(|(_, connection)| goes(connection)).map(|(at, _)| at).collect();
-        for at in gone {
-            if let Some(connection) = self.slab.remove(at) {
-                self.removed(&connection);
+    /// Forgets those of a port that no rule remembers, by what they are and the direction in which they were opened.
+    pub fn retain(&mut self, port: u16, remembers: impl Fn(&ConnectionKey, Direction) -> Option<Remembered>) {
+        let theirs: Vec<Ref> = self.slab.refs().filter(|(_, one)| one.key.port == port).map(|(at, _)| at).collect();
+        for at in theirs {
+            let Some(connection) = self.slab.get_mut(at) else { continue };
+            match remembers(&connection.key, connection.opened) {
+                Some(by) => connection.rule = by.rule,
+                None => {
+                    if let Some(connection) = self.slab.remove(at) {
+                        self.removed(&connection);
+                    }
+                }
             }
         }
     }
@@ -144,7 +161,7 @@ impl Connections {
         &mut self,
         key: ConnectionKey,
         opened: Direction,
-        idle_timeout: Millis,
+        by: Remembered,
         idle: Millis,
         most: u32,
         now: Millis,
@@ -154,7 +171,7 @@ impl Connections {
         if let Some(standing) = standing {
             return standing.opened == opened;
         }
-        let Some(at) = self.open(key, opened, idle_timeout, most, now) else { return false };
+        let Some(at) = self.open(key, opened, by, most, now) else { return false };
         self.slab.get_mut(at).into_iter().for_each(|connection| connection.used = now.saturating_sub(idle));
         true
     }

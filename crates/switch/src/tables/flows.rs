@@ -3,8 +3,9 @@
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 
-use super::{Millis, Ref};
-use crate::frame::{Fragment, Frame, Transport};
+use super::{Millis, Ref, RuleCount};
+use crate::frame::{Fragment, Frame, Ip, TYPE_IPV4, Tag, Transport};
+use crate::mac::MacAddress;
 use crate::pipeline::Action;
 
 /// All that decisions look at, of a frame at a port.
@@ -41,6 +42,37 @@ impl FlowKey {
             words[7] = 1;
         }
         FlowKey(words)
+    }
+
+    /// The port, and a frame of the flow.
+    fn frame(&self) -> (u16, Frame) {
+        let words = &self.0;
+        let mac = |word: u64| {
+            let [_, _, a, b, c, d, e, f] = (word >> 16).to_be_bytes();
+            MacAddress([a, b, c, d, e, f])
+        };
+        let tag = (words[1] & 0x8000 != 0).then_some(Tag { vlan: words[1] as u16 & 0xfff, priority: 0 });
+        let ether_type = (words[6] >> 48) as u16;
+        let address = |high: u64, low: u64| match ether_type {
+            TYPE_IPV4 => IpAddr::V4((low as u32).into()),
+            _ => IpAddr::V6((u128::from(high) << 64 | u128::from(low)).into()),
+        };
+        let (a, b) = ((words[6] >> 16) as u16, words[6] as u16);
+        let transport = match words[6] >> 32 & 3 {
+            0 => Transport::None,
+            1 => Transport::Ports { source: a, destination: b },
+            2 => Transport::Icmp { kind: a.to_be_bytes()[0], code: a.to_be_bytes()[1], id: b },
+            _ => Transport::Unknown,
+        };
+        let ip = (words[7] == 1).then(|| Ip {
+            source: address(words[2], words[3]),
+            destination: address(words[4], words[5]),
+            protocol: (words[6] >> 40) as u8,
+            transport,
+            fragment: [Fragment::Whole, Fragment::First, Fragment::Later][(words[6] >> 36 & 3).min(2) as usize],
+        });
+        let stacked = words[1] & 0x4000 != 0;
+        (words[0] as u16, Frame { destination: mac(words[1]), source: mac(words[0]), tag, stacked, ether_type, ip })
     }
 
     /// Well spread, and not to be foreseen without the seed: each pair of words is multiplied to 128 bits and folded.
@@ -96,12 +128,33 @@ pub struct Flow {
     pub decided: Millis,
     /// When its last frame came.
     pub used: Millis,
+    /// Its frames, since it was first decided.
+    pub count: RuleCount,
+    /// Those that its rules know of.
+    counted: RuleCount,
+    /// When it was first decided.
+    pub begun: Millis,
+    /// The rules that it was decided by.
+    pub rules: Box<[Ref]>,
 }
 
 impl Flow {
     /// A decision that was just made.
-    pub fn new(key: FlowKey, generation: u64, basis: Basis, actions: &[Action], now: Millis) -> Flow {
-        Flow { key, generation, basis, actions: actions.into(), decided: now, used: now }
+    pub fn new(key: FlowKey, generation: u64, basis: Basis, actions: &[Action], rules: &[Ref], now: Millis) -> Flow {
+        let (actions, rules) = (actions.into(), rules.into());
+        let none = RuleCount::default();
+        Flow { key, generation, basis, actions, decided: now, used: now, count: none, counted: none, begun: now, rules }
+    }
+
+    /// The port that its frames come from, and what they say.
+    pub fn frame(&self) -> (u16, Frame) {
+        self.key.frame()
+    }
+
+    /// What it has counted since the last time.
+    pub(super) fn take_uncounted(&mut self) -> RuleCount {
+        let RuleCount { packets, bytes } = std::mem::replace(&mut self.counted, self.count);
+        RuleCount { packets: self.count.packets - packets, bytes: self.count.bytes - bytes }
     }
 }
 
@@ -144,15 +197,54 @@ impl Flows {
         self.flows[place].as_mut()
     }
 
-    /// Keeps a flow; returns where.
-    pub fn insert(&mut self, hash: u64, flow: Flow) -> usize {
+    /// What is in `count` places from `from` on, and where the next places are.
+    pub fn part(&mut self, from: usize, count: usize) -> (impl Iterator<Item = &mut Flow>, Option<usize>) {
+        let end = from.saturating_add(count).min(self.flows.len());
+        let next = (end < self.flows.len()).then_some(end);
+        (self.flows[from.min(end)..end].iter_mut().flatten(), next)
+    }
+
+    /// Keeps a flow; returns where. `settle` gets the one whose place it takes.
+    pub fn insert(&mut self, hash: u64, mut flow: Flow, settle: impl FnOnce(&mut Flow)) -> usize {
         let bucket = hash as usize & self.mask;
         let place = self.find(&flow.key, hash).unwrap_or_else(|| {
             let ways = bucket * WAYS..(bucket + 1) * WAYS;
             ways.min_by_key(|at| self.flows[*at].as_ref().map_or(0, |flow| flow.used + 1)).unwrap_or(bucket * WAYS)
         });
+        if let Some(old) = &mut self.flows[place] {
+            settle(old);
+            if old.key == flow.key {
+                (flow.count, flow.counted, flow.begun) = (old.count, old.counted, old.begun);
+            }
+        }
         self.tags[bucket][place % WAYS] = (hash >> 32) as u32;
         self.flows[place] = Some(flow);
         place
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::build::{ethernet, mac};
+
+    #[test]
+    fn a_flow_tells_what_its_frames_say() {
+        let (four, six) = ((["10.0.0.1", "10.0.0.2"]), ["fd00::1", "fd00::2"]);
+        let at = |text: &str, port: u16| (text.parse().unwrap(), port);
+        let start = || ethernet(mac(1), mac(2));
+        let frames = [
+            start().other(0x0806),
+            start().tag(5).tag(6).other(0x88cc),
+            start().tag(4095).tcp(at(four[0], 65535), at(four[1], 1)),
+            start().udp(at(six[0], 3), at(six[1], 4)),
+            start().icmp(at(six[0], 0).0, at(six[1], 0).0, 128),
+            start().ipv4("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap(), 17, 10, &[0; 64]),
+        ];
+        for bytes in frames {
+            let frame = Frame::parse(&bytes, bytes.len()).unwrap();
+            let key = FlowKey::new(7, &frame);
+            assert_eq!(key.frame(), (7, frame));
+        }
     }
 }

@@ -3,11 +3,13 @@
 
 mod connections;
 mod flows;
+mod rules;
 mod slab;
 mod stations;
 
-pub use connections::Connections;
+pub use connections::{Connections, Remembered};
 pub use flows::{Basis, Flow, FlowKey, Flows, Receiver};
+pub use rules::{RuleCount, RuleCounts};
 pub use slab::Ref;
 pub use stations::{Domain, Learned, Station, Stations};
 
