@@ -168,7 +168,7 @@ impl Host {
         let mut rest = None;
         let is_change = match &request {
             Request::Status | Request::Config | Request::Stations | Request::Switches | Request::ExportPort { .. } => false,
-            Request::Trace { .. } | Request::TraceLive { .. } => false,
+            Request::Trace { .. } | Request::TraceLive { .. } | Request::Capture { .. } => false,
             Request::Flows { .. } | Request::Rules { .. } => false,
             Request::AddSwitch { .. } | Request::RemoveSwitch { .. } => true,
             Request::AddPort { .. } | Request::SetPolicy { .. } | Request::ImportPort { .. } | Request::RemovePort { .. } => true,
@@ -189,6 +189,10 @@ impl Host {
             Request::Rules { name } => to_value(&self.rules(&name)?),
             Request::TraceLive { name, count, filter } => {
                 rest = Some(self.trace_live(&name, count, filter)?);
+                Value::Null
+            }
+            Request::Capture { name, direction, count, snap_bytes } => {
+                rest = Some(self.capture(&name, direction, count, snap_bytes)?);
                 Value::Null
             }
             Request::RemovePort { name } => self.remove(&name).map(|()| Value::Null)?,

@@ -13,6 +13,7 @@
 //!  host     the ports by name, with what is behind them, and the file that keeps them
 //!  switches the switches by name
 //!  explain  what is done to a frame, in words
+//!  hex      frames as text
 //!  control  the control socket: requests, replies, client
 //! ```
 //!
@@ -30,6 +31,7 @@ pub mod explain;
 pub mod frame;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz;
+pub mod hex;
 pub mod host;
 pub mod identity;
 pub mod mac;

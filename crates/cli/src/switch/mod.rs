@@ -1,8 +1,10 @@
 //! `maru switch`, `maru port` and `maru acl`: the switches of a `marud`, or one that was started by hand, by its control socket.
 
 mod acl;
+mod capture;
 mod flows;
 mod managed;
+mod pcapng;
 mod place;
 mod policy;
 mod port;

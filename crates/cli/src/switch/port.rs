@@ -9,7 +9,7 @@ use switch::control::{Backend, DEFAULT_SWITCH, Imported, PortConfig, PortState, 
 
 use super::place::{Change, Look, Place};
 use super::policy::PolicyArgs;
-use super::{Socket, flows, managed, port_text, show, trace};
+use super::{Socket, capture, flows, managed, port_text, show, trace};
 use crate::output::print;
 
 const ADD_HELP: &str = "\
@@ -52,6 +52,9 @@ pub enum PortCommand {
         /// The port
         name: String,
     },
+    /// Write copies of the port's frames to a file, as tcpdump and Wireshark read it
+    #[command(after_help = capture::HELP)]
+    Capture(capture::CaptureArgs),
     /// Show the port's rules, and how many packets each of them has decided
     Rules(flows::RulesArgs),
     /// Say what each layer does to a frame that comes from a port, and why, without sending it
@@ -176,6 +179,7 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
         PortCommand::Remove { socket, name } => {
             socket.connect()?.call::<Value>(&Request::RemovePort { name })?;
         }
+        PortCommand::Capture(args) => capture::run(args)?,
         PortCommand::Rules(args) => flows::rules(args)?,
         PortCommand::Trace(args) => trace::run(*args)?,
         PortCommand::Export { socket, name } => {

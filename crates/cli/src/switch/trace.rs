@@ -9,6 +9,7 @@ use switch::acl::Prefix;
 use switch::control::{Client, PortConfig, Request, Streamed};
 use switch::explain::{FrameFilter, TraceAction, TraceReport};
 use switch::frame::{HEADER_BYTES, MAX_FRAME_BYTES};
+use switch::hex::to_hex;
 use switch::mac::MacAddress;
 use switch::vlan::Vlan;
 
@@ -214,8 +215,7 @@ pub(super) fn run(args: TraceArgs) -> anyhow::Result<()> {
         Some(hex) => (hex, length),
         None => {
             let (head, length) = header.frame(address_of(&mut client, &name)?, length)?;
-            let digits = head.iter().take(HEADER_BYTES).map(|byte| format!("{byte:02x}")).collect();
-            (digits, Some(length))
+            (to_hex(&head[..head.len().min(HEADER_BYTES)]), Some(length))
         }
     };
     let report: TraceReport = client.call(&Request::Trace { name, frame, length })?;
@@ -234,6 +234,7 @@ fn follow(mut client: Client, name: String, count: u64, filter: FrameFilter, out
         match client.receive()? {
             Streamed::Trace(report) => print(&output.render_next(&report, || text(&report))?)?,
             Streamed::End { missed: 0 } => return Ok(()),
+            Streamed::Frames { .. } => {}
             Streamed::End { missed } => {
                 eprintln!("maru: {missed} more frames passed, for which there was no time");
                 return Ok(());

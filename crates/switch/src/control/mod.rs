@@ -11,8 +11,8 @@ mod stream;
 
 pub use client::{Client, ClientError, Stopper};
 pub use protocol::{
-    Backend, DEFAULT_SWITCH, Failure, FlowStatus, PortConfig, PortRules, PortStatus, Reply, Request, RuleStatus, StationStatus,
-    Status, Streamed, SwitchConfig, SwitchKind, SwitchStatus, Work,
+    Backend, CapturedFrame, DEFAULT_SWITCH, Failure, FlowStatus, PortConfig, PortRules, PortStatus, Reply, Request, RuleStatus,
+    StationStatus, Status, Streamed, SwitchConfig, SwitchKind, SwitchStatus, Work,
 };
 pub use server::serve;
 pub(crate) use stream::{Stream, send, stream};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::acl::{ExtendedRule, PrefixRule};
+use crate::acl::{Direction, ExtendedRule, PrefixRule};
 use crate::counters::CounterReport;
 use crate::explain::{FrameFilter, TraceAction, TraceReport};
 use crate::mac::MacAddress;
@@ -94,6 +94,20 @@ pub enum Request {
         /// Which frames.
         #[serde(default)]
         filter: FrameFilter,
+    },
+    /// Copies of the next frames of a port, as they are there. Answered with null, and then with [`Streamed::Frames`], until there were
+    /// so many or the client sends anything or its end; then with [`Streamed::End`].
+    Capture {
+        /// The port.
+        name: String,
+        /// Those that go in this direction, seen from the VM; without it, both.
+        #[serde(default)]
+        direction: Option<Direction>,
+        /// How many; without it, until the client ends it.
+        #[serde(default)]
+        count: Option<u64>,
+        /// So much of each frame.
+        snap_bytes: usize,
     },
     /// Remove a port; its VM loses its link's other end.
     RemovePort {
@@ -197,11 +211,30 @@ fn default_queues() -> u16 {
 pub enum Streamed {
     /// A frame passed.
     Trace(TraceReport),
+    /// Frames passed.
+    Frames {
+        /// The frames, in order.
+        frames: Vec<CapturedFrame>,
+    },
     /// That was all.
     End {
         /// Frames that were meant, and for which there was no time or room.
         missed: u64,
     },
+}
+
+/// A frame that passed a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CapturedFrame {
+    /// Nanoseconds since 1970, UTC.
+    pub at_ns: u64,
+    /// Seen from the VM.
+    pub direction: Direction,
+    /// How long it was. A segment that is cut later is still whole, and its checksums may be incomplete.
+    pub length: usize,
+    /// Its beginning, in hexadecimal digits.
+    pub bytes: String,
 }
 
 /// The answer to a request.

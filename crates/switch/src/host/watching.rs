@@ -2,18 +2,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{channel, sync_channel};
 
 use super::{Host, HostError};
-use crate::control::{Stream, Streamed, send, stream};
+use crate::acl::Direction;
+use crate::control::{CapturedFrame, Stream, Streamed, send, stream};
 use crate::explain::{FrameFilter, Names, TraceReport, report};
 use crate::frame::HEADER_BYTES;
-use crate::worker::{Handle, Tracer};
+use crate::hex::{from_hex, to_hex};
+use crate::worker::{Capture, Captured, Handle, Room, Tracer, Watcher};
 
 /// The most frames of one live trace.
 const MAX_TRACES: u64 = 10_000;
 /// Traces that wait for the client.
 const QUEUE: usize = 64;
+/// Captured frames of one message.
+const BATCH: usize = 64;
 
 /// Ends a look at frames when whoever looked has gone.
 struct Watching {
@@ -55,7 +59,7 @@ impl Host {
         let (sender, traces) = sync_channel(QUEUE);
         let missed = Arc::new(AtomicU64::new(0));
         let tracer = Tracer::new(filter, count, sender, missed.clone());
-        let id = self.worker.call(move |worker| worker.watches.add(number, tracer))?;
+        let id = self.worker.call(move |worker| worker.watches.add(number, Watcher::Tracer(tracer)))?;
         let watching = Watching { worker: self.worker.clone(), id };
         let names = self.names();
         Ok(Box::new(move |connection| {
@@ -64,14 +68,43 @@ impl Host {
             send(connection, &Streamed::End { missed: missed.load(Ordering::Relaxed) })
         }))
     }
+
+    pub(super) fn capture(
+        &mut self,
+        name: &str,
+        direction: Option<Direction>,
+        count: Option<u64>,
+        snap_bytes: usize,
+    ) -> Result<Stream, HostError> {
+        let number = self.entry(name)?.number;
+        if count == Some(0) {
+            return Err(HostError::Count { count: 0, most: u64::MAX });
+        }
+        let (sender, frames) = channel();
+        let room = Arc::new(Room::default());
+        let capture = Capture::new(direction, snap_bytes, count.unwrap_or(u64::MAX), sender, room.clone());
+        let id = self.worker.call(move |worker| worker.watches.add(number, Watcher::Capture(capture)))?;
+        let watching = Watching { worker: self.worker.clone(), id };
+        Ok(Box::new(move |connection| {
+            let batch = |first: Captured| {
+                let batch = std::iter::once(first).chain(frames.try_iter().take(BATCH - 1));
+                Streamed::Frames { frames: batch.map(|frame| captured(frame, &room)).collect() }
+            };
+            stream(connection, &frames, batch)?;
+            drop(watching);
+            // Those that were caught before it ended.
+            for frame in frames.try_iter() {
+                send(connection, &Streamed::Frames { frames: vec![captured(frame, &room)] })?;
+            }
+            send(connection, &Streamed::End { missed: room.missed() })
+        }))
+    }
 }
 
-/// Bytes from hexadecimal digits; blanks, colons and line ends between them do not count.
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.chars().filter(|digit| !digit.is_whitespace() && *digit != ':');
-    let digits: Vec<u8> = digits.map(|digit| digit.to_digit(16).map(|digit| digit as u8)).collect::<Option<_>>()?;
-    let (pairs, []) = digits.as_chunks::<2>() else { return None };
-    Some(pairs.iter().map(|[high, low]| high << 4 | low).collect())
+fn captured(frame: Captured, room: &Room) -> CapturedFrame {
+    room.leave(frame.bytes.len());
+    let Captured { at, direction, length, bytes } = frame;
+    CapturedFrame { at_ns: at, direction, length, bytes: to_hex(&bytes) }
 }
 
 #[cfg(test)]
@@ -85,7 +118,9 @@ mod tests {
     use crate::control::{Backend, Client, ClientError, PortConfig, Request};
     use crate::explain::TraceAction;
     use crate::frame::build::{ethernet, mac};
+    use crate::policy::PortPolicy;
     use crate::ports::tests::Vm;
+    use crate::vlan::VlanMode;
 
     /// Two ports, with a VM behind the first.
     fn lab(directory: &Path) -> (Client, Vm) {
@@ -138,6 +173,52 @@ mod tests {
         client.stopper().unwrap().stop();
         assert_eq!(client.receive::<Streamed>().unwrap(), Streamed::End { missed: 0 });
         assert!(matches!(client.receive::<Value>(), Err(ClientError::Gone)));
+    }
+
+    fn frames(client: &mut Client, count: usize) -> Vec<CapturedFrame> {
+        let mut all = Vec::new();
+        while all.len() < count {
+            let Streamed::Frames { frames } = client.receive().unwrap() else { panic!("it ended after {}", all.len()) };
+            all.extend(frames);
+        }
+        all
+    }
+
+    #[test]
+    fn frames_are_captured_as_the_port_sees_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut client, mut sender) = lab(directory.path());
+        let mut receiver = Vm::new(0);
+        receiver.connect(&directory.path().join("b"));
+        (0..8).for_each(|_| receiver.receive.offer_room(2048));
+        let trunk = PortPolicy { vlan: VlanMode::all(), ..PortPolicy::default() };
+        let access = PortPolicy { vlan: VlanMode::Access { vlan: 5.try_into().unwrap() }, ..PortPolicy::default() };
+        for (name, policy) in [("a", access), ("b", trunk)] {
+            client.call::<Value>(&Request::SetPolicy { name: name.into(), policy }).unwrap();
+        }
+        let capture =
+            |name: &str, direction, count, snap_bytes| Request::Capture { name: name.into(), direction, count, snap_bytes };
+        let mut at_b = start_another(directory.path());
+        at_b.call::<Value>(&capture("b", None, None, 65_557)).unwrap();
+        client.call::<Value>(&capture("a", Some(Direction::Outbound), Some(2), 64)).unwrap();
+        let plain = ethernet(mac(1), mac(2)).other(0x9000);
+        let long = [&plain[..], &[7; 1000]].concat();
+        for frame in [&plain, &long, &plain] {
+            sender.send([0; 12], frame);
+            receiver.receive();
+        }
+        let sent = frames(&mut client, 2);
+        assert_eq!(sent.iter().map(|frame| frame.length).collect::<Vec<_>>(), [plain.len(), long.len()]);
+        assert_eq!(from_hex(&sent[1].bytes).unwrap(), long[..64]);
+        assert!(sent[0].at_ns < sent[1].at_ns);
+        assert_eq!(client.receive::<Streamed>().unwrap(), Streamed::End { missed: 0 }, "so many were asked for");
+        let got = frames(&mut at_b, 3);
+        assert!(got.iter().all(|frame| frame.direction == Direction::Inbound));
+        let tagged = ethernet(mac(1), mac(2)).tag(5).other(0x9000);
+        assert_eq!(from_hex(&got[0].bytes).unwrap(), tagged);
+        assert_eq!(got[1].length, long.len() + 4);
+        at_b.stopper().unwrap().stop();
+        assert_eq!(at_b.receive::<Streamed>().unwrap(), Streamed::End { missed: 0 });
     }
 
     /// Another client of the same switch.

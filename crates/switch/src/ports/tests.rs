@@ -74,7 +74,7 @@ impl Drop for Host {
 
 /// A VM: front end and driver in one.
 pub(crate) struct Vm {
-    receive: Driver,
+    pub(crate) receive: Driver,
     transmit: Driver,
     kick: EventFd,
     call: EventFd,

@@ -1,6 +1,6 @@
 //! Copies of the frame at hand, to other ports.
 
-use super::Device;
+use super::{Device, Watches};
 use crate::counters::DropReason;
 use crate::pipeline::{PortNumber, Sink, TagEdit};
 use crate::ports::packet::Packet;
@@ -23,6 +23,7 @@ pub(super) struct Delivery<'a> {
     pub devices: &'a mut [Option<Device>],
     pub packet: &'a Packet,
     pub scratch: &'a mut Scratch,
+    pub watches: &'a mut Watches,
 }
 
 impl Sink for Delivery<'_> {
@@ -34,7 +35,7 @@ impl Sink for Delivery<'_> {
         let length = self.packet.pieces(edit, &mut tag, pieces);
         let vnet = self.packet.vnet.edited(edit);
         match device {
-            Device::Fd(fd) => fd.write(&vnet, pieces),
+            Device::Fd(fd) => fd.write(&vnet, pieces)?,
             Device::Virtio(device) => {
                 let index = device.receiver(hash).ok_or(DropReason::NoBuffer)?;
                 if touched.last() != Some(&(port, index)) {
@@ -42,7 +43,7 @@ impl Sink for Delivery<'_> {
                 }
                 if vnet.suits(device.format.offloads) {
                     // SAFETY: the frame's buffers stay until it is passed on, which happens in this call.
-                    unsafe { device.receive(index, &vnet, pieces, length) }
+                    unsafe { device.receive(index, &vnet, pieces, length)? };
                 } else {
                     linear.resize(length, 0);
                     let mut done = 0;
@@ -50,10 +51,15 @@ impl Sink for Delivery<'_> {
                         // SAFETY: as above.
                         done += unsafe { piece.read(&mut linear[done..]) };
                     }
-                    finish(device, index, &vnet, linear)
+                    finish(device, index, &vnet, linear)?;
                 }
             }
         }
+        if !self.watches.is_empty() {
+            // SAFETY: as above.
+            unsafe { self.watches.delivered(port, pieces, length) };
+        }
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 //!  control, vhost-user threads ──commands──▶ worker: each port a batch, then the next; nothing left? poll a while, then sleep
 //! ```
 
+mod capture;
 mod deliver;
 mod pass;
 mod watch;
@@ -25,7 +26,8 @@ use crate::ports::virtio::VirtioPort;
 use crate::ring::split::Chain;
 use deliver::Scratch;
 
-pub use watch::{Tracer, Watches};
+pub use capture::{Capture, Captured, Room};
+pub use watch::{Tracer, Watcher, Watches};
 
 /// A thing that the worker is to do between two batches.
 type Command = Box<dyn FnOnce(&mut Worker) + Send>;

@@ -132,10 +132,12 @@ impl Worker {
         if !self.watches.is_empty() {
             self.watches.look(&self.switch, number, &self.packet, now);
         }
-        let mut delivery = Delivery { devices: &mut self.devices, packet: &self.packet, scratch: &mut self.scratch };
-        let taken = self.switch.receive(number, self.packet.head(), self.packet.length, now, &mut delivery);
+        let Worker { switch, devices, packet, scratch, watches, .. } = self;
+        let mut delivery = Delivery { devices, packet, scratch, watches };
+        let taken = switch.receive(number, packet.head(), packet.length, now, &mut delivery);
         if !self.watches.is_empty() {
-            self.watches.looked(taken);
+            // SAFETY: the frame's buffers go back after this call.
+            unsafe { self.watches.looked(number, &self.packet, taken) };
         }
         taken
     }

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 
+use super::capture::Capture;
+use crate::acl::Direction;
 use crate::explain::FrameFilter;
 use crate::frame::Frame;
-use crate::pipeline::{PortNumber, Switch, Taken, Trace};
+use crate::pipeline::{PortNumber, Switch, TagEdit, Taken, Trace};
 use crate::ports::packet::Packet;
+use crate::ring::split::Segment;
 
 /// Traces that may follow each other at once; then there is one in each millisecond. A trace takes some microseconds.
 const BURST: u64 = 32;
@@ -25,7 +28,25 @@ pub struct Watches {
 struct Watch {
     id: u64,
     port: PortNumber,
-    tracer: Tracer,
+    watcher: Watcher,
+}
+
+/// Who looks.
+#[derive(Debug)]
+pub enum Watcher {
+    /// Somebody who wants to know why.
+    Tracer(Tracer),
+    /// Somebody who wants copies.
+    Capture(Capture),
+}
+
+impl Watcher {
+    fn is_done(&self) -> bool {
+        match self {
+            Watcher::Tracer(tracer) => tracer.left == 0,
+            Watcher::Capture(capture) => capture.left == 0,
+        }
+    }
 }
 
 /// Traces the next frames that come from a port.
@@ -87,9 +108,9 @@ impl Watches {
     }
 
     /// Begins; the number ends it.
-    pub fn add(&mut self, port: PortNumber, tracer: Tracer) -> u64 {
+    pub fn add(&mut self, port: PortNumber, watcher: Watcher) -> u64 {
         self.next += 1;
-        self.list.push(Watch { id: self.next, port, tracer });
+        self.list.push(Watch { id: self.next, port, watcher });
         self.next
     }
 
@@ -107,14 +128,45 @@ impl Watches {
     #[cold]
     pub(super) fn look(&mut self, switch: &Switch, port: PortNumber, packet: &Packet, now: u64) {
         for watch in self.list.iter_mut().filter(|watch| watch.port == port) {
-            watch.tracer.look(switch, port, packet, now);
+            if let Watcher::Tracer(tracer) = &mut watch.watcher {
+                tracer.look(switch, port, packet, now);
+            }
         }
     }
 
     /// It was.
+    ///
+    /// # Safety
+    /// The packet's bytes are still there.
     #[cold]
-    pub(super) fn looked(&mut self, taken: Taken) {
-        self.list.iter_mut().for_each(|watch| watch.tracer.looked(taken));
-        self.list.retain(|watch| watch.tracer.left > 0);
+    pub(super) unsafe fn looked(&mut self, port: PortNumber, packet: &Packet, taken: Taken) {
+        for watch in self.list.iter_mut().filter(|watch| watch.port == port) {
+            match &mut watch.watcher {
+                Watcher::Tracer(tracer) => tracer.looked(taken),
+                Watcher::Capture(capture) if taken != Taken::Held => {
+                    let (mut tag, mut pieces) = ([0; 4], Vec::new());
+                    let length = packet.pieces(TagEdit::Keep, &mut tag, &mut pieces);
+                    // SAFETY: by what the caller promises.
+                    unsafe { capture.take(Direction::Outbound, &pieces, length) };
+                }
+                Watcher::Capture(_) => {}
+            }
+        }
+        self.list.retain(|watch| !watch.watcher.is_done());
+    }
+
+    /// A frame was delivered to a port.
+    ///
+    /// # Safety
+    /// The bytes of `pieces` are still there.
+    #[cold]
+    pub(super) unsafe fn delivered(&mut self, port: PortNumber, pieces: &[Segment], length: usize) {
+        for watch in self.list.iter_mut().filter(|watch| watch.port == port) {
+            if let Watcher::Capture(capture) = &mut watch.watcher {
+                // SAFETY: by what the caller promises.
+                unsafe { capture.take(Direction::Inbound, pieces, length) };
+            }
+        }
+        self.list.retain(|watch| !watch.watcher.is_done());
     }
 }
