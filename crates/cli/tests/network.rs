@@ -136,7 +136,7 @@ fn switches_ports_and_rules_are_managed_by_their_names() {
     for (line, expected) in [
         ("switch create lan", "already"),
         ("switch create x --kind external", "name a NIC"),
-        ("switch show nal", "did you mean 'lan'?"),
+        ("switch show lna", "did you mean 'lan'?"),
         ("switch edit lan", "nothing is to be changed"),
         ("switch delete lan", "web"),
         ("port set web/net0", "nothing is to be changed"),
