@@ -109,7 +109,7 @@ pub struct AddArgs {
     #[arg(long, value_name = "N")]
     weight: Option<u32>,
     /// Remember connections, until nothing went either way for so long
-    #[arg(long, value_name = "TIME", value_parser = seconds, requires = "weight", requires = "allow")]
+    #[arg(long, value_name = "TIME", value_parser = seconds, requires = "weight")]
     stateful: Option<u32>,
     #[command(flatten)]
     change: Change,
@@ -213,6 +213,7 @@ impl AddArgs {
     fn add_to(&self, policy: &mut PortPolicy) -> anyhow::Result<()> {
         let Some(weight) = self.weight else { return self.add_prefix_rule(policy) };
         let Some(direction) = self.direction.one() else { bail!("a rule with a weight is for one direction: --in or --out") };
+        ensure!(!(self.action.deny && self.stateful.is_some()), "--stateful is of rules that allow: --allow");
         let effect = match (self.action.deny, self.stateful) {
             (true, _) => Effect::Deny,
             (false, Some(idle_timeout_s)) => Effect::AllowStateful { idle_timeout_s },
