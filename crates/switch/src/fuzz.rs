@@ -27,6 +27,7 @@ pub fn pipeline(data: &[u8]) -> bool {
     for (now, part) in (0u64..).zip(data.chunks(32)) {
         let bytes = changed(part);
         let port = PortNumber::from(part[0] % 3);
+        switch.trace(port, &bytes[..bytes.len().min(HEADER_BYTES)], bytes.len(), now * 20).expect("there is such a port");
         switch.receive(port, &bytes[..bytes.len().min(HEADER_BYTES)], bytes.len(), now * 20, &mut sink);
         switch.tick(now * 20);
     }

@@ -19,7 +19,8 @@ mod pingpong;
 mod segments;
 mod testpmd;
 
-use std::path::Path;
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -147,8 +148,8 @@ fn run(options: &Options) -> Result<()> {
     let wanted = |name: &str| options.case.as_deref().is_none_or(|case| case == name);
     let names = Case::ALL.map(Case::name).into_iter().chain(["segments", "idle"]);
     ensure!(names.into_iter().any(wanted), "there is no case '{}'", options.case.as_deref().unwrap_or_default());
-    let _pages = HugePages::take()?;
     let directory = tempfile::tempdir()?;
+    let _pages = HugePages::take(&huge(directory.path()))?;
     for case in Case::ALL.into_iter().filter(|case| wanted(case.name())) {
         compare(case, options, directory.path())?;
     }
@@ -199,12 +200,13 @@ fn compare(case: Case, options: &Options, directory: &Path) -> Result<()> {
 
 fn measure_maru(case: Case, options: &Options, directory: &Path) -> Result<Measured> {
     let mut switch = maru::Switch::start(directory, SWITCH_CORE, case)?;
-    let load = Testpmd::start(&switch.sockets(), LOAD_CORE, case.bytes())?;
+    let load = Testpmd::start(&huge(directory), &switch.sockets(), LOAD_CORE, case.bytes())?;
     let before = (load.frames()?, switch.work()?);
     std::thread::sleep(options.time);
     let after = (load.frames()?, switch.work()?);
     let packets = after.1.packets - before.1.packets;
     ensure!(packets > 0, "nothing passed the switch");
+    eprintln!("frames in a pass: {:.1}", packets as f64 / (after.1.passes - before.1.passes) as f64);
     Ok(Measured {
         rate: (after.0.count - before.0.count) as f64 / (after.0.at - before.0.at).as_secs_f64(),
         cycles: (after.1.busy_cycles - before.1.busy_cycles) as f64 / packets as f64,
@@ -213,7 +215,7 @@ fn measure_maru(case: Case, options: &Options, directory: &Path) -> Result<Measu
 
 fn measure_ovs(case: Case, options: &Options, directory: &Path) -> Result<Measured> {
     let switch = ovs::Switch::start(directory, SWITCH_CORE, case)?;
-    let load = Testpmd::start(&switch.sockets(), LOAD_CORE, case.bytes())?;
+    let load = Testpmd::start(&huge(directory), &switch.sockets(), LOAD_CORE, case.bytes())?;
     switch.clear()?;
     let before = load.frames()?;
     std::thread::sleep(options.time);
@@ -250,25 +252,38 @@ fn segments(options: &Options, directory: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Where DPDK finds its huge pages.
+fn huge(directory: &Path) -> PathBuf {
+    directory.join("huge")
+}
+
 /// Huge pages, given back at the end.
 struct HugePages {
     before: String,
+    mounted: CString,
 }
 
 impl HugePages {
     const FILE: &str = "/proc/sys/vm/nr_hugepages";
 
-    fn take() -> Result<HugePages> {
+    fn take(directory: &Path) -> Result<HugePages> {
         let before = std::fs::read_to_string(HugePages::FILE)?;
         std::fs::write(HugePages::FILE, HUGE_PAGES.to_string()).context("huge pages: are you root?")?;
         let got: u32 = std::fs::read_to_string(HugePages::FILE)?.trim().parse()?;
         ensure!(got >= HUGE_PAGES, "the kernel gave {got} of {HUGE_PAGES} huge pages: is there too little free memory?");
-        Ok(HugePages { before })
+        std::fs::create_dir(directory)?;
+        let mounted = CString::new(directory.as_os_str().as_encoded_bytes())?;
+        // SAFETY: C strings, and no data.
+        let result = unsafe { libc::mount(c"none".as_ptr(), mounted.as_ptr(), c"hugetlbfs".as_ptr(), 0, std::ptr::null()) };
+        ensure!(result == 0, "cannot mount huge pages: {}", std::io::Error::last_os_error());
+        Ok(HugePages { before, mounted })
     }
 }
 
 impl Drop for HugePages {
     fn drop(&mut self) {
+        // SAFETY: a C string.
+        unsafe { libc::umount2(self.mounted.as_ptr(), libc::MNT_DETACH) };
         let _ = std::fs::write(HugePages::FILE, self.before.trim());
     }
 }

@@ -11,6 +11,7 @@ use crate::{Case, LOAD_CORE};
 
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 const PROGRAM: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
+const CONTROL: &str = "switch.ctl";
 const PORTS: [&str; 2] = ["p0", "p1"];
 
 /// A switch that runs.
@@ -22,8 +23,8 @@ pub struct Switch {
 
 impl Switch {
     /// Starts one with two ports, which polls on one core.
-    pub fn start(directory: &Path, core: usize, case: Case) -> Result<Switch> {
-        let directory = directory.join("ovs");
+    pub fn start(top: &Path, core: usize, case: Case) -> Result<Switch> {
+        let directory = top.join("ovs");
         if directory.exists() {
             std::fs::remove_dir_all(&directory)?;
         }
@@ -37,15 +38,18 @@ impl Switch {
                 .env("OVS_RUNDIR", &directory)
                 .spawn()
                 .context("ovsdb-server is missing: run this with `make bench-switch`")?;
-        let mut switch = Switch { directory, database, switch: None };
+        let mut switch = Switch { directory: directory.clone(), database, switch: None };
         wait(|| switch.directory.join("db.sock").exists())?;
         switch.configure(&["--no-wait", "init"])?;
         let mask = format!("other_config:pmd-cpu-mask={:#x}", 1 << core);
         let others = format!("other_config:dpdk-lcore-mask={:#x}", 1 << LOAD_CORE);
-        let memory = ["other_config:dpdk-init=true", "other_config:dpdk-socket-mem=512", "other_config:dpdk-extra=--no-pci"];
+        let pages = format!("other_config:dpdk-hugepage-dir={}", crate::huge(top).display());
+        let memory =
+            [&pages, "other_config:dpdk-init=true", "other_config:dpdk-socket-mem=512", "other_config:dpdk-extra=--no-pci"];
         switch.configure(&[&["--no-wait", "set", "Open_vSwitch", ".", &mask, &others], &memory[..]].concat())?;
         let socket = format!("unix:{}", switch.directory.join("db.sock").display());
-        let program = quiet(Command::new(PROGRAM).args([&socket, "--no-chdir", &log_file(&switch.directory)]))
+        let control = format!("--unixctl={}", switch.directory.join(CONTROL).display());
+        let program = quiet(Command::new(PROGRAM).args([&socket, "--no-chdir", &log("switch.log"), &control]))
             .env("OVS_RUNDIR", &switch.directory)
             .spawn()
             .context("ovs-vswitchd with DPDK is missing: run this with `make bench-switch`")?;
@@ -68,9 +72,7 @@ impl Switch {
     }
 
     fn control(&self, command: &str) -> Result<String> {
-        let Some(switch) = &self.switch else { return Ok(String::new()) };
-        let socket = self.directory.join(format!("ovs-vswitchd.{}.ctl", switch.id()));
-        done(Command::new("ovs-appctl").arg("-t").arg(socket).arg(command))
+        done(Command::new("ovs-appctl").arg("-t").arg(self.directory.join(CONTROL)).arg(command))
     }
 
     /// Where the two ports are.
@@ -99,10 +101,6 @@ impl Drop for Switch {
             let _ = child.wait();
         }
     }
-}
-
-fn log_file(directory: &Path) -> String {
-    format!("--log-file={}", directory.join("switch.log").display())
 }
 
 fn quiet(command: &mut Command) -> &mut Command {

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -28,8 +28,10 @@ pub struct Frames {
 
 impl Testpmd {
     /// Connects to both sockets and sends frames of `bytes`, until the load is a steady one.
-    pub fn start(sockets: &[PathBuf; 2], core: usize, bytes: u32) -> Result<Testpmd> {
-        let mut command = Command::new("dpdk-testpmd");
+    pub fn start(huge: &Path, sockets: &[PathBuf; 2], core: usize, bytes: u32) -> Result<Testpmd> {
+        // It is to say what it says at once, to a pipe as well.
+        let mut command = Command::new("stdbuf");
+        command.args(["-oL", "dpdk-testpmd", "--huge-dir"]).arg(huge);
         command.args(["--lcores", &format!("0@{core},1@{core}"), "-m", "512", "--no-pci", "--single-file-segments"]);
         command.args(["--file-prefix", "load", "--log-level", "lib.eal:4"]);
         for (number, (socket, mac)) in sockets.iter().zip(MACS).enumerate() {
@@ -66,7 +68,6 @@ impl Testpmd {
 
     /// Gives a command and returns what is said until the next prompt.
     fn ask(&self, command: &str) -> Result<String> {
-        const END: &str = "Bad arguments";
         let (stdin, stdout) = &mut *self.talk.borrow_mut();
         // The answer to a command that there is not marks the end of the one before.
         writeln!(stdin, "{command}\nmark")?;
@@ -75,7 +76,7 @@ impl Testpmd {
         loop {
             line.clear();
             ensure!(stdout.read_line(&mut line)? > 0, "dpdk-testpmd ended: {text}");
-            if line.contains(END) || line.contains("Command not found") {
+            if line.contains("Command not found") {
                 return Ok(text);
             }
             text += &line;

@@ -279,7 +279,9 @@ pub struct Status {
 pub struct Work {
     /// Frames that it took from ports.
     pub packets: u64,
-    /// Cycles of the time stamp counter in passes that found some.
+    /// Passes over all ports that found some.
+    pub passes: u64,
+    /// Cycles of the time stamp counter in those.
     pub busy_cycles: u64,
     /// Cycles in all.
     pub cycles: u64,

@@ -277,21 +277,27 @@ impl Switch {
     /// change.
     pub fn receive(&mut self, number: PortNumber, head: &[u8], length: usize, now: Millis, sink: &mut impl Sink) -> Taken {
         let Some(port) = self.ports.get_mut(usize::from(number)).and_then(Option::as_mut) else { return Taken::Yes };
-        let frame = match Frame::parse(head, length) {
-            Ok(frame) => frame,
-            Err(error) => {
+        // Most flows are known by what is most common, so that nothing needs to be taken apart.
+        let quick = FlowKey::quick(number, head, length);
+        let parsed = if quick.is_some() { None } else { Some(Frame::parse(head, length)) };
+        let key = match (quick, &parsed) {
+            (Some(key), _) => key,
+            (None, Some(Ok(frame))) => FlowKey::new(number, frame),
+            (None, Some(Err(error))) => {
                 let taken = port.sent(length as u64);
-                port.counters.drop(error.into());
+                port.counters.drop((*error).into());
                 return taken;
             }
+            (None, None) => unreachable!("one of both was made"),
         };
-        let key = FlowKey::new(number, &frame);
         let hash = self.flows.hash(&key);
         let place = match self.flows.find(&key, hash).filter(|place| self.is_true(*place, now)) {
             Some(place) => place,
             None => {
+                let Ok(frame) = parsed.unwrap_or_else(|| Frame::parse(head, length)) else { return Taken::Yes };
                 self.decisions += 1;
                 let basis = self.decide(number, &frame, now);
+                self.keep_connections(now);
                 let flow = Flow::new(key, self.generation, basis, &self.list, &self.hits, now);
                 let Switch { flows, rules, .. } = self;
                 flows.insert(hash, flow, |old| rules.settle(old))
@@ -310,11 +316,29 @@ impl Switch {
         limits.is_some_and(|limits| !limits.may_pass(number))
     }
 
-    /// Whether a flow's list is still what the slow path would decide. Keeps its sender.
+    /// Keeps the connections of the list that was just made.
+    fn keep_connections(&mut self, now: Millis) {
+        for action in &self.list {
+            if let Action::Track(connection) = action {
+                self.connections.keep(*connection, now);
+            }
+        }
+    }
+
+    /// Whether a flow's list is still what the slow path would decide. Keeps its sender and its connections.
+    #[inline]
     fn is_true(&mut self, place: usize, now: Millis) -> bool {
+        // Each part only grows, so the sum is another one after any change.
+        let version = self.generation + self.stations.changes() + self.connections.changes();
+        let Some(flow) = self.flows.at(place) else { return false };
+        // Once in a millisecond is enough where nothing has changed.
+        flow.checked == (now, version) || self.check(place, now, version)
+    }
+
+    fn check(&mut self, place: usize, now: Millis, version: u64) -> bool {
         let Switch { flows, stations, connections, generation, .. } = self;
         let Some(flow) = flows.at(place) else { return false };
-        flow.generation == *generation
+        let is_true = flow.generation == *generation
             && match flow.basis.receiver {
                 Receiver::Fixed => true,
                 Receiver::Known(station) => stations.holds(station, now),
@@ -327,13 +351,17 @@ impl Switch {
                 None => now.saturating_sub(flow.decided) < RETRY,
             }
             && flow.actions.iter().all(|action| match action {
-                Action::Track(connection) => connections.stands(*connection, now),
+                Action::Track(connection) => connections.keep(*connection, now),
                 _ => true,
-            })
+            });
+        if is_true {
+            flow.checked = (now, version);
+        }
+        is_true
     }
 
     fn execute(&mut self, number: PortNumber, place: usize, bytes: u64, hash: u64, now: Millis, sink: &mut impl Sink) -> Taken {
-        let Switch { flows, ports, connections, .. } = self;
+        let Switch { flows, ports, .. } = self;
         let Some(flow) = flows.at(place) else { return Taken::Yes };
         let Some(port) = ports[usize::from(number)].as_mut() else { return Taken::Yes };
         let taken = port.sent(bytes);
@@ -342,7 +370,8 @@ impl Switch {
         flow.count.bytes += bytes;
         for action in &flow.actions {
             match *action {
-                Action::Track(connection) => connections.touch(connection, now),
+                // It was kept when the list was found to be true.
+                Action::Track(_) => {}
                 Action::Limit => {
                     let Some(port) = ports[usize::from(number)].as_mut() else { return taken };
                     if !port.storm.take(now) {

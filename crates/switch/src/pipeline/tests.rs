@@ -572,6 +572,29 @@ fn extended_rules_are_a_truth_table() {
 }
 
 #[test]
+fn lists_without_end_are_refused() {
+    use crate::policy::{MAX_RULES, MAX_VLAN_RANGES};
+    let deny = PrefixRule { action: PrefixAction::Deny, direction: None, address: Address::AnyIp };
+    let allowed = |count| vec![VlanRange { first: vlan(1), last: vlan(1) }; count];
+    let mut switch = Switch::new(Limits::default());
+    let most = PortPolicy {
+        acl: vec![deny; MAX_RULES],
+        extended_acl: (0..MAX_RULES as u32).map(|weight| rule(Effect::Allow, Direction::Inbound, weight)).collect(),
+        ..open(VlanMode::Trunk { native: None, allowed: allowed(MAX_VLAN_RANGES) })
+    };
+    switch.add_port(most.clone()).unwrap();
+    let one_more = rule(Effect::Allow, Direction::Outbound, 1);
+    let longer = [
+        PortPolicy { acl: vec![deny; MAX_RULES + 1], ..most.clone() },
+        PortPolicy { extended_acl: [&most.extended_acl[..], &[one_more]].concat(), ..most.clone() },
+        open(VlanMode::Trunk { native: None, allowed: allowed(MAX_VLAN_RANGES + 1) }),
+    ];
+    for policy in longer {
+        assert!(matches!(switch.add_port(policy), Err(PortError::Policy(PolicyError::TooMany { .. }))));
+    }
+}
+
+#[test]
 fn meters_count_both_ways() {
     let meter =
         PrefixRule { action: PrefixAction::Meter, direction: None, address: Address::RemoteIp("10.0.0.0/8".parse().unwrap()) };

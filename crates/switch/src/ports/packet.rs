@@ -40,16 +40,27 @@ impl Packet {
             return Err(DropReason::Length);
         }
         self.rest.clear();
-        self.rest.extend_from_slice(buffers);
-        let mut vnet = [0; super::vnet::LONG];
-        // SAFETY: by what the caller promises.
-        unsafe { self.move_out(&mut vnet[..vnet_bytes]) };
-        let mut head = [0; HEADER_BYTES];
-        self.head_bytes = length.min(HEADER_BYTES);
-        // SAFETY: as above.
-        unsafe { self.move_out(&mut head[..self.head_bytes]) };
-        self.head = head;
         self.length = length;
+        self.head_bytes = length.min(HEADER_BYTES);
+        let mut vnet = [0; super::vnet::LONG];
+        if let [buffer] = buffers {
+            let mut buffer = *buffer;
+            // SAFETY: by what the caller promises.
+            buffer.skip(unsafe { buffer.read(&mut vnet[..vnet_bytes]) });
+            // SAFETY: as above.
+            buffer.skip(unsafe { buffer.read(&mut self.head[..self.head_bytes]) });
+            if !buffer.is_empty() {
+                self.rest.push(buffer);
+            }
+        } else {
+            self.rest.extend_from_slice(buffers);
+            // SAFETY: as above.
+            unsafe { self.move_out(&mut vnet[..vnet_bytes]) };
+            let mut head = [0; HEADER_BYTES];
+            // SAFETY: as above.
+            unsafe { self.move_out(&mut head[..self.head_bytes]) };
+            self.head = head;
+        }
         let mut fixed = [0; SHORT];
         fixed.copy_from_slice(&vnet[..SHORT]);
         self.vnet = Vnet::parse(&fixed, length).ok_or(DropReason::Buffer)?;

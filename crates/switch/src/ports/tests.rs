@@ -132,6 +132,13 @@ impl Vm {
         self.front = Some(front);
     }
 
+    /// Ends the connection, and returns when the switch has seen it.
+    fn disconnect(&mut self) {
+        let front = self.front.take().unwrap();
+        // The answer comes when the ring was taken back.
+        front.get_vring_base(1).unwrap();
+    }
+
     /// Sends a frame behind a header.
     pub(crate) fn send(&mut self, header: [u8; 12], frame: &[u8]) {
         self.transmit.send(&[&header[..], frame].concat());
@@ -204,6 +211,36 @@ fn a_large_segment_crosses_as_one_in_merged_buffers() {
     assert_eq!(frames[0].0[10], 15, "60,066 bytes in buffers of 4096");
     sender.drain(1);
     drop(host);
+}
+
+#[test]
+fn a_vm_that_arrives_is_announced_until_it_goes() {
+    let directory = tempfile::tempdir().unwrap();
+    let vlan = |number: u16| Vlan::try_from(number).unwrap();
+    let arriving = PortPolicy { mac: Some(mac(1)), vlan: VlanMode::Access { vlan: vlan(7) }, ..PortPolicy::default() };
+    let host = Host::start(directory.path(), &[arriving, PortPolicy { vlan: VlanMode::all(), ..PortPolicy::default() }]);
+    let mut elsewhere = Vm::new(0);
+    elsewhere.connect(&socket(directory.path(), 1));
+    (0..16).for_each(|_| elsewhere.receive.offer_room(2048));
+    let mut arrived = Vm::new(0);
+    arrived.connect(&socket(directory.path(), 0));
+    let mut frames = elsewhere.receive();
+    while frames.len() < 5 {
+        frames.extend(elsewhere.receive());
+    }
+    for (_, frame) in &frames {
+        let start = [&[0xff; 6][..], &mac(1).0, &[0x81, 0, 0, 7, 0x80, 0x35]].concat();
+        assert_eq!(frame[..18], start, "a reverse ARP request with the tag that it has elsewhere");
+    }
+    // It comes back and goes at once: nothing more is said of it than at its arrival.
+    arrived.connect(&socket(directory.path(), 0));
+    arrived.disconnect();
+    let sent = |host: &Host| host.worker.call(|worker| worker.switch.counters(0).unwrap().rx_packets).unwrap();
+    let (at_once, end) = (sent(&host), std::time::Instant::now() + Duration::from_millis(500));
+    assert!(at_once >= 6, "{at_once}");
+    while std::time::Instant::now() < end {
+        assert_eq!(sent(&host), at_once);
+    }
 }
 
 #[test]

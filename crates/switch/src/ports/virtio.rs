@@ -2,6 +2,7 @@
 
 use super::vnet::{LONG, Offloads, SHORT, Vnet};
 use crate::counters::DropReason;
+use crate::pipeline::PortNumber;
 use crate::ring::split::{Chain, Ring, RingError, Segment};
 
 /// How frames look in a VM's rings, as agreed on.
@@ -45,6 +46,8 @@ pub struct Queue {
     pub failed: Option<RingError>,
     /// Whether what it has waits for bandwidth.
     pub held: bool,
+    /// Port and queue that its last frames went to, where the next ones are likely to go.
+    pub target: Option<(PortNumber, usize)>,
 }
 
 /// The rings of a VM: even numbers receive (for the VM), odd ones transmit.
@@ -72,6 +75,10 @@ impl VirtioPort {
     pub fn receiver(&self, hash: u64) -> Option<usize> {
         let usable =
             |index: &usize| self.queues[*index].as_ref().is_some_and(|queue| queue.mode == Mode::On && queue.failed.is_none());
+        // Most have one.
+        if self.queues.len() <= 2 {
+            return Some(0).filter(|index| !self.queues.is_empty() && usable(index));
+        }
         let receivers = || (0..self.queues.len()).step_by(2).filter(usable);
         match receivers().count() {
             0 => None,
@@ -87,6 +94,21 @@ impl VirtioPort {
     pub unsafe fn receive(&mut self, index: usize, vnet: &Vnet, pieces: &[Segment], length: usize) -> Result<(), DropReason> {
         let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) else { return Err(DropReason::NoBuffer) };
         let needed = self.format.vnet_bytes() + length;
+        if let Some((head, start)) = queue.ring.pop_buffer(needed) {
+            let header = vnet.bytes(1);
+            let mut at = self.format.vnet_bytes();
+            // SAFETY: there is room for `needed` bytes at `start`, which are the header's and the pieces'; the latter are there by what
+            // the caller promises.
+            unsafe {
+                Segment::of(&header[..at]).update(start);
+                for piece in pieces {
+                    piece.copy_to(start.add(at));
+                    at += piece.len();
+                }
+            }
+            queue.ring.complete(head, needed as u32);
+            return Ok(());
+        }
         let room = self.target.gather(queue, needed, self.format.mergeable);
         if room < needed {
             // Those that were taken wait for the next frame.
@@ -99,7 +121,7 @@ impl VirtioPort {
         all.push(Segment::of(&header[..self.format.vnet_bytes()]));
         all.extend_from_slice(pieces);
         // SAFETY: the caller's pieces and our header are there; the segments were just taken from this ring.
-        unsafe { queue.ring.copy(all, segments) };
+        unsafe { queue.ring.copy_all(all, segments) };
         let mut left = needed;
         for (head, room) in chains.drain(..) {
             let written = left.min(room);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use super::memory::{DirtyLog, Memory};
+use crate::ports::vnet::LONG;
 
 /// The most descriptors of a chain, as of QEMU.
 const MAX_CHAIN: usize = 1024;
@@ -100,8 +101,41 @@ impl Segment {
     pub unsafe fn read(&self, target: &mut [u8]) -> usize {
         let count = self.length.min(target.len());
         // SAFETY: both sides have `count` bytes, and memory of the switch does not overlap that of a VM.
-        unsafe { std::ptr::copy_nonoverlapping(self.pointer, target.as_mut_ptr(), count) };
+        unsafe { copy(self.pointer, target.as_mut_ptr(), count) };
         count
+    }
+
+    /// Has the processor fetch its beginning: a short frame with its header.
+    pub fn prefetch(&self) {
+        fetch(self.pointer);
+        fetch(self.pointer.wrapping_add(LINE));
+    }
+
+    /// Copies all of it to `target`.
+    ///
+    /// # Safety
+    /// The bytes are still there, and `target` has room for them.
+    #[inline]
+    pub unsafe fn copy_to(&self, target: *mut u8) {
+        // SAFETY: by what the caller promises; memory of the switch does not overlap that of a VM, nor two mappings each other.
+        unsafe { copy(self.pointer, target, self.length) };
+    }
+
+    /// The same, for 8 to 16 bytes, but writes only if that changes something: a line that is not written to need not come back from the core that read it.
+    ///
+    /// # Safety
+    /// As of [`Segment::copy_to`].
+    #[inline]
+    pub unsafe fn update(&self, target: *mut u8) {
+        // SAFETY: by what the caller promises.
+        unsafe {
+            let word = |bytes: *const u8, at: usize| bytes.add(at).cast::<u64>().read_unaligned();
+            let last = self.length.checked_sub(size_of::<u64>()).filter(|last| *last <= size_of::<u64>());
+            let is_same = |at: usize| word(self.pointer, at) == word(target, at);
+            if !last.is_some_and(|last| is_same(0) && is_same(last)) {
+                self.copy_to(target);
+            }
+        }
     }
 
     /// Leaves its beginning out.
@@ -111,6 +145,50 @@ impl Segment {
         self.pointer = unsafe { self.pointer.add(count) };
         self.length -= count;
         self.guest = self.guest.wrapping_add(count as u64);
+    }
+}
+
+/// Bytes of a line of the processor's cache.
+const LINE: usize = 64;
+
+/// Has the processor fetch a line that is soon read.
+fn fetch(pointer: *const u8) {
+    // SAFETY: a hint: the processor ignores addresses where nothing is.
+    unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(pointer.cast()) };
+}
+
+/// Has the processor fetch a line that is soon written.
+fn fetch_to_write(pointer: *const u8) {
+    // SAFETY: a hint: the processor ignores addresses where nothing is, and the instruction where it does not know it.
+    unsafe { std::arch::asm!("prefetchw [{}]", in(reg) pointer, options(nostack, preserves_flags, readonly)) };
+}
+
+/// Copies bytes; a few, like a short frame's, without a call.
+///
+/// # Safety
+/// Both sides have `count` bytes, and do not overlap.
+#[inline]
+unsafe fn copy(from: *const u8, to: *mut u8, count: usize) {
+    const STEP: usize = size_of::<u128>();
+    const WORD: usize = size_of::<u64>();
+    // SAFETY: all places are within the `count` bytes of both sides.
+    unsafe {
+        if (WORD..STEP).contains(&count) {
+            let word = |at: usize| to.add(at).cast::<u64>().write_unaligned(from.add(at).cast::<u64>().read_unaligned());
+            word(0);
+            return word(count - WORD);
+        }
+        if !(STEP..=2 * LINE).contains(&count) {
+            return std::ptr::copy_nonoverlapping(from, to, count);
+        }
+        let step = |at: usize| to.add(at).cast::<u128>().write_unaligned(from.add(at).cast::<u128>().read_unaligned());
+        let mut at = 0;
+        while at + STEP < count {
+            step(at);
+            at += STEP;
+        }
+        // The last step may cover a part of the one before.
+        step(count - STEP);
     }
 }
 
@@ -167,6 +245,8 @@ pub struct Ring {
     /// Where pages that are written are noted.
     pub log: Option<Arc<DirtyLog>>,
     next_available: u16,
+    /// The available index as it was read last: the driver writes to its line all the time, so it is not read for each chain.
+    seen: u16,
     next_used: u16,
     /// The used index as the driver knows it.
     published: u16,
@@ -198,6 +278,7 @@ impl Ring {
             log_used: place.log_used,
             log: None,
             next_available: place.position,
+            seen: place.position,
             next_used: 0,
             published: 0,
             call,
@@ -235,15 +316,87 @@ impl Ring {
         u16::from_le(self.available_u16(2).load(Ordering::Acquire)) != self.next_available
     }
 
+    /// How many chains are available, `most` at most. Looks again only if fewer were known.
+    #[inline]
+    pub fn waiting(&mut self, most: u16) -> u16 {
+        if self.seen.wrapping_sub(self.next_available) < most {
+            self.seen = u16::from_le(self.available_u16(2).load(Ordering::Acquire));
+        }
+        self.seen.wrapping_sub(self.next_available).min(most)
+    }
+
+    /// The first descriptor of the chain so many places ahead.
+    fn first_descriptor(&self, ahead: u16) -> Option<*const u8> {
+        let place = usize::from(self.next_available.wrapping_add(ahead) & (self.size - 1));
+        let head = u16::from_le(self.available_u16(4 + 2 * place).load(Ordering::Relaxed));
+        // SAFETY: `head` is within the table.
+        (head < self.size).then(|| unsafe { self.descriptors.add(16 * usize::from(head)) })
+    }
+
+    /// Has the processor fetch how far the driver is.
+    pub fn prefetch_index(&self) {
+        fetch(self.available);
+    }
+
+    /// Has the processor fetch the descriptors of the next `count` places.
+    pub fn prefetch_descriptors(&self, count: u16) {
+        (0..count).filter_map(|ahead| self.first_descriptor(ahead)).for_each(fetch);
+    }
+
+    /// Has it fetch what those chains give room to write to, and where their names go.
+    pub fn prefetch_room(&self, count: u16) {
+        for descriptor in (0..count).filter_map(|ahead| self.first_descriptor(ahead)) {
+            // SAFETY: it is within the table.
+            let address = u64::from_le(unsafe { descriptor.cast::<u64>().read_unaligned() });
+            if let Some(start) = self.memory.at(address, 1) {
+                // A header in a line of its own is mostly what it was before.
+                if start as usize % LINE + LONG < LINE {
+                    fetch_to_write(start)
+                } else {
+                    fetch(start)
+                }
+                fetch_to_write(start.wrapping_add(LINE));
+            }
+        }
+        for ahead in (0..count).step_by(LINE / 8) {
+            let at = 4 + 8 * usize::from(self.next_used.wrapping_add(ahead) & (self.size - 1));
+            // SAFETY: within the used ring.
+            fetch_to_write(unsafe { self.used.add(at) });
+        }
+    }
+
+    /// Takes the next chain if it is one buffer to write `needed` bytes to, as most are, and nobody wants to know of it: its name and
+    /// place. `None` takes nothing and says nothing: [`Ring::pop`] sees what is there.
+    #[inline]
+    pub fn pop_buffer(&mut self, needed: usize) -> Option<(u16, *mut u8)> {
+        let is_none = self.waiting(1) == 0 || self.seen.wrapping_sub(self.next_available) > self.size;
+        if self.log.is_some() || is_none {
+            return None;
+        }
+        let place = usize::from(self.next_available & (self.size - 1));
+        let head = u16::from_le(self.available_u16(4 + 2 * place).load(Ordering::Relaxed));
+        if head >= self.size {
+            return None;
+        }
+        // SAFETY: `head` is within the table, which is mapped; the driver may change it, so it is read once.
+        let [address, rest] = unsafe { self.descriptors.add(16 * usize::from(head)).cast::<[u64; 2]>().read_unaligned() };
+        let (address, rest) = (u64::from_le(address), u64::from_le(rest));
+        let (length, flags) = (rest as u32, (rest >> 32) as u16);
+        if flags & (WRITE | NEXT | INDIRECT) != WRITE || (length as usize) < needed {
+            return None;
+        }
+        let start = self.memory.at(address, u64::from(length))?;
+        self.next_available = self.next_available.wrapping_add(1);
+        Some((head, start))
+    }
+
     /// Takes the next chain. `false` if there is none.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, RingError> {
-        let available = u16::from_le(self.available_u16(2).load(Ordering::Acquire));
-        let waiting = available.wrapping_sub(self.next_available);
-        if waiting == 0 {
+        if self.waiting(1) == 0 {
             return Ok(false);
         }
-        if waiting > self.size {
-            return Err(RingError::Available { available, position: self.next_available, size: self.size });
+        if self.seen.wrapping_sub(self.next_available) > self.size {
+            return Err(RingError::Available { available: self.seen, position: self.next_available, size: self.size });
         }
         let place = usize::from(self.next_available & (self.size - 1));
         let head = u16::from_le(self.available_u16(4 + 2 * place).load(Ordering::Relaxed));
@@ -367,7 +520,7 @@ impl Ring {
     ///
     /// # Safety
     /// The bytes of both are still there: chains of rings that were not stopped since, or bytes of the switch. `target` is of this ring.
-    pub unsafe fn copy(&self, source: &[Segment], target: &[Segment]) {
+    pub unsafe fn copy_all(&self, source: &[Segment], target: &[Segment]) {
         let mut target = target.iter().copied();
         let mut room = Segment { pointer: std::ptr::null_mut(), length: 0, guest: 0 };
         for piece in source {
@@ -381,7 +534,7 @@ impl Ring {
                 }
                 let count = piece.length.min(room.length);
                 // SAFETY: both have `count` bytes, by what the caller promises. Two mappings never overlap.
-                unsafe { std::ptr::copy_nonoverlapping(piece.pointer, room.pointer, count) };
+                unsafe { copy(piece.pointer, room.pointer, count) };
                 if let Some(log) = &self.log {
                     log.mark(room.guest, count as u64);
                 }

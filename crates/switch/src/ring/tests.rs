@@ -139,7 +139,7 @@ fn pages_that_are_written_are_logged() {
     let mut chain = Chain::default();
     assert!(ring.pop(&mut chain).unwrap());
     // SAFETY: the bytes live, and the ring was not stopped.
-    unsafe { ring.copy(&[super::split::Segment::of(&[7; 0x20])], &chain.writable) };
+    unsafe { ring.copy_all(&[super::split::Segment::of(&[7; 0x20])], &chain.writable) };
     ring.complete(0, 0x20);
     ring.publish();
     let log = Driver::new(&log_file, 0, 8).read(0, 4096);

@@ -57,14 +57,10 @@ impl Connections {
         (connection.opened == direction.opposite() && !connection.is_over(now)).then_some((at, connection.rule))
     }
 
-    /// Whether a connection still stands.
-    pub fn stands(&self, at: Ref, now: Millis) -> bool {
-        self.slab.get(at).is_some_and(|connection| !connection.is_over(now))
-    }
-
-    /// A packet of it passed.
-    pub fn touch(&mut self, at: Ref, now: Millis) {
-        self.slab.get_mut(at).into_iter().for_each(|connection| connection.used = now);
+    /// A packet of it passes, if it still stands.
+    pub fn keep(&mut self, at: Ref, now: Millis) -> bool {
+        let connection = self.slab.get_mut(at).filter(|connection| !connection.is_over(now));
+        connection.map(|connection| connection.used = now).is_some()
     }
 
     /// Remembers a connection, if the port may have another.
@@ -174,6 +170,11 @@ impl Connections {
         let Some(at) = self.open(key, opened, by, most, now) else { return false };
         self.slab.get_mut(at).into_iter().for_each(|connection| connection.used = now.saturating_sub(idle));
         true
+    }
+
+    /// Grows with each change of who is here.
+    pub fn changes(&self) -> u64 {
+        self.slab.changes
     }
 
     /// How many there are.

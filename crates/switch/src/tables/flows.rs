@@ -4,9 +4,12 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 
 use super::{Millis, Ref, RuleCount};
-use crate::frame::{Fragment, Frame, Ip, TYPE_IPV4, Tag, Transport};
+use crate::frame::{Fragment, Frame, Ip, MAX_FRAME_BYTES, TCP, TYPE_IPV4, Tag, Transport, UDP};
 use crate::mac::MacAddress;
 use crate::pipeline::Action;
+
+/// How a key says that there are ports.
+const PORTS: u64 = 1;
 
 /// All that decisions look at, of a frame at a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +37,7 @@ impl FlowKey {
             };
             let (kind, a, b) = match ip.transport {
                 Transport::None => (0, 0, 0),
-                Transport::Ports { source, destination } => (1, source, destination),
+                Transport::Ports { source, destination } => (PORTS, source, destination),
                 Transport::Icmp { kind, code, id } => (2, u16::from_be_bytes([kind, code]), id),
                 Transport::Unknown => (3, 0, 0),
             };
@@ -42,6 +45,46 @@ impl FlowKey {
             words[7] = 1;
         }
         FlowKey(words)
+    }
+
+    /// The same, straight from the bytes of what is most common: TCP or UDP over IPv4 that is whole and has neither a tag nor options.
+    /// `None` says nothing about the frame.
+    #[inline(always)]
+    pub fn quick(port: u16, head: &[u8], length: usize) -> Option<FlowKey> {
+        // Ethernet, IPv4, and what is looked at of TCP or UDP, in words as they were copied: others would wait for the copy to settle.
+        let head: &[u8; 40] = head.first_chunk()?;
+        let word = |at: usize| u64::from_be_bytes(std::array::from_fn(|byte| head[8 * at + byte]));
+        let words = [word(0), word(1), word(2), word(3), word(4)];
+        let protocol = words[2] as u8;
+        let least = match protocol {
+            TCP => 40,
+            UDP => 28,
+            _ => return None,
+        };
+        let total = (words[2] >> 48) as usize;
+        let is_plain = words[1] >> 8 & 0xff_ffff == u64::from(TYPE_IPV4) << 8 | 0x45 && words[2] >> 16 & 0x3fff == 0;
+        if !is_plain || total < least || total > length - 14 || length > MAX_FRAME_BYTES {
+            return None;
+        }
+        let source = (words[0] & 0xffff) << 48 | words[1] >> 32 << 16;
+        let destination = words[0] >> 16 << 16;
+        let (from, to) = (words[3] >> 16 & 0xffff_ffff, (words[3] & 0xffff) << 16 | words[4] >> 48);
+        let kind = u64::from(TYPE_IPV4) << 48 | u64::from(protocol) << 40 | PORTS << 32 | words[4] >> 16 & 0xffff_ffff;
+        Some(FlowKey([source | u64::from(port), destination, 0, from, 0, to, kind, 1]))
+    }
+
+    /// Word by word, because words are what it was just made of.
+    #[inline(always)]
+    fn is(&self, other: &FlowKey) -> bool {
+        let ([a, b, c, d, e, f, g, h], other) = (self.0, &other.0);
+        a == other[0]
+            && b == other[1]
+            && c == other[2]
+            && d == other[3]
+            && e == other[4]
+            && f == other[5]
+            && g == other[6]
+            && h == other[7]
     }
 
     /// The port, and a frame of the flow.
@@ -76,6 +119,7 @@ impl FlowKey {
     }
 
     /// Well spread, and not to be foreseen without the seed: each pair of words is multiplied to 128 bits and folded.
+    #[inline(always)]
     fn hash(&self, seed: u64) -> u64 {
         let fold = |a: u64, b: u64| {
             let product = u128::from(a) * u128::from(b);
@@ -128,6 +172,8 @@ pub struct Flow {
     pub decided: Millis,
     /// When its last frame came.
     pub used: Millis,
+    /// When, and with which state of the tables, it was last found to be true.
+    pub checked: (Millis, u64),
     /// Its frames, since it was first decided.
     pub count: RuleCount,
     /// Those that its rules know of.
@@ -143,7 +189,19 @@ impl Flow {
     pub fn new(key: FlowKey, generation: u64, basis: Basis, actions: &[Action], rules: &[Ref], now: Millis) -> Flow {
         let (actions, rules) = (actions.into(), rules.into());
         let none = RuleCount::default();
-        Flow { key, generation, basis, actions, decided: now, used: now, count: none, counted: none, begun: now, rules }
+        Flow {
+            key,
+            generation,
+            basis,
+            actions,
+            decided: now,
+            used: now,
+            count: none,
+            counted: none,
+            begun: now,
+            rules,
+            checked: (now, 0),
+        }
     }
 
     /// The port that its frames come from, and what they say.
@@ -178,18 +236,23 @@ impl Flows {
     }
 
     /// A flow's hash: where it is, and which of a receiver's queues it takes.
+    #[inline(always)]
     pub fn hash(&self, key: &FlowKey) -> u64 {
         key.hash(self.seed)
     }
 
     /// Where a flow is.
+    #[inline(always)]
     pub fn find(&self, key: &FlowKey, hash: u64) -> Option<usize> {
         let bucket = hash as usize & self.mask;
         let tag = (hash >> 32) as u32;
-        (0..WAYS)
-            .filter(|way| self.tags[bucket][*way] == tag)
-            .map(|way| bucket * WAYS + way)
-            .find(|at| self.flows[*at].as_ref().is_some_and(|flow| flow.key == *key))
+        for (way, its) in self.tags[bucket].iter().enumerate() {
+            let at = bucket * WAYS + way;
+            if *its == tag && self.flows[at].as_ref().is_some_and(|flow| flow.key.is(key)) {
+                return Some(at);
+            }
+        }
+        None
     }
 
     /// What is there.
@@ -225,8 +288,39 @@ impl Flows {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::frame::HEADER_BYTES;
     use crate::frame::build::{ethernet, mac};
+
+    fn key(frame: &[u8], length: usize) -> Option<FlowKey> {
+        Frame::parse(frame, length).ok().map(|frame| FlowKey::new(3, &frame))
+    }
+
+    proptest! {
+        #[test]
+        fn the_quick_key_is_the_same_key(
+            is_udp: bool, a: u16, b: u16, from: u32, to: u32, at in 0usize..54, byte: u8, less in 0usize..30, more in 0usize..2000
+        ) {
+            let (from, to) = ((IpAddr::V4(from.into()), a), (IpAddr::V4(to.into()), b));
+            let frame = if is_udp { ethernet(mac(1), mac(2)).udp(from, to) } else { ethernet(mac(1), mac(2)).tcp(from, to) };
+            prop_assert_eq!(FlowKey::quick(3, &frame, frame.len()), key(&frame, frame.len()));
+            prop_assert!(FlowKey::quick(3, &frame, frame.len()).is_some());
+            // With a byte changed, cut off, or longer, there may be none; but never another one.
+            let mut other = frame.clone();
+            let last = other.len() - 1;
+            other[at.min(last)] = byte;
+            other.truncate(frame.len().saturating_sub(less));
+            let longer = if other.len() == frame.len() { HEADER_BYTES.max(frame.len()) + more } else { other.len() };
+            other.resize(longer.min(HEADER_BYTES), byte);
+            for length in [other.len(), longer] {
+                if let Some(quick) = FlowKey::quick(3, &other, length) {
+                    prop_assert_eq!(Some(quick), key(&other, length));
+                }
+            }
+        }
+    }
 
     #[test]
     fn a_flow_tells_what_its_frames_say() {

@@ -26,11 +26,13 @@ pub(super) struct Slab<T> {
     capacity: usize,
     /// Where the next look for what is over begins.
     hand: usize,
+    /// Grows whenever a reference may have become stale, or an entry is new.
+    pub changes: u64,
 }
 
 impl<T> Slab<T> {
     pub fn new(capacity: usize) -> Slab<T> {
-        Slab { slots: Vec::new(), free: Vec::new(), capacity, hand: 0 }
+        Slab { slots: Vec::new(), free: Vec::new(), capacity, hand: 0, changes: 0 }
     }
 
     /// Takes a value, unless it is full.
@@ -45,6 +47,7 @@ impl<T> Slab<T> {
         };
         let entry = &mut self.slots[slot as usize];
         entry.value = Some(value);
+        self.changes += 1;
         Some(Ref { slot, version: entry.version })
     }
 
@@ -64,6 +67,7 @@ impl<T> Slab<T> {
 
     /// Makes every reference to it stale; returns the new one.
     pub fn renew(&mut self, at: Ref) -> Ref {
+        self.changes += 1;
         let slot = &mut self.slots[at.slot as usize];
         slot.version = slot.version.wrapping_add(1);
         Ref { version: slot.version, ..at }
@@ -72,6 +76,7 @@ impl<T> Slab<T> {
     pub fn remove(&mut self, at: Ref) -> Option<T> {
         let slot = self.slots.get_mut(at.slot as usize).filter(|slot| slot.version == at.version)?;
         let value = slot.value.take()?;
+        self.changes += 1;
         slot.version = slot.version.wrapping_add(1);
         self.free.push(at.slot);
         Some(value)

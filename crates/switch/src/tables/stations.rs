@@ -189,6 +189,11 @@ impl Stations {
         self.slab.refs().map(|(_, station)| station)
     }
 
+    /// Grows with each change of who is here.
+    pub fn changes(&self) -> u64 {
+        self.slab.changes
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.slab.len()

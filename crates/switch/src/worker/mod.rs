@@ -4,6 +4,7 @@
 //!  control, vhost-user threads ──commands──▶ worker: each port a batch, then the next; nothing left? poll a while, then sleep
 //! ```
 
+mod announce;
 mod capture;
 mod deliver;
 mod pass;
@@ -23,8 +24,9 @@ use crate::pipeline::{PortNumber, Switch};
 use crate::ports::fd::FdPort;
 use crate::ports::packet::Packet;
 use crate::ports::virtio::VirtioPort;
-use crate::ring::split::Chain;
+use announce::Announcements;
 use deliver::Scratch;
+use pass::Batch;
 
 pub use capture::{Capture, Captured, Room};
 pub use watch::{Tracer, Watcher, Watches};
@@ -59,13 +61,14 @@ pub struct Worker {
     pub switch: Switch,
     /// Who looks at frames.
     pub watches: Watches,
+    announcements: Announcements,
     devices: Vec<Option<Device>>,
     epoll: Epoll,
     commands: Receiver<Command>,
     wake: EventFd,
     poll: Duration,
     begun: Instant,
-    chain: Chain,
+    batches: [Batch; 2],
     packet: Packet,
     scratch: Scratch,
     /// Whether somebody waits for bandwidth.
@@ -137,13 +140,14 @@ impl Worker {
         let mut worker = Worker {
             switch,
             watches: Watches::default(),
+            announcements: Announcements::default(),
             devices: Vec::new(),
             epoll,
             commands,
             wake,
             poll,
             begun: Instant::now(),
-            chain: Chain::default(),
+            batches: Default::default(),
             packet: Packet::default(),
             scratch: Scratch::default(),
             holding: false,
@@ -161,7 +165,11 @@ impl Worker {
 
     /// Milliseconds on the worker's own clock.
     pub fn now(&self) -> u64 {
-        CLOCK_BEGIN + self.begun.elapsed().as_millis() as u64
+        self.clock(Instant::now())
+    }
+
+    fn clock(&self, time: Instant) -> u64 {
+        CLOCK_BEGIN + (time - self.begun).as_millis() as u64
     }
 
     /// Puts a device behind a port. Of a VM, the kicks are listened to with `listen`.
@@ -221,22 +229,24 @@ impl Worker {
             self.switch.elapse((time - last).as_nanos() as u64);
             last = time;
             passes = passes.wrapping_add(1);
-            let packets = self.pass();
+            let packets = self.pass(self.clock(time));
             if packets > 0 {
                 self.work.packets += packets as u64;
+                self.work.passes += 1;
                 self.work.busy_cycles += cycles() - begun;
                 worked = time;
-                // System calls are for every so many batches.
-                if !passes.is_multiple_of(PASSES) {
-                    continue;
-                }
+            }
+            let is_idle = time - worked >= self.poll;
+            // System calls are for every so many batches.
+            if !is_idle && !passes.is_multiple_of(PASSES) {
+                continue;
             }
             if time - ticked >= TICK {
                 ticked = time;
                 let now = self.now();
                 self.switch.tick(now);
+                self.announce_due(now);
             }
-            let is_idle = time - worked >= self.poll;
             if is_idle && self.want_kicks(true) {
                 // Something came in between.
                 worked = time;
