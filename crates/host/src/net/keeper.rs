@@ -241,6 +241,9 @@ impl Network {
     }
 }
 
+/// VMs that run, with their network cards on switches.
+type Cards = BTreeMap<Uuid, Vec<NetRecord>>;
+
 /// The switch, and the connection by which it is changed.
 struct Running {
     process: Process,
@@ -301,7 +304,7 @@ impl Keeper {
     }
 
     /// What the store says, and what is being done to VMs.
-    fn read(&self) -> Result<(Vec<SwitchRecord>, BTreeMap<Uuid, Vec<NetRecord>>), StateError> {
+    fn read(&self) -> Result<(Vec<SwitchRecord>, Cards), StateError> {
         let switches = self.state.all::<SwitchRecord>()?.into_iter().map(|stored| stored.record).collect();
         let vms = self.state.all::<VmRecord>()?.into_iter().map(|stored| stored.record);
         let mut vms: BTreeMap<Uuid, Vec<NetRecord>> = vms.filter(|vm| vm.power == Power::On).map(|vm| (vm.id, vm.nets)).collect();
