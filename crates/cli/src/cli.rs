@@ -11,7 +11,7 @@ use crate::event::EventCommand;
 use crate::host::HostCommand;
 use crate::image::ImageCommand;
 use crate::remote::ContextCommand;
-use crate::switch::{AclCommand, PortCommand, SwitchCommand};
+use crate::switch::{AclCommand, PortCommand, SwitchCommand, TeamCommand};
 use crate::task::TaskCommand;
 use crate::token::TokenCommand;
 use crate::vm::VmCommand;
@@ -89,6 +89,9 @@ pub enum Command {
     /// Access rules of ports
     #[command(subcommand)]
     Acl(AclCommand),
+    /// Its uplinks, of one NIC or several
+    #[command(subcommand)]
+    Team(TeamCommand),
     /// Virtual hosts: a data centre on this machine
     #[command(subcommand)]
     Lab(LabCommand),

@@ -74,6 +74,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Switch(command) => switch::run(command)?,
         Command::Port(command) => switch::run_port(command)?,
         Command::Acl(command) => switch::run_acl(command)?,
+        Command::Team(command) => switch::run_team(command)?,
         Command::Lab(command) => return Ok(lab::cli::run(command)?),
         Command::Completions { shell } => output::print(&complete::script(&shell.to_string())?)?,
         Command::Man { directory } => cli::man(&directory)?,

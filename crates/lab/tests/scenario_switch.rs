@@ -4,29 +4,13 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Vm, shell, vm_lab};
+use common::{PATIENCE, Vm, shell, start_switch, switch_program, vm_lab};
 use lab::LabSpec;
-use lab::agent::{Exec, Process};
-use lab::appliance::program;
 use lab::host::Host;
 use serde_json::{Value, json};
 
-const CONTROL: &str = "/run/maru-switch.control";
-
 fn switch_lab() -> LabSpec {
-    let switch = program("maru-switch").expect("maru-switch is missing: run `cargo build --release --workspace`");
-    vm_lab().binary(switch, "/bin/maru-switch")
-}
-
-/// Starts the switch, and returns when it answers.
-fn start_switch(host: &Host) -> Process {
-    let process = host.spawn(Exec::new(["maru-switch", "--control", CONTROL, "--state", "/run/switch.json"])).unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    while !host.exec(["maru", "switch", "status"]).unwrap().success() {
-        assert!(Instant::now() < deadline, "the switch does not answer");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    process
+    vm_lab().binary(switch_program(), "/bin/maru-switch")
 }
 
 /// The bytes that came back to the guest, by its last whole line.

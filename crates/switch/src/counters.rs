@@ -64,6 +64,12 @@ reasons! {
     Bandwidth => "bandwidth",
     /// Its receiver is where it comes from.
     SamePort => "same-port",
+    /// From the wire, but its sender is behind another port: the switch's own frame, sent through one NIC of a team and back through another.
+    Reflected => "reflected",
+    /// From a NIC of a team that such frames are not taken from now.
+    Inactive => "inactive-nic",
+    /// No NIC of the uplink has a link.
+    NoLink => "no-link",
     /// The receiver had no buffer for it.
     NoBuffer => "no-buffer",
     /// The receiver takes no frame of this size or form.

@@ -4,8 +4,11 @@
 use crate::counters::DropReason;
 use crate::frame::build::{ethernet, mac};
 use crate::frame::{Frame, HEADER_BYTES, MAX_FRAME_BYTES};
+use crate::mac::MacAddress;
 use crate::pipeline::{Limits, PortNumber, Sink, Switch, TagEdit};
 use crate::policy::{Permission, PortPolicy};
+use crate::team::lacp::pdu::{Lacpdu, PDU_BYTES, PortInfo, SlowPdu, parse};
+use crate::team::lacp::{DEFAULT_PRIORITY, Event, Lacp, LacpRate};
 
 /// Reads a frame: the input, or a good frame changed by it, of the length that the input says. Answers whether it was understood.
 pub fn frame(data: &[u8]) -> bool {
@@ -32,6 +35,34 @@ pub fn pipeline(data: &[u8]) -> bool {
         switch.tick(now * 20);
     }
     sink.0 > 0
+}
+
+/// Has LACP hear packets made from the input, at one of two ports. Answers whether any was understood.
+pub fn lacp(data: &[u8]) -> bool {
+    let system = |number| MacAddress([2, 0, 0, 0, 0, number]);
+    let mut lacp = Lacp::new(system(1), DEFAULT_PRIORITY, LacpRate::Fast, 2);
+    let (mut out, mut understood) = (Vec::new(), false);
+    for port in 0..2 {
+        lacp.step(0, Event::Link { port, speed_mbps: Some(1000) }, &mut out);
+    }
+    for (now, part) in (1u64..).zip(data.chunks(32)) {
+        // The last answer, as if another system had sent it, with changes: place, value, place, value...
+        let sent = out
+            .last()
+            .map(|(_, pdu): &(usize, Lacpdu)| Lacpdu { actor: PortInfo { system: system(2), ..pdu.actor }, partner: pdu.actor });
+        let mut bytes = sent.map_or([0; PDU_BYTES], |pdu| pdu.bytes());
+        for change in part[1..].chunks_exact(2) {
+            bytes[usize::from(change[0]) % PDU_BYTES] = change[1];
+        }
+        out.truncate(1);
+        let length = PDU_BYTES - usize::from(part[0] >> 1) % PDU_BYTES;
+        if let Some(SlowPdu::Lacp(pdu)) = parse(&bytes[..length]) {
+            understood = true;
+            lacp.step(now * 700, Event::Pdu { port: usize::from(part[0] & 1), pdu: &pdu }, &mut out);
+        }
+        lacp.step(now * 700, Event::Tick, &mut out);
+    }
+    understood
 }
 
 struct Count(usize);
@@ -86,12 +117,18 @@ mod tests {
         assert!(pipeline(&[0x22]) && pipeline(&[0x38]) && !pipeline(&[0x2d]));
     }
 
+    #[test]
+    fn the_packets_that_are_changed_are_good_ones() {
+        assert!(lacp(&[0]) && lacp(&[1, 109, 7]) && !lacp(&[0, 0, 3]) && !lacp(&[0x90]));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4000))]
         #[test]
         fn no_frame_does_harm(data in prop::collection::vec(any::<u8>(), 0..120)) {
             frame(&data);
             pipeline(&data);
+            lacp(&data);
         }
     }
 }

@@ -12,12 +12,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::control::{Backend, PortConfig, PortStatus, Request, StationStatus, Status, Stream, SwitchConfig, SwitchStatus};
-use crate::pipeline::{ImportError, Imported, PortError, PortNumber, PortState};
+use crate::links::{LinkError, Links, Missing};
+use crate::pipeline::{ImportError, Imported, PortError, PortNumber, PortState, SwitchNumber};
 use crate::policy::PortPolicy;
 use crate::ports::fd::{FdPort, FdPortError};
 use crate::ports::vhost_user::FrontDoor;
 use crate::ports::virtio::VirtioPort;
 use crate::switches::{SwitchError, Switches};
+use crate::tables::Millis;
+use crate::team::config::{TeamConfig, TeamError};
+use crate::team::{Team, TeamStatus};
 use crate::worker::{Device, Ended, Handle, Worker};
 
 /// The most queue pairs of a port.
@@ -82,6 +86,15 @@ pub enum HostError {
     /// The kernel's side.
     #[error(transparent)]
     Fd(#[from] FdPortError),
+    /// The NICs of an uplink.
+    #[error(transparent)]
+    Team(#[from] TeamError),
+    /// The same, as the kernel sees them.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The thread that hears of links.
+    #[error("cannot hear of changes of the NICs' links")]
+    Links(#[source] io::Error),
     /// The socket.
     #[error("cannot listen at {path}")]
     Socket {
@@ -137,6 +150,8 @@ pub struct Host {
     worker: Handle,
     switches: Switches,
     ports: BTreeMap<String, Entry>,
+    /// Once there is an uplink.
+    links: Option<Links>,
     state: Option<PathBuf>,
 }
 
@@ -144,7 +159,7 @@ impl Host {
     /// A host whose ports are kept in a file, if one is given; those that it has now are added. A port that cannot be added is left
     /// out, with a word: the others must not wait for it.
     pub fn new(worker: Handle, state: Option<PathBuf>) -> io::Result<Host> {
-        let mut host = Host { worker, switches: Switches::default(), ports: BTreeMap::new(), state: None };
+        let mut host = Host { worker, switches: Switches::default(), ports: BTreeMap::new(), links: None, state: None };
         let kept = match state.as_deref().map(std::fs::read) {
             None => Kept::default(),
             Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => Kept::default(),
@@ -155,7 +170,8 @@ impl Host {
         }
         for port in kept.ports {
             let name = port.name.clone();
-            if let Err(error) = host.add(port) {
+            // NICs may come later than the switch when a machine starts.
+            if let Err(error) = host.add(port, Missing::Awaited) {
                 eprintln!("maru-switch: port '{name}' is left out: {}", crate::error_chain(&error));
             }
         }
@@ -180,7 +196,7 @@ impl Host {
             Request::Switches => to_value(&self.switches()?),
             Request::AddSwitch { name, kind } => self.switches.add(SwitchConfig { name, kind }).map(|()| Value::Null)?,
             Request::RemoveSwitch { name } => self.remove_switch(&name).map(|()| Value::Null)?,
-            Request::AddPort { port } => self.add(port).map(|()| Value::Null)?,
+            Request::AddPort { port } => self.add(port, Missing::Refused).map(|()| Value::Null)?,
             Request::SetPolicy { name, policy } => self.set_policy(&name, policy).map(|()| Value::Null)?,
             Request::ExportPort { name } => to_value(&self.export(&name)?),
             Request::ImportPort { name, state } => to_value(&self.import(&name, *state)?),
@@ -234,7 +250,7 @@ impl Host {
         self.ports.get_mut(name).ok_or_else(|| HostError::NoPort(name.into()))
     }
 
-    fn add(&mut self, config: PortConfig) -> Result<(), HostError> {
+    fn add(&mut self, config: PortConfig, missing: Missing) -> Result<(), HostError> {
         if !(1..=64).contains(&config.name.len()) {
             return Err(HostError::Name);
         }
@@ -242,18 +258,17 @@ impl Host {
             return Err(HostError::Exists(config.name));
         }
         let switch = self.switches.admit(&config.switch, &config.backend)?;
-        let device = match &config.backend {
-            Backend::VhostUser { queues, .. } if !(1..=MAX_PAIRS).contains(queues) => return Err(HostError::Pairs(*queues)),
-            Backend::VhostUser { .. } => Device::Virtio(VirtioPort::default()),
-            Backend::Tap(name) => Device::Fd(FdPort::tap(name)?),
-            Backend::Uplink(name) => Device::Fd(FdPort::uplink(name)?),
-        };
         let policy = config.policy.clone();
-        let number = self.worker.call(move |worker| -> Result<PortNumber, HostError> {
-            let number = worker.switch.add_port_to(switch, policy)?;
-            worker.attach(number, device).map_err(HostError::Attach).inspect_err(|_| forget(worker, number))?;
-            Ok(number)
-        })??;
+        let number = match &config.backend {
+            Backend::VhostUser { queues, .. } if !(1..=MAX_PAIRS).contains(queues) => return Err(HostError::Pairs(*queues)),
+            Backend::VhostUser { .. } => self.attach(switch, policy, |_| Device::Virtio(VirtioPort::default()))?,
+            Backend::Tap(name) => {
+                let tap = FdPort::tap(name)?;
+                self.attach(switch, policy, |_| Device::Fd(tap))?
+            }
+            Backend::Uplink(name) => self.add_team(switch, TeamConfig::single(name), policy, missing)?,
+            Backend::Team(team) => self.add_team(switch, team.clone(), policy, missing)?,
+        };
         let door = match &config.backend {
             Backend::VhostUser { socket, mode, queues } => {
                 match FrontDoor::open(socket, *mode, self.worker.clone(), number, *queues) {
@@ -264,10 +279,53 @@ impl Host {
                     }
                 }
             }
-            Backend::Tap(_) | Backend::Uplink(_) => None,
+            Backend::Tap(_) | Backend::Uplink(_) | Backend::Team(_) => None,
         };
         self.ports.insert(config.name.clone(), Entry { number, config, door });
         Ok(())
+    }
+
+    /// Adds a port with what `make` puts behind it, at the worker's time.
+    fn attach(
+        &self,
+        switch: SwitchNumber,
+        policy: PortPolicy,
+        make: impl FnOnce(Millis) -> Device + Send + 'static,
+    ) -> Result<PortNumber, HostError> {
+        self.worker.call(move |worker| -> Result<PortNumber, HostError> {
+            let number = worker.switch.add_port_to(switch, policy)?;
+            let device = make(worker.now());
+            if let Device::Team(team) = &device {
+                worker.switch.set_reflecting(number, team.is_reflecting());
+            }
+            worker.attach(number, device).map_err(HostError::Attach).inspect_err(|_| forget(worker, number))?;
+            Ok(number)
+        })?
+    }
+
+    fn add_team(
+        &mut self,
+        switch: SwitchNumber,
+        team: TeamConfig,
+        policy: PortPolicy,
+        missing: Missing,
+    ) -> Result<PortNumber, HostError> {
+        team.check()?;
+        for (port, entry) in &self.ports {
+            if let Some(nic) = team.nics.iter().find(|nic| entry.config.backend.nics().contains(nic)) {
+                return Err(TeamError::Used { nic: nic.clone(), port: port.clone() }.into());
+            }
+        }
+        if self.links.is_none() {
+            self.links = Some(Links::start(self.worker.clone()).map_err(HostError::Links)?);
+        }
+        let Some(links) = &self.links else { return Err(Ended.into()) };
+        // Until all is in place no change of a link comes in between.
+        let mut registry = links.lock();
+        let (opened, nics) = registry.open(&team.nics, missing)?;
+        let number = self.attach(switch, policy, move |now| Device::Team(Box::new(Team::new(&team, nics, now))))?;
+        registry.watch(number, opened);
+        Ok(number)
     }
 
     fn set_policy(&mut self, name: &str, policy: PortPolicy) -> Result<(), HostError> {
@@ -314,27 +372,36 @@ impl Host {
         // The front end first: its thread uses the port.
         drop(entry.door);
         let number = entry.number;
+        if let Some(links) = &self.links {
+            links.lock().forget(number);
+        }
         Ok(self.worker.call(move |worker| forget(worker, number))?)
     }
 
     fn status(&self) -> Result<Status, HostError> {
         let numbers: Vec<PortNumber> = self.ports.values().map(|entry| entry.number).collect();
-        let (counts, stations, connections, decisions, work) = self.worker.call(move |worker| {
+        let (counts, teams, stations, connections, decisions, work) = self.worker.call(move |worker| {
+            let teams: Vec<Option<TeamStatus>> = numbers.iter().map(|number| worker.team_status(*number)).collect();
             let switch = &worker.switch;
             let count = |number: &PortNumber| {
                 let meters = switch.meters(*number)?.collect();
                 Ok::<_, PortError>((switch.counters(*number)?.report(), meters))
             };
             let counts = numbers.iter().map(count).collect::<Result<Vec<_>, _>>();
-            (counts, switch.stations().count(), switch.connections(), switch.decisions(), worker.work())
+            (counts, teams, switch.stations().count(), switch.connections(), switch.decisions(), worker.work())
         })?;
-        let ports = self.ports.values().zip(counts?).map(|(entry, (counters, meters))| PortStatus {
+        let ports = self.ports.values().zip(counts?).zip(teams).map(|((entry, (counters, meters)), team)| PortStatus {
             name: entry.config.name.clone(),
             switch: entry.config.switch.clone(),
             backend: entry.config.backend.clone(),
-            connected: entry.door.as_ref().is_none_or(FrontDoor::is_connected),
+            connected: match (&entry.door, &team) {
+                (Some(door), _) => door.is_connected(),
+                (None, Some(team)) => team.nics.iter().any(|nic| nic.is_active),
+                (None, None) => true,
+            },
             counters,
             meters,
+            team,
         });
         Ok(Status { pid: std::process::id(), stations, connections, decisions, work, ports: ports.collect() })
     }

@@ -1,6 +1,6 @@
 //! The virtual switch of a host.
 //!
-//! One process per host connects the ports of its VMs (vhost-user), the host itself (a TAP) and the wire (AF_PACKET).
+//! One process per host connects the ports of its VMs (vhost-user), the host itself (a TAP) and the wire (NICs, by AF_PACKET).
 //!
 //! ```text
 //!  frame    what a frame says about itself, without believing it
@@ -9,6 +9,8 @@
 //!  pipeline the core: frame in, action list, copies out; no I/O, no clock, no lock
 //!  ring     virtqueues in memory that others write to
 //!  ports    VMs (vhost-user), the host (TAP), the wire (AF_PACKET)
+//!  team     NICs that are one uplink; LACP
+//!  links    what the kernel says of NICs
 //!  worker   the thread that owns the core and the ports
 //!  host     the ports by name, with what is behind them, and the file that keeps them
 //!  switches the switches by name
@@ -34,6 +36,7 @@ pub mod fuzz;
 pub mod hex;
 pub mod host;
 pub mod identity;
+pub mod links;
 pub mod mac;
 pub mod pipeline;
 pub mod policy;
@@ -41,6 +44,7 @@ pub mod ports;
 pub mod ring;
 pub mod switches;
 pub mod tables;
+pub mod team;
 pub mod vlan;
 pub mod worker;
 

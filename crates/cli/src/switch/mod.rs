@@ -1,4 +1,4 @@
-//! `maru switch`, `maru port` and `maru acl`: the switches of a `marud`, or one that was started by hand, by its control socket.
+//! `maru switch`, `maru port`, `maru acl` and `maru team`: the switches of a `marud`, or one that was started by hand, by its control socket.
 
 mod acl;
 mod capture;
@@ -8,6 +8,7 @@ mod pcapng;
 mod place;
 mod policy;
 mod port;
+mod team;
 mod trace;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use switch::control::{Client, PortStatus, Request, StationStatus, Status, Switch
 pub use acl::{AclCommand, run as run_acl};
 use place::{CONTROL, Look, Place};
 pub use port::PortCommand;
+pub use team::TeamCommand;
 
 use crate::output::{Output, print};
 use crate::remote::Connect;
@@ -169,6 +171,11 @@ pub fn run_port(command: PortCommand) -> anyhow::Result<()> {
     port::run(command)
 }
 
+/// Does it.
+pub fn run_team(command: TeamCommand) -> anyhow::Result<()> {
+    team::run(command)
+}
+
 fn show(output: Output, value: &impl serde::Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
     Ok(print(&output.render(value, text).context("writing the result")?)?)
 }
@@ -191,6 +198,7 @@ fn port_text(port: &PortStatus) -> String {
         "{} of {}: {connected}, from it {} frames with {} bytes, to it {} with {}\n",
         port.name, port.switch, rx.0, rx.1, tx.0, tx.1
     );
+    text += &port.team.as_ref().map(team::text).unwrap_or_default();
     for (reason, count) in &counters.drops {
         text += &format!("  dropped {count}: {reason}\n");
     }

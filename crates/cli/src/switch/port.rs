@@ -9,6 +9,7 @@ use switch::control::{Backend, DEFAULT_SWITCH, Imported, PortConfig, PortState, 
 
 use super::place::{Change, Look, Place};
 use super::policy::PolicyArgs;
+use super::team::TeamArgs;
 use super::{Socket, capture, flows, managed, port_text, show, trace};
 use crate::output::print;
 
@@ -21,6 +22,9 @@ EXAMPLES
   The host itself, and the way out:
     maru port add host --tap sw0
     maru port add wire --uplink eth1
+
+  Two cables as one way out, as agreed with the switch at their other ends:
+    maru port add wire --team eth1,eth2 --team-mode lacp
 
   Anything else as JSON (the book's chapter about the switch has all of it):
     echo '{\"storm-limit\": 1000, \"router\": \"deny\"}' > policy.json
@@ -114,6 +118,8 @@ pub struct AddArgs {
     switch: String,
     #[command(flatten)]
     backend: BackendArgs,
+    #[command(flatten)]
+    team: TeamArgs,
     /// Queue pairs that a VM may use
     #[arg(long, value_name = "N", default_value_t = 8, requires = "vhost_user")]
     queues: u16,
@@ -136,6 +142,9 @@ struct BackendArgs {
     /// The wire: a NIC of the host
     #[arg(long, value_name = "NIC")]
     uplink: Option<String>,
+    /// The wire: some NICs of the host
+    #[arg(long, value_name = "NIC,NIC...", value_delimiter = ',')]
+    team: Option<Vec<String>>,
 }
 
 fn octal(text: &str) -> Result<u32, String> {
@@ -146,10 +155,11 @@ fn octal(text: &str) -> Result<u32, String> {
 pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
     match command {
         PortCommand::Add(args) => {
-            let AddArgs { socket, name, switch, backend, queues, mode, policy } = *args;
+            let AddArgs { socket, name, switch, backend, team, queues, mode, policy } = *args;
             let backend = match backend {
                 BackendArgs { tap: Some(name), .. } => Backend::Tap(name),
                 BackendArgs { uplink: Some(name), .. } => Backend::Uplink(name),
+                BackendArgs { team: Some(nics), .. } => Backend::Team(team.config(nics)),
                 BackendArgs { vhost_user, .. } => {
                     let socket = std::path::absolute(vhost_user.unwrap_or_default()).context("the socket's path")?;
                     Backend::VhostUser { socket, mode, queues }
@@ -209,6 +219,7 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
                     Backend::VhostUser { socket, .. } => format!("vhost-user {}", socket.display()),
                     Backend::Tap(name) => format!("tap {name}"),
                     Backend::Uplink(name) => format!("uplink {name}"),
+                    Backend::Team(team) => format!("team {}", serde_json::to_string(team).unwrap_or_default()),
                 };
                 format!("{} of {}: {backend}, {policy}\n", port.name, port.switch)
             };
@@ -240,6 +251,17 @@ mod tests {
         let PortCommand::Add(args) = parse(&line).unwrap().command else { panic!("another command") };
         assert_eq!(args.mode, 0o660);
         assert_eq!(args.policy.read().unwrap(), serde_json::json!({"vlan": {"mode": "access", "vlan": 10}}));
+    }
+
+    #[test]
+    fn nics_become_a_team() {
+        let line = ["add", "a", "--team", "eth1,eth2", "--team-mode", "lacp", "--lacp-rate", "fast"];
+        let PortCommand::Add(args) = parse(&line).unwrap().command else { panic!("another command") };
+        let config = args.team.config(args.backend.team.unwrap());
+        let expected = r#"{"nics": ["eth1", "eth2"], "mode": "lacp", "lacp-rate": "fast"}"#;
+        assert_eq!(config, serde_json::from_str(expected).unwrap());
+        let error = parse(&["add", "a", "--team", "eth1", "--team-mode", "magic"]).unwrap_err();
+        assert!(error.contains("active-standby"), "{error}");
     }
 
     #[test]

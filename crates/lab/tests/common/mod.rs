@@ -4,6 +4,7 @@
 pub mod managed;
 
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,23 @@ pub fn vm_lab() -> LabSpec {
         .binary(find("maru-guest"), "/bin/maru-guest")
         .file(image.kernel, "/guest/vmlinuz")
         .file(image.initramfs, "/guest/initramfs")
+}
+
+/// The virtual switch.
+pub fn switch_program() -> PathBuf {
+    program("maru-switch").expect("maru-switch is missing: run `cargo build --release --workspace`")
+}
+
+/// Starts the switch, and returns when it answers.
+pub fn start_switch(host: &Host) -> Process {
+    let command = ["maru-switch", "--control", "/run/maru-switch.control", "--state", "/run/switch.json"];
+    let process = host.spawn(Exec::new(command)).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !host.exec(["maru", "switch", "status"]).unwrap().success() {
+        assert!(Instant::now() < deadline, "the switch does not answer");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    process
 }
 
 /// Starts one of these hosts with a file system on its one disk, mounted at `/mnt`.

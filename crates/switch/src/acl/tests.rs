@@ -167,7 +167,9 @@ prop_compose! {
         let (source, destination) = (address(hosts.0), address(hosts.1));
         let fragment = if is_later && transport == Transport::None { Fragment::Later } else { Fragment::Whole };
         let ip = Ip { source, destination, protocol, transport, fragment };
-        let frame = Frame { destination: mac(1), source: mac(2), tag: None, stacked: false, ether_type: 0x0800, ip: Some(ip) };
+        let (destination, source) = (mac(1), mac(2));
+        let frame =
+            Frame { destination, source, tag: None, stacked: false, ether_type: 0x0800, is_announcement: false, ip: Some(ip) };
         Subject::new(&frame, direction)
     }
 }

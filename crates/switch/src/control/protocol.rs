@@ -11,6 +11,8 @@ use crate::explain::{FrameFilter, TraceAction, TraceReport};
 use crate::mac::MacAddress;
 use crate::pipeline::PortState;
 use crate::policy::PortPolicy;
+use crate::team::TeamStatus;
+use crate::team::config::TeamConfig;
 
 /// What a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,6 +190,19 @@ pub enum Backend {
     Tap(String),
     /// The wire: a NIC of the host.
     Uplink(String),
+    /// The wire: some NICs of the host.
+    Team(TeamConfig),
+}
+
+impl Backend {
+    /// The NICs that it takes.
+    pub fn nics(&self) -> &[String] {
+        match self {
+            Backend::VhostUser { .. } | Backend::Tap(_) => &[],
+            Backend::Uplink(nic) => std::slice::from_ref(nic),
+            Backend::Team(team) => &team.nics,
+        }
+    }
 }
 
 /// The switch that is always there: an external one.
@@ -297,12 +312,15 @@ pub struct PortStatus {
     pub switch: String,
     /// What is behind it.
     pub backend: Backend,
-    /// Whether there is somebody: of a VM, whether its monitor is connected.
+    /// Whether there is somebody: of a VM, whether its monitor is connected; of an uplink, whether a NIC of it can be used.
     pub connected: bool,
     /// Its counters.
     pub counters: CounterReport,
     /// Bytes that its meters counted, by the number of the rule in its ACL.
     pub meters: BTreeMap<u32, u64>,
+    /// Of an uplink, its NICs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<TeamStatus>,
 }
 
 /// A flow: frames that are treated alike.

@@ -22,6 +22,8 @@ pub const MIN_FRAME_BYTES: usize = 14;
 pub const MAX_FRAME_BYTES: usize = 14 + 8 + 65_535;
 
 pub(crate) const TYPE_IPV4: u16 = 0x0800;
+pub(crate) const TYPE_ARP: u16 = 0x0806;
+pub(crate) const TYPE_RARP: u16 = 0x8035;
 pub(crate) const TYPE_IPV6: u16 = 0x86dd;
 pub(crate) const TYPE_VLAN: u16 = 0x8100;
 pub(crate) const TYPE_SERVICE_VLAN: u16 = 0x88a8;
@@ -129,6 +131,8 @@ pub struct Frame {
     pub stacked: bool,
     /// The type behind all tags, or a length below 1536.
     pub ether_type: u16,
+    /// Whether it tells others where its sender is: a gratuitous ARP packet (its sender asks for itself), or one of RARP.
+    pub is_announcement: bool,
     /// The packet, if it is one of IP.
     pub ip: Option<Ip>,
 }
@@ -191,7 +195,13 @@ impl Frame {
             TYPE_IPV6 => Some(ipv6(bytes, at)?),
             _ => None,
         };
-        Ok(Frame { destination, source, tag, stacked, ether_type, ip })
+        let is_announcement = match ether_type {
+            TYPE_RARP => true,
+            // The addresses of sender and target (RFC 826, IPv4 over Ethernet). One that is cut off says nothing.
+            TYPE_ARP => matches!((bytes.get::<4>(at + 14), bytes.get::<4>(at + 24)), (Ok(a), Ok(b)) if a == b && a != [0; 4]),
+            _ => false,
+        };
+        Ok(Frame { destination, source, tag, stacked, ether_type, is_announcement, ip })
     }
 }
 

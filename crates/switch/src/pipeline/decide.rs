@@ -2,7 +2,7 @@
 
 use super::port::{Domains, Port};
 use super::trace::{Destination, Step};
-use super::{Action, PortNumber, Switch, SwitchNumber, TagEdit};
+use super::{Action, HOLD, PortNumber, Switch, SwitchNumber, TagEdit};
 use crate::acl::{ConnectionKey, Direction, Subject, Verdict};
 use crate::counters::DropReason;
 use crate::frame::{Frame, ICMP, ICMPV6, Ip, Transport, UDP};
@@ -24,6 +24,8 @@ pub(super) trait Memory {
     fn learn(&mut self, domain: Domain, mac: MacAddress, port: u16, pinned: bool, most: u32, now: Millis) -> Learned;
     /// As [`Stations::find`].
     fn find(&self, domain: Domain, mac: MacAddress, now: Millis) -> Option<(Ref, u16)>;
+    /// As [`Stations::is_held`].
+    fn is_held(&self, station: Ref, now: Millis) -> bool;
     /// [`Stations::news`].
     fn news(&self) -> u64;
     /// As [`Connections::answered`].
@@ -47,6 +49,10 @@ impl Memory for Tables<'_> {
 
     fn find(&self, domain: Domain, mac: MacAddress, now: Millis) -> Option<(Ref, u16)> {
         self.stations.find(domain, mac, now)
+    }
+
+    fn is_held(&self, station: Ref, now: Millis) -> bool {
+        self.stations.is_held(station, now)
     }
 
     fn news(&self) -> u64 {
@@ -89,11 +95,17 @@ impl Switch {
                 Learned::New(_) | Learned::Here(_) | Learned::Taken => {}
             }
         }
+        let station = learned.and_then(Learned::station);
+        let is_reflecting = ports[usize::from(number)].as_ref().is_some_and(|port| port.is_reflecting);
+        if let Some(station) = station.filter(|_| frame.is_announcement && !is_reflecting) {
+            stations.hold(station, now + HOLD);
+        }
         let is_denial = |action: &Action| matches!(action, Action::Drop { reason: DropReason::ExtendedAcl, .. });
         let opened = list.iter().any(is_denial).then_some(connections.opened);
-        // A connection that there was no room for is tried again as a sender is that could not be learned.
+        // A connection that there was no room for is tried again as a sender is that could not be learned, and an announcement is noted
+        // again.
         let is_full = |action: &Action| matches!(action, Action::Drop { reason: DropReason::Connections, .. });
-        let sender = learned.and_then(Learned::station).filter(|_| !list.iter().any(is_full));
+        let sender = station.filter(|_| !frame.is_announcement && !list.iter().any(is_full));
         let is_wire = |port: &PortNumber| ports[usize::from(*port)].as_ref().is_some_and(Port::is_wire);
         let mut receivers = list.iter().filter_map(|action| match action {
             Action::Deliver { port, .. } => Some(*port),
@@ -142,11 +154,20 @@ impl<M: Memory> Decider<'_, M> {
         let subject = Subject::new(frame, Direction::Outbound);
         self.judge(port, number, &subject)?;
         let domain = self.domains.of(port.switch, vlan);
+        if port.is_reflecting && self.is_reflected(number, domain, frame) {
+            return Err(DropReason::Reflected);
+        }
         let pinned = port.only_station().is_some();
         let sender = self.memory.learn(domain, frame.source, number, pinned, port.policy.max_stations, self.now);
         self.memory.note(|| Step::Learning { port: number, vlan: domain.vlan, mac: frame.source, learned: sender });
         *learned = Some(sender);
         if sender == Learned::Taken { Err(DropReason::Taken) } else { Ok((port.switch, vlan)) }
+    }
+
+    /// Whether a frame is one of the switch's own that came back, as far as can be told.
+    fn is_reflected(&self, number: PortNumber, domain: Domain, frame: &Frame) -> bool {
+        let known = self.memory.find(domain, frame.source, self.now).filter(|(_, port)| *port != number);
+        known.is_some_and(|(station, _)| !frame.is_announcement || self.memory.is_held(station, self.now))
     }
 
     /// The receivers' side.

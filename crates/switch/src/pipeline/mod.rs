@@ -35,8 +35,9 @@ pub use transfer::{ConnectionState, ImportError, Imported, PORT_STATE_VERSION, P
 use crate::acl::{ConnectionKey, Direction};
 use crate::counters::{Counters, DropReason};
 use crate::frame::Frame;
+use crate::mac::MacAddress;
 use crate::policy::{PolicyError, PortPolicy};
-use crate::tables::{Connections, Flow, FlowKey, Flows, Millis, Receiver, Ref, RuleCounts, Station, Stations};
+use crate::tables::{Connections, Domain, Flow, FlowKey, Flows, Millis, Receiver, Ref, RuleCounts, Station, Stations};
 use port::{Domains, Port};
 
 /// Sizes of the tables.
@@ -115,6 +116,8 @@ pub struct Switch {
 
 /// After so long a sender that could not be learned, or a connection that there was no room for, is tried again.
 const RETRY: Millis = 1000;
+/// So long after it was announced from here, a station is not moved to a team: the announcement may come back through another NIC.
+const HOLD: Millis = 5000;
 /// Places of tables that one call of [`Switch::tick`] looks at.
 const SWEEP: usize = 256;
 
@@ -167,7 +170,7 @@ impl Switch {
         let moved = old.policy.vlan != port.policy.vlan || old.policy.mac != port.policy.mac;
         let domains = self.domains_with(usize::from(number), Some(&port))?;
         if let Some(old) = &mut self.ports[usize::from(number)] {
-            port.keep_counters(old);
+            port.keep_of(old);
         }
         port.count_rules(&mut self.rules, self.ports[usize::from(number)].as_ref());
         self.connections.retain(number, |key, opened| port.remembers(key, opened));
@@ -209,6 +212,28 @@ impl Switch {
         let policies: Vec<_> = self.ports.iter().map(|port| port.as_ref().map(|port| port.policy.bandwidth)).collect();
         for limits in self.ports.iter_mut().flatten().filter_map(|port| port.limits.as_mut()) {
             limits.share(policies.iter().map(Option::as_ref));
+        }
+    }
+
+    /// Says that what is sent to a port may come back from there (a team of NICs, of which nobody at their other ends knows): a station
+    /// that is behind another port is then moved to it by an announcement only, and not if it has just been announced from here.
+    pub fn set_reflecting(&mut self, number: PortNumber, is_reflecting: bool) {
+        if let Some(port) = self.ports.get_mut(usize::from(number)).and_then(Option::as_mut) {
+            port.is_reflecting = is_reflecting;
+            self.generation += 1;
+        }
+    }
+
+    /// The stations of a port's switch that are behind other ports.
+    pub fn stations_beyond(&self, number: PortNumber) -> impl Iterator<Item = &Station> {
+        let switch = self.port(number).ok().map(|port| port.switch);
+        self.stations.iter().filter(move |station| station.port != number && Some(station.domain.switch) == switch)
+    }
+
+    /// A station is announced from here.
+    pub fn hold_station(&mut self, domain: Domain, mac: MacAddress, now: Millis) {
+        if let Some((station, _)) = self.stations.find(domain, mac, now) {
+            self.stations.hold(station, now + HOLD);
         }
     }
 

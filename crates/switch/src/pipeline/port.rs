@@ -27,6 +27,8 @@ pub(super) struct Port {
     pub meters: BTreeMap<u32, u64>,
     pub places: RulePlaces,
     pub storm: Bucket,
+    /// Whether what the switch sends there may come back.
+    pub is_reflecting: bool,
     pub limits: Option<Box<Limits>>,
 }
 
@@ -56,12 +58,14 @@ impl Port {
             meters: BTreeMap::new(),
             places: RulePlaces::default(),
             storm: Bucket::new(policy.storm_limit),
+            is_reflecting: false,
             limits: Limits::new(&policy.bandwidth),
             policy,
         })
     }
 
-    pub fn keep_counters(&mut self, old: &mut Port) {
+    pub fn keep_of(&mut self, old: &mut Port) {
+        self.is_reflecting = old.is_reflecting;
         self.counters = old.counters.clone();
         // A new policy is no new burst.
         if self.policy.bandwidth == old.policy.bandwidth {

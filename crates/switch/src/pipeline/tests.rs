@@ -356,6 +356,68 @@ fn mirrors_get_copies_of_what_passes() {
     assert_eq!(lab.to(0, &ethernet(mac(1), mac(2)).tag(7).other(0x0806)), set([]), "what is dropped");
 }
 
+/// An ARP packet in which a station asks for itself.
+fn gratuitous(source: u8) -> Vec<u8> {
+    let mut frame = arp(source, MacAddress::BROADCAST);
+    for at in [14 + 14, 14 + 24] {
+        frame[at..at + 4].copy_from_slice(&[10, 0, 0, source]);
+    }
+    frame
+}
+
+#[test]
+fn what_comes_back_from_a_team_moves_no_station_and_an_announcement_does() {
+    let mut lab = Lab::new(plain(3));
+    lab.switch.set_reflecting(2, true);
+    // Station 1 is behind port 0; its broadcast comes back through another NIC.
+    assert_eq!(lab.to(0, &arp(1, MacAddress::BROADCAST)), set([1, 2]));
+    assert_eq!(lab.to(2, &arp(1, MacAddress::BROADCAST)), set([]));
+    assert_eq!(lab.drops(2, DropReason::Reflected), 1);
+    assert_eq!(lab.to(1, &arp(2, mac(1))), set([0]));
+    // It has moved to another host, which says so.
+    assert_eq!(lab.to(2, &gratuitous(1)), set([0, 1]));
+    assert_eq!(lab.to(1, &arp(2, mac(1))), set([2]));
+    assert_eq!(lab.to(2, &arp(1, mac(2))), set([1]));
+}
+
+#[test]
+fn an_announcement_from_here_that_comes_back_moves_nothing_for_five_seconds() {
+    for announced_by_us in [false, true] {
+        let mut lab = Lab::new(plain(2));
+        lab.switch.set_reflecting(1, true);
+        lab.now = 10;
+        if announced_by_us {
+            lab.to(0, &arp(1, MacAddress::BROADCAST));
+            lab.switch.hold_station(Domain { switch: 0, vlan: 0 }, mac(1), lab.now);
+        } else {
+            lab.to(0, &gratuitous(1));
+        }
+        assert_eq!(lab.to(1, &gratuitous(1)), set([]));
+        assert_eq!(lab.drops(1, DropReason::Reflected), 1);
+        // Its own frames keep it alive here.
+        (1..=5).for_each(|second| {
+            lab.now = 10 + second * 900;
+            lab.to(0, &arp(1, mac(9)));
+        });
+        lab.now = 10 + HOLD - 1;
+        assert_eq!(lab.to(1, &gratuitous(1)), set([]), "{announced_by_us}");
+        // What was decided then is decided anew after a second.
+        for _ in 0..2 {
+            lab.now += 600;
+            lab.to(0, &arp(1, mac(9)));
+        }
+        assert_eq!(lab.to(1, &gratuitous(1)), set([0]), "{announced_by_us}");
+    }
+}
+
+#[test]
+fn stations_move_to_an_uplink_of_one_nic_by_any_frame() {
+    let mut lab = Lab::new(plain(2));
+    lab.to(0, &arp(1, MacAddress::BROADCAST));
+    assert_eq!(lab.to(1, &arp(1, MacAddress::BROADCAST)), set([0]));
+    assert_eq!(lab.switch.counters(1).unwrap().moves, 1);
+}
+
 fn rule(effect: Effect, direction: Direction, weight: u32) -> ExtendedRule {
     ExtendedRule { effect, direction, weight, local: None, remote: None, protocol: None, local_ports: None, remote_ports: None }
 }

@@ -90,6 +90,10 @@ impl Memory for Listener<'_> {
         }
     }
 
+    fn is_held(&self, station: Ref, now: Millis) -> bool {
+        self.stations.is_held(station, now)
+    }
+
     fn news(&self) -> u64 {
         self.stations.news
     }

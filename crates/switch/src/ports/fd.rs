@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::ptr;
 
 use super::packet::Packet;
 use super::vnet::{LONG, SHORT, Vnet};
@@ -15,6 +16,8 @@ use crate::ring::split::Segment;
 const MAX_PIECES: usize = 1024;
 /// More than any frame with its header: one read takes all of it.
 const BUFFER: usize = LONG + HEADER_BYTES + MAX_FRAME_BYTES;
+/// What the kernel may keep of a NIC's frames until the switch reads them: some milliseconds at 10 Gb/s.
+const RECEIVE_BUFFER: libc::c_int = 8 << 20;
 
 /// Why a port of the kernel could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +68,12 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+fn set_option<T>(fd: RawFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
+    // SAFETY: the value is of that size, and the kernel only reads it.
+    check(unsafe { libc::setsockopt(fd, level, option, ptr::from_ref(value).cast(), size_of::<T>() as libc::socklen_t) })
+        .map(drop)
+}
+
 fn request(name: &str) -> Result<libc::ifreq, FdPortError> {
     let is_good =
         (1..libc::IFNAMSIZ).contains(&name.len()) && !name.bytes().any(|b| b == b'/' || b == 0 || b.is_ascii_whitespace());
@@ -112,9 +121,9 @@ impl FdPort {
         Ok(FdPort::new(file, Kind::Tap))
     }
 
-    /// Takes a NIC as the way out. Everything that it receives comes in, for whomever.
-    pub fn uplink(name: &str) -> Result<FdPort, FdPortError> {
-        let mut request = request(name)?;
+    /// Listens at a NIC, by its name and index. Everything that it receives comes in, for whomever; what this host's own programs send
+    /// through it does not.
+    pub fn nic(name: &str, index: u32) -> Result<FdPort, FdPortError> {
         let failed = |what, hint| {
             let name = name.to_owned();
             move |source| FdPortError::Kernel { what, name, hint, source }
@@ -125,29 +134,21 @@ impl FdPort {
             .map_err(failed("open a packet socket for", ": the switch needs CAP_NET_RAW"))?;
         // SAFETY: the descriptor is new and nobody else's.
         let file = unsafe { File::from_raw_fd(fd) };
-        // SAFETY: the request is valid, and the kernel writes within it.
-        check(unsafe { libc::ioctl(fd, libc::SIOCGIFINDEX, &raw mut request) }).map_err(failed("find the interface", ""))?;
-        // SAFETY: SIOCGIFINDEX filled it in.
-        let index = unsafe { request.ifr_ifru.ifru_ifindex };
-        let set = |option: libc::c_int| {
-            let one: libc::c_int = 1;
-            let size = size_of::<libc::c_int>() as libc::socklen_t;
-            // SAFETY: the value is an int of that size.
-            check(unsafe { libc::setsockopt(fd, libc::SOL_PACKET, option, (&raw const one).cast(), size) })
-        };
         for option in [libc::PACKET_VNET_HDR, libc::PACKET_AUXDATA, libc::PACKET_IGNORE_OUTGOING] {
-            set(option).map_err(failed("set up the packet socket of", ""))?;
+            set_option(fd, libc::SOL_PACKET, option, &1).map_err(failed("set up the packet socket of", ""))?;
         }
+        // Beyond the system's limit if the switch may; as far as that goes if not.
+        set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &RECEIVE_BUFFER)
+            .or_else(|_| set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, &RECEIVE_BUFFER))
+            .map_err(failed("size the packet socket of", ""))?;
+        let index = index as libc::c_int;
         let member = libc::packet_mreq {
             mr_ifindex: index,
             mr_type: libc::PACKET_MR_PROMISC as libc::c_ushort,
             mr_alen: 0,
             mr_address: [0; 8],
         };
-        let size = size_of::<libc::packet_mreq>() as libc::socklen_t;
-        // SAFETY: the value is a packet_mreq of that size.
-        check(unsafe { libc::setsockopt(fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, (&raw const member).cast(), size) })
-            .map_err(failed("hear everything on", ""))?;
+        set_option(fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &member).map_err(failed("hear everything on", ""))?;
         // SAFETY: all zeroes are a valid address.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as libc::c_ushort;
@@ -157,6 +158,16 @@ impl FdPort {
         // SAFETY: the address is valid and of that size.
         check(unsafe { libc::bind(fd, (&raw const address).cast(), size) }).map_err(failed("bind to", ""))?;
         Ok(FdPort::new(file, Kind::Packet))
+    }
+
+    /// How many frames of a NIC the kernel had no room for since the last time.
+    pub fn take_losses(&self) -> u64 {
+        let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+        let mut size = size_of::<libc::tpacket_stats>() as libc::socklen_t;
+        let target = (&raw mut statistics).cast();
+        // SAFETY: the kernel writes as much as there is room for.
+        let got = unsafe { libc::getsockopt(self.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS, target, &raw mut size) };
+        if got == 0 { statistics.tp_drops.into() } else { 0 }
     }
 
     fn vnet_bytes(&self) -> usize {
@@ -179,16 +190,27 @@ impl FdPort {
         message.msg_controllen = size_of_val(&control) as _;
         let fd = self.file.as_raw_fd();
         // SAFETY: one buffer of the given length; the message refers to live memory only.
-        let count = unsafe {
+        let mut receive = || unsafe {
             match self.kind {
                 Kind::Tap => libc::readv(fd, &raw const iovec, 1),
                 Kind::Packet => libc::recvmsg(fd, &raw mut message, 0),
             }
         };
-        let Ok(count) = usize::try_from(count) else {
-            // Empty, or without a link; the latter becomes readable again when there is one.
-            self.ready = false;
-            return None;
+        let count = loop {
+            if let Ok(count) = usize::try_from(receive()) {
+                break count;
+            }
+            match (self.kind, io::Error::last_os_error().raw_os_error()) {
+                // Said once when a NIC goes down. What it received before, and will when it is up again, comes as ever.
+                (Kind::Packet, Some(libc::ENETDOWN)) => {}
+                // A frame that was merged in a way that the header has no word for. It is gone.
+                (Kind::Packet, Some(libc::EINVAL)) => return Some(Err(DropReason::Buffer)),
+                // Empty, or without a link; the latter becomes readable again when there is one.
+                _ => {
+                    self.ready = false;
+                    return None;
+                }
+            }
         };
         // SAFETY: the buffer stays until the port goes, which is after the packet's last use.
         let taken = unsafe { packet.take(&[Segment::of(&self.buffer[..count])], self.vnet_bytes()) };

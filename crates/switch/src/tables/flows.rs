@@ -23,6 +23,7 @@ impl FlowKey {
         words[0] = frame.source.bits() << 16 | u64::from(port);
         words[1] = frame.destination.bits() << 16 | tag;
         words[6] = u64::from(frame.ether_type) << 48;
+        words[7] = u64::from(frame.is_announcement) << 1;
         if let Some(ip) = &frame.ip {
             let address = |address| match address {
                 IpAddr::V4(address) => [0, u64::from(address.to_bits())],
@@ -42,7 +43,7 @@ impl FlowKey {
                 Transport::Unknown => (3, 0, 0),
             };
             words[6] |= u64::from(ip.protocol) << 40 | fragment << 36 | kind << 32 | u64::from(a) << 16 | u64::from(b);
-            words[7] = 1;
+            words[7] |= 1;
         }
         FlowKey(words)
     }
@@ -115,7 +116,9 @@ impl FlowKey {
             fragment: [Fragment::Whole, Fragment::First, Fragment::Later][(words[6] >> 36 & 3).min(2) as usize],
         });
         let stacked = words[1] & 0x4000 != 0;
-        (words[0] as u16, Frame { destination: mac(words[1]), source: mac(words[0]), tag, stacked, ether_type, ip })
+        let is_announcement = words[7] & 2 != 0;
+        let (destination, source) = (mac(words[1]), mac(words[0]));
+        (words[0] as u16, Frame { destination, source, tag, stacked, ether_type, is_announcement, ip })
     }
 
     /// Well spread, and not to be foreseen without the seed: each pair of words is multiplied to 128 bits and folded.

@@ -27,6 +27,8 @@ pub struct Station {
     /// Whether it stays there until the port goes, because the port's policy names it.
     pub pinned: bool,
     seen: Millis,
+    /// Until then, what comes in from a team does not move it.
+    held: Millis,
 }
 
 /// What learning came to.
@@ -88,6 +90,16 @@ impl Stations {
         self.slab.get(at).is_some_and(|station| !self.is_old(station, now))
     }
 
+    /// The station has been announced from here: what comes back of that must not move it until `until`.
+    pub fn hold(&mut self, at: Ref, until: Millis) {
+        self.slab.get_mut(at).into_iter().for_each(|station| station.held = until);
+    }
+
+    /// Whether it may not be moved now.
+    pub fn is_held(&self, at: Ref, now: Millis) -> bool {
+        self.slab.get(at).is_some_and(|station| now < station.held)
+    }
+
     /// The station sends: keeps it. `false` if it is no longer there.
     pub fn touch(&mut self, at: Ref, now: Millis) -> bool {
         let max_age = self.max_age;
@@ -125,7 +137,7 @@ impl Stations {
                 learned
             }
             Learned::New(Ref::NONE) => {
-                let station = Station { domain, mac, port, pinned, seen: now };
+                let station = Station { domain, mac, port, pinned, seen: now, held: 0 };
                 let Some(at) = self.slab.insert(station) else { return Learned::Full };
                 self.by_address.insert((domain, mac), at);
                 *self.per_port.entry(port).or_default() += 1;

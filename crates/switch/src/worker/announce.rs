@@ -109,7 +109,7 @@ fn announced(switch: &Switch, port: PortNumber) -> BTreeSet<(Option<u16>, MacAdd
 }
 
 /// A reverse ARP request for a station's own address (RFC 903), behind an empty header.
-fn announcement(mac: MacAddress, vlan: Option<u16>) -> Vec<u8> {
+pub(super) fn announcement(mac: MacAddress, vlan: Option<u16>) -> Vec<u8> {
     let tag = vlan.map(|vlan| [0x8100, vlan].map(u16::to_be_bytes).concat()).unwrap_or_default();
     // Type, Ethernet and IPv4 with the lengths of their addresses, operation 3.
     let request = [0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3];

@@ -8,6 +8,7 @@ use crate::ports::segment::{complete_checksum, cut};
 use crate::ports::virtio::VirtioPort;
 use crate::ports::vnet::Vnet;
 use crate::ring::split::Segment;
+use crate::team::Origin;
 
 /// Room that is used again for each frame.
 #[derive(Debug, Default)]
@@ -23,6 +24,8 @@ pub(super) struct Delivery<'a> {
     pub devices: &'a mut [Option<Device>],
     pub packet: &'a Packet,
     pub scratch: &'a mut Scratch,
+    /// The port that the frame came from.
+    pub sender: PortNumber,
     pub watches: &'a mut Watches,
 }
 
@@ -36,6 +39,10 @@ impl Sink for Delivery<'_> {
         let vnet = self.packet.vnet.edited(edit);
         match device {
             Device::Fd(fd) => fd.write(&vnet, pieces)?,
+            Device::Team(team) => {
+                let origin = Origin { port: self.sender, hash, head: self.packet.head() };
+                team.write(&origin, &vnet, pieces, length)?;
+            }
             Device::Virtio(device) => {
                 let index = device.receiver(hash).ok_or(DropReason::NoBuffer)?;
                 if touched.last() != Some(&(port, index)) {

@@ -8,8 +8,10 @@ mod announce;
 mod capture;
 mod deliver;
 mod pass;
+mod team;
 mod watch;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
@@ -24,9 +26,11 @@ use crate::pipeline::{PortNumber, Switch};
 use crate::ports::fd::FdPort;
 use crate::ports::packet::Packet;
 use crate::ports::virtio::VirtioPort;
+use crate::team::Team;
 use announce::Announcements;
 use deliver::Scratch;
 use pass::Batch;
+use team::Announcement;
 
 pub use capture::{Capture, Captured, Room};
 pub use watch::{Tracer, Watcher, Watches};
@@ -51,8 +55,10 @@ const PASSES: u32 = 16;
 pub enum Device {
     /// A VM.
     Virtio(VirtioPort),
-    /// The kernel.
+    /// The host itself.
     Fd(FdPort),
+    /// The wire.
+    Team(Box<Team>),
 }
 
 /// The state of the thread.
@@ -71,6 +77,8 @@ pub struct Worker {
     batches: [Batch; 2],
     packet: Packet,
     scratch: Scratch,
+    /// Stations that are to be announced where their uplinks have them now.
+    rehomed: VecDeque<Announcement>,
     /// Whether somebody waits for bandwidth.
     holding: bool,
     work: Work,
@@ -118,8 +126,13 @@ impl Token {
         Token(1 << 63 | kick as u64)
     }
 
-    fn port(port: PortNumber) -> Token {
-        Token(port.into())
+    fn nic(port: PortNumber, nic: usize) -> Token {
+        Token((nic as u64) << 32 | u64::from(port))
+    }
+
+    /// The port of the kernel, and which of its NICs.
+    fn place(self) -> Option<(usize, usize)> {
+        (self.0 >> 63 == 0).then_some((self.0 as u32 as usize, (self.0 >> 32) as usize))
     }
 }
 
@@ -150,6 +163,7 @@ impl Worker {
             batches: Default::default(),
             packet: Packet::default(),
             scratch: Scratch::default(),
+            rehomed: VecDeque::new(),
             holding: false,
             work: Work::default(),
             stopped: false,
@@ -174,9 +188,14 @@ impl Worker {
 
     /// Puts a device behind a port. Of a VM, the kicks are listened to with `listen`.
     pub fn attach(&mut self, port: PortNumber, device: Device) -> io::Result<()> {
-        if let Device::Fd(fd) = &device {
-            let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, Token::port(port).0);
-            self.epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event)?;
+        match &device {
+            Device::Fd(fd) => self.listen_to_nic(port, 0, fd)?,
+            Device::Team(team) => {
+                for (nic, member) in team.nics().iter().enumerate() {
+                    member.socket().map_or(Ok(()), |socket| self.listen_to_nic(port, nic, socket))?;
+                }
+            }
+            Device::Virtio(_) => {}
         }
         let index = usize::from(port);
         if self.devices.len() <= index {
@@ -190,7 +209,7 @@ impl Worker {
     pub fn detach(&mut self, port: PortNumber) -> Option<Device> {
         let device = self.devices.get_mut(usize::from(port))?.take();
         if let Some(Device::Fd(fd)) = &device {
-            // Closing does the same.
+            // Closing does the same, as for NICs.
             let _ = self.epoll.ctl(ControlOperation::Delete, fd.as_raw_fd(), EpollEvent::default());
         }
         device
@@ -200,7 +219,7 @@ impl Worker {
     pub fn virtio(&mut self, port: PortNumber) -> Option<&mut VirtioPort> {
         match self.devices.get_mut(usize::from(port))?.as_mut()? {
             Device::Virtio(port) => Some(port),
-            Device::Fd(_) => None,
+            Device::Fd(_) | Device::Team(_) => None,
         }
     }
 
@@ -245,6 +264,7 @@ impl Worker {
                 ticked = time;
                 let now = self.now();
                 self.switch.tick(now);
+                self.tick_teams(now);
                 self.announce_due(now);
             }
             if is_idle && self.want_kicks(true) {
@@ -278,8 +298,14 @@ impl Worker {
             let token = Token(event.data());
             if token == Token::WAKE {
                 let _ = self.wake.read();
-            } else if let Some(Some(Device::Fd(fd))) = usize::try_from(token.0).ok().and_then(|port| self.devices.get_mut(port)) {
-                fd.ready = true;
+            } else if let Some((port, nic)) = token.place()
+                && let Some(Some(device)) = self.devices.get_mut(port)
+            {
+                match device {
+                    Device::Fd(fd) => fd.ready = true,
+                    Device::Team(team) => team.set_ready(nic),
+                    Device::Virtio(_) => {}
+                }
             }
         }
         while let Ok(command) = self.commands.try_recv() {

@@ -8,7 +8,7 @@ use crate::ports::virtio::{Mode, Queue};
 use crate::ring::split::{Chain, RingError, Segment};
 
 /// Frames of one queue before the next one has its turn.
-const BATCH: usize = 32;
+pub(super) const BATCH: usize = 32;
 
 /// What was taken from a queue and is not yet passed on.
 #[derive(Debug)]
@@ -47,6 +47,12 @@ impl Worker {
                 Some(Device::Fd(fd)) => {
                     if fd.ready {
                         moved += self.serve_fd(port, now);
+                    }
+                    continue;
+                }
+                Some(Device::Team(team)) => {
+                    if team.is_ready() {
+                        moved += self.serve_team(port, now);
                     }
                     continue;
                 }
@@ -207,7 +213,7 @@ impl Worker {
             self.watches.look(&self.switch, number, &self.packet, now);
         }
         let Worker { switch, devices, packet, scratch, watches, .. } = self;
-        let mut delivery = Delivery { devices, packet, scratch, watches };
+        let mut delivery = Delivery { devices, packet, scratch, sender: number, watches };
         let taken = switch.receive(number, packet.head(), packet.length, now, &mut delivery);
         if !self.watches.is_empty() {
             // SAFETY: the frame's buffers go back after this call.
@@ -237,6 +243,7 @@ impl Worker {
                     }
                 }
                 Device::Fd(fd) => waiting |= fd.ready && !fd.held,
+                Device::Team(team) => waiting |= team.is_ready() && !team.held,
             }
         }
         waiting
@@ -246,6 +253,6 @@ impl Worker {
 fn queue_at(devices: &mut [Option<Device>], port: usize, index: usize) -> Option<&mut Queue> {
     match devices.get_mut(port)?.as_mut()? {
         Device::Virtio(device) => device.queues.get_mut(index)?.as_mut(),
-        Device::Fd(_) => None,
+        Device::Fd(_) | Device::Team(_) => None,
     }
 }
