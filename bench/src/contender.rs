@@ -3,6 +3,7 @@
 //! QEMU is given its fastest documented form, not its defaults: no devices that nobody asked for, no option ROMs,
 //! and its default memory, private and in huge pages where the host gives them. Nothing that it needs for the same VM is left out.
 
+use lab::appliance::{QEMU, QEMU_ROMS};
 use serde_json::json;
 
 /// A monitor.
@@ -66,8 +67,6 @@ pub struct Vm {
 pub const KERNEL: &str = "/bench/vmlinuz";
 /// The guest's initramfs in the lab host.
 pub const INITRD: &str = "/bench/guest.cpio";
-/// ROMs of QEMU in the lab host.
-pub const ROMS: &str = "/bench/roms";
 const MAC: &str = "52:54:00:12:34:56";
 
 impl Vm {
@@ -113,9 +112,9 @@ impl Vm {
     }
 
     fn qemu(&self, machine: &[&str], transport: &str) -> Vec<String> {
-        let mut argv = vec!["/usr/bin/qemu-system-x86_64".to_owned()];
+        let mut argv = vec![QEMU.to_owned()];
         let mut add = |words: &[&str]| argv.extend(words.iter().map(|word| (*word).to_owned()));
-        add(&["-L", ROMS, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]);
+        add(&["-L", QEMU_ROMS, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]);
         add(machine);
         add(&["-accel", "kvm", "-cpu", "host", "-smp", &self.cpus.to_string(), "-m", &format!("{}M", self.memory_mib)]);
         if self.qemu_shared_memory {

@@ -1,22 +1,16 @@
 //! The lab host with everything that is compared in it.
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
 use lab::agent::Output;
-use lab::appliance::{Initramfs, kernel, program};
+use lab::appliance::{Initramfs, kernel, program, qemu, with_qemu};
 use lab::{Lab, LabSpec};
 
-use crate::contender::{INITRD, KERNEL, ROMS};
+use crate::contender::{INITRD, KERNEL};
 
 /// Drivers that the guest loads, whatever machine it finds itself in.
 const GUEST_MODULES: &[&str] = &["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net"];
-/// What QEMU's machines load; each is looked for where distributions put such files.
-const ROM_FILES: &[&str] =
-    &["bios-256k.bin", "bios-microvm.bin", "qboot.rom", "linuxboot_dma.bin", "multiboot_dma.bin", "pvh.bin", "kvmvapic.bin"];
-const ROM_DIRS: &[&str] = &["/usr/share/qemu", "/usr/share/seabios", "/usr/share/qboot", "/usr/local/share/qemu"];
-
 /// Under `cargo run`, has the programs built that run in the host and the guest: what is measured is what the sources say.
 ///
 /// # Errors
@@ -40,24 +34,14 @@ pub fn host() -> anyhow::Result<LabSpec> {
     let own = |name: &str| program(name).with_context(|| format!("cannot find {name}: run `cargo build --release` first"));
     let kernel = kernel()?;
     let guest = Initramfs::new("bench").program(own("bench-guest")?, "/init").boot_modules(GUEST_MODULES).build(&kernel)?;
-    let mut spec = Lab::new()
+    let spec = Lab::new()
         .cpus(2)
         .memory_mib(2048)
         .binary(own("maru-vmm")?, "/bin/maru-vmm")
         .binary(own("bench-host")?, "/bin/bench-host")
         .file(&kernel.vmlinuz, KERNEL)
         .file(guest, INITRD);
-    let qemu = qemu()?;
-    for library in libraries(&qemu)? {
-        spec = spec.binary(&library, library.display().to_string());
-    }
-    for rom in ROM_FILES {
-        let found = ROM_DIRS.iter().map(|dir| Path::new(dir).join(rom)).find(|path| path.is_file());
-        if let Some(path) = found {
-            spec = spec.file(path, format!("{ROMS}/{rom}"));
-        }
-    }
-    Ok(spec.binary(qemu, "/usr/bin/qemu-system-x86_64"))
+    Ok(with_qemu(spec)?)
 }
 
 /// The version of the QEMU that is compared with.
@@ -67,26 +51,6 @@ pub fn host() -> anyhow::Result<LabSpec> {
 pub fn qemu_version() -> anyhow::Result<String> {
     let output = Command::new(qemu()?).arg("--version").output().context("running qemu-system-x86_64")?;
     Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned())
-}
-
-fn qemu() -> anyhow::Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .map(|dir| dir.join("qemu-system-x86_64"))
-        .find(|path| path.is_file())
-        .context("cannot find qemu-system-x86_64 (Debian: apt-get install qemu-system-x86)")
-}
-
-/// The shared libraries of a program, the loader among them.
-fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let output = Command::new("ldd").arg(program).output().context("running ldd")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    if let Some(line) = text.lines().find(|line| line.contains("not found")) {
-        bail!("{}: {}", program.display(), line.trim());
-    }
-    // `libz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x...)`, and for the loader only its path.
-    let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);
-    Ok(text.lines().filter_map(path).collect())
 }
 
 /// Runs a shell command in the host and fails if it fails.

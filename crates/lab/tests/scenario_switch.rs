@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use common::{PATIENCE, Vm, shell, start_switch, switch_program, vm_lab};
 use lab::LabSpec;
+use lab::appliance::{QEMU, QEMU_ROMS, with_qemu};
 use lab::host::Host;
 use serde_json::{Value, json};
 
@@ -76,6 +77,41 @@ fn vms_talk_as_their_vlans_allow_and_through_a_restart_of_the_switch() {
     server.wait_for("its client", |output| output.contains(" connected"));
     assert!(server.ended().is_none());
     assert_eq!(server.output.matches(" connected").count(), 1, "the stream is the same connection: {}", server.output);
+}
+
+/// QEMU, which emulates its processor and knows nothing of us, connects to a port like our own monitor.
+#[test]
+fn qemu_is_a_front_end_like_our_own_monitor() {
+    let lab = with_qemu(switch_lab().memory_mib(2048)).expect("QEMU").start().unwrap();
+    let host = lab.host(0);
+    let _switch = start_switch(host);
+    shell(host, "for port in a b; do maru port add $port --vhost-user /run/$port.port --mode 666; done");
+    let mut command = vec![QEMU, "-L", QEMU_ROMS, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"];
+    command.extend(["-serial", "stdio", "-M", "q35,usb=off,smbus=off,sata=off,vmport=off,graphics=off,memory-backend=memory"]);
+    command.extend([
+        "-accel",
+        "tcg",
+        "-cpu",
+        "max",
+        "-m",
+        "128M",
+        "-object",
+        "memory-backend-memfd,id=memory,size=128M,share=on",
+    ]);
+    command.extend(["-kernel", "/guest/vmlinuz", "-initrd", "/guest/initramfs", "-append"]);
+    command.push("console=ttyS0 quiet panic=-1 mitigations=off maru.test=idle maru.ip=0,10.9.0.2/24 maru.listen=10.9.0.2:7");
+    command.extend(["-chardev", "socket,id=port,path=/run/b.port", "-netdev", "vhost-user,id=net,chardev=port"]);
+    command.extend(["-device", "virtio-net-pci,netdev=net,mac=52:54:00:00:00:0b"]);
+    let mut server = Vm::start_with(host, "b", command.into_iter().map(String::from).collect());
+    // An emulator in an emulator.
+    server.patience = Duration::from_secs(600);
+    server.wait_for_facts("QEMU's guest", |_| true);
+    let words = "maru.test=load maru.ip=0,10.9.0.1/24 maru.echo=10.9.0.2:7 maru.mem=1 maru.pace_us=5000";
+    let mut client = Vm::start(host, "a", words, &["--memory", "128M", "--net", "vhost-user=/run/a.port"]);
+    goes_on(&mut client, "words between our monitor and QEMU");
+    let bytes = |name: &str| port_status(host, name)["counters"]["rx-bytes"].as_u64().unwrap();
+    assert!(bytes("a") > 8000 && bytes("b") > 8000, "both speak through the switch");
+    assert!(server.ended().is_none() && client.ended().is_none());
 }
 
 /// Frames of the host and of a guest, with each kind of VLAN on both sides.

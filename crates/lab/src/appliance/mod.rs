@@ -12,10 +12,12 @@ pub mod cpio;
 mod fetch;
 mod initramfs;
 mod modules;
+mod qemu;
 
 pub use fetch::{FetchError, Kernel, busybox, guest_agent, kernel};
 pub use initramfs::{Initramfs, InitramfsError};
 pub use modules::{Module, ModuleError, ModuleTree, canonical_name};
+pub use qemu::{QEMU, QEMU_ROMS, QemuError, qemu, with_qemu};
 
 use std::path::{Path, PathBuf};
 

@@ -97,6 +97,8 @@ pub struct Vm<'h> {
     process: Process,
     /// Everything it printed so far, the monitor's messages too.
     pub output: String,
+    /// How long it may take for what is waited for.
+    pub patience: Duration,
 }
 
 /// What a VM did next.
@@ -135,8 +137,13 @@ impl<'h> Vm<'h> {
     fn run(host: &'h Host, name: &str, arguments: Vec<String>) -> Vm<'h> {
         let mut command: Vec<String> = ["maru", "vm", "run", "--control", &socket(name)].map(String::from).to_vec();
         command.extend(arguments);
+        Vm::start_with(host, name, command)
+    }
+
+    /// Starts a VM with another program than ours.
+    pub fn start_with(host: &'h Host, name: &str, command: Vec<String>) -> Vm<'h> {
         let process = answer(host, host.spawn(Exec::new(command)));
-        Vm { host, name: name.into(), process, output: String::new() }
+        Vm { host, name: name.into(), process, output: String::new(), patience: PATIENCE }
     }
 
     /// Waits for the next thing that it does, and takes in what that prints; `None` if there is none before `deadline`.
@@ -159,7 +166,7 @@ impl<'h> Vm<'h> {
 
     /// The same, for a VM that may end before: then it returns how.
     pub fn wait_for_or_end(&mut self, what: &str, mut found: impl FnMut(&str) -> bool) -> Option<ExitStatus> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         while !found(&self.output) {
             match self.next(deadline) {
                 Some(Next::Printed) => {}
