@@ -66,6 +66,14 @@ pub enum EventKind {
     VolumeAlarm,
     /// It has more space again.
     VolumeRecovered,
+    /// A virtual switch was made.
+    SwitchCreated,
+    /// Its way out, or the host's address there, was changed.
+    SwitchChanged,
+    /// It was deleted.
+    SwitchDeleted,
+    /// Virtual switches do not work as they are to, or did not for a moment.
+    SwitchAlarm,
     /// It was saved, and does not run.
     VmSaved,
     /// What it was saved to was dropped.

@@ -16,7 +16,9 @@ mod event;
 mod guest;
 mod host;
 mod image;
+mod policy;
 mod resources;
+mod switch;
 mod task;
 mod token;
 mod usage;
@@ -35,7 +37,12 @@ pub use event::{Event, EventKind};
 pub use guest::{Guest, GuestNet};
 pub use host::HostInfo;
 pub use image::{Image, ImageChange, ImageFormat, NewImage};
+pub use policy::{
+    Bandwidth, Direction, Effect, ExtendedRule, Mirroring, Permission, PortPolicy, PortRange, PrefixAction, PrefixRule,
+    RuleAddress, VlanMode, VlanRange,
+};
 pub use resources::{Burst, DiskLimits, NetLimits, Rate, Resources};
+pub use switch::{NewSwitch, Port, PortCounters, PortKind, RuleCounters, Station, Switch, SwitchChange, SwitchKind};
 pub use task::{LogLine, Operation, Progress, ProgressUnit, Task, TaskState};
 pub use token::{CreatedToken, NewToken, Role, Token};
 pub use usage::Usage;

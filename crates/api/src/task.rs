@@ -115,6 +115,8 @@ pub enum Operation {
     MergeCheckpoints,
     /// Changes how much of the host it may have.
     SetResources,
+    /// Changes what one of its network cards may do.
+    SetPolicy,
     /// Has its meter begin anew.
     ResetUsage,
     /// Makes another one like it.
@@ -138,6 +140,7 @@ impl std::fmt::Display for Operation {
             Operation::Pause => "pause",
             Operation::Resume => "resume",
             Operation::Delete => "delete",
+            Operation::SetPolicy => "set-policy",
             Operation::ResetUsage => "reset-usage",
             Operation::Save => "save",
             Operation::DiscardSaved => "discard-saved",

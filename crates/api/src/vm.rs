@@ -166,8 +166,8 @@ pub enum DiskFormat {
     Vhd,
 }
 
-/// A network card.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// A network card. It is on a virtual switch, or on a TAP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Net {
     /// Its name in the VM; `net0`, `net1`... if left out.
@@ -177,9 +177,17 @@ pub struct Net {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "52:54:00:12:34:56")]
     pub mac: Option<String>,
-    /// A TAP of the host, by its name.
+    /// A virtual switch of the host, by its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "lan")]
+    pub switch: Option<String>,
+    /// What it may do there; as usual if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<crate::PortPolicy>,
+    /// Instead of a switch: a TAP of the host, by its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "tap0")]
-    pub tap: String,
+    pub tap: Option<String>,
     /// Whether its cable is out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub disconnected: bool,

@@ -11,7 +11,7 @@ use crate::event::EventCommand;
 use crate::host::HostCommand;
 use crate::image::ImageCommand;
 use crate::remote::ContextCommand;
-use crate::switch::{PortCommand, SwitchCommand, TeamCommand};
+use crate::switch::{AclCommand, PortCommand, SwitchCommand, TeamCommand};
 use crate::task::TaskCommand;
 use crate::token::TokenCommand;
 use crate::vm::VmCommand;
@@ -80,12 +80,15 @@ pub enum Command {
     /// Which host's marud to talk to, and as whom
     #[command(subcommand)]
     Context(ContextCommand),
-    /// The virtual switch of this machine
+    /// Virtual switches, to which VMs are attached
     #[command(subcommand)]
     Switch(SwitchCommand),
-    /// Its ports, and what they may do
+    /// Their ports, and what network cards may do there
     #[command(subcommand)]
     Port(PortCommand),
+    /// Access rules of ports
+    #[command(subcommand)]
+    Acl(AclCommand),
     /// Its uplinks, of one NIC or several
     #[command(subcommand)]
     Team(TeamCommand),

@@ -19,11 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const VARIABLE: &str = "COMPLETE";
 
 /// Arguments that are names, where they are lists in the API, and which field the name is.
-const NAMES: [(&str, &str, &[&str]); 4] = [
+const NAMES: [(&str, &str, &[&str]); 6] = [
     ("vm", "/vms", &["spec", "name"]),
     ("task", "/tasks", &["id"]),
     ("volume", "/volumes", &["name"]),
     ("image", "/images", &["name"]),
+    ("switch", "/switches", &["name"]),
+    ("port", "/ports", &["name"]),
 ];
 
 /// Answers a shell that wants to complete something, and ends then; returns if nobody does.
@@ -52,6 +54,8 @@ fn with_names(command: Command) -> Command {
         "task" => argument.add(ArgValueCandidates::new(|| names("task"))),
         "volume" => argument.add(ArgValueCandidates::new(|| names("volume"))),
         "image" => argument.add(ArgValueCandidates::new(|| names("image"))),
+        "switch_name" | "switch_names" | "switches" => argument.add(ArgValueCandidates::new(|| names("switch"))),
+        "port_name" => argument.add(ArgValueCandidates::new(|| names("port"))),
         _ => argument,
     });
     command.mut_subcommands(with_names)

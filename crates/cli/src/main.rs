@@ -3,7 +3,7 @@
 //! ```text
 //!  cli (what can be said) ──> host ──> crate check
 //!                        ├──> disk ──> disk::tool
-//!                        ├──> switch ──> a running switch's control socket
+//!                        ├──> switch ──> marud's API, or a running switch's control socket
 //!                        ├──> crate lab
 //!                        ├──> vm::manage, volume, image, task, event, token ──> remote ──> marud's API
 //!                        ├──> vm::run ──> a monitor (maru-vmm) as a child, its console in this terminal
@@ -73,6 +73,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Vm(VmCommand::Managed(command)) => vm::manage::run(command)?,
         Command::Switch(command) => switch::run(command)?,
         Command::Port(command) => switch::run_port(command)?,
+        Command::Acl(command) => switch::run_acl(command)?,
         Command::Team(command) => switch::run_team(command)?,
         Command::Lab(command) => return Ok(lab::cli::run(command)?),
         Command::Completions { shell } => output::print(&complete::script(&shell.to_string())?)?,

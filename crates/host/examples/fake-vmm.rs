@@ -5,23 +5,27 @@
 //! `fake=keeps` gives no device back, and writes to its first disk that it was asked. A limit of 13 operations is refused;
 //! with one of 14, there is no space.
 //!
+//! Network cards on a switch connect to it, and connect again when it comes back; no frame passes.
+//!
 //! Its guest's memory is a number, which grows when the guest goes on after it was restored, and is then appended to the first disk: a guest
 //! that went on twice from one state has written the same number twice.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::exit;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use disk::Format;
 use disk::tool::{self, AnyFormat, Child, Job, RebaseContent};
 use serde_json::Value;
-use vmm::config::{DiskConfig, VmConfig};
+use vmm::config::{DiskConfig, NetBackend, NetConfig, VmConfig};
 use vmm::control::{
     Connection, DeviceStatus, Event, EventKind, Failure, Listener, Message, Reply, Request, RunStatus, SavedReport, Status,
 };
@@ -37,6 +41,8 @@ struct Machine {
     /// How often it was looked at: each time, its disks have done one write more.
     looks: u64,
     short_of_space: Option<String>,
+    /// Connections of its network cards to their switch, by their ids.
+    cables: HashMap<String, UnixStream>,
     subscribers: Vec<Arc<Connection>>,
 }
 
@@ -65,9 +71,17 @@ fn main() {
         sequence: 0,
         looks: 0,
         short_of_space: None,
+        cables: HashMap::new(),
         subscribers: Vec::new(),
     };
+    let nets = machine.config.nets.clone();
     let machine = Arc::new(Mutex::new(machine));
+    for net in nets {
+        if let Err(reason) = plug_in(&machine, &net) {
+            eprintln!("maru-vmm: {reason}");
+            exit(1);
+        }
+    }
     loop {
         let client = Arc::new(listener.accept().expect("a client"));
         let machine = machine.clone();
@@ -84,7 +98,48 @@ fn lock(machine: &Mutex<Machine>) -> MutexGuard<'_, Machine> {
     machine.lock().expect("no thread panicked")
 }
 
-fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
+/// Connects a network card to its switch, if it is on one.
+fn connect(net: &NetConfig) -> Result<Option<UnixStream>, String> {
+    let NetBackend::VhostUser(socket) = &net.backend else { return Ok(None) };
+    UnixStream::connect(socket)
+        .map(Some)
+        .map_err(|error| format!("cannot connect to the switch at {}: {error}", socket.display()))
+}
+
+fn plug_in(machine: &Arc<Mutex<Machine>>, net: &NetConfig) -> Result<(), String> {
+    let cable = connect(net)?;
+    keep_plugged(machine.clone(), &mut lock(machine), net, cable);
+    Ok(())
+}
+
+/// Keeps a network card connected, also when the switch comes back, until the card is removed.
+fn keep_plugged(machine: Arc<Mutex<Machine>>, now: &mut Machine, net: &NetConfig, cable: Option<UnixStream>) {
+    let Some(mut cable) = cable else { return };
+    now.cables.insert(net.id.clone(), cable.try_clone().expect("a descriptor"));
+    let net = net.clone();
+    thread::spawn(move || {
+        loop {
+            // The switch says nothing, and then it is gone.
+            let _ = cable.read(&mut [0; 64]);
+            loop {
+                let mut machine = lock(&machine);
+                if !machine.cables.contains_key(&net.id) {
+                    return;
+                }
+                if let Ok(Some(again)) = connect(&net) {
+                    machine.cables.insert(net.id.clone(), again.try_clone().expect("a descriptor"));
+                    cable = again;
+                    break;
+                }
+                drop(machine);
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+    });
+}
+
+fn serve(client: &Arc<Connection>, machine: &Arc<Mutex<Machine>>) {
+    let machine_of_client = machine;
     while let Ok(Some((request, mut fds))) = client.receive::<Request>() {
         let mut machine = lock(machine);
         let does = |word: &str| machine.config.boot.command_line.contains(word);
@@ -170,6 +225,17 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
                 machine.config.disks.push(disk);
                 reply(Value::Null);
             }
+            Request::AddNet { net } => {
+                let plugged = connect(&net);
+                match plugged {
+                    Ok(cable) => {
+                        keep_plugged(machine_of_client.clone(), &mut machine, &net, cable);
+                        machine.config.nets.push(net);
+                        reply(Value::Null);
+                    }
+                    Err(message) => drop(client.send(&Message::Reply(Reply::Error(Failure { message })), &[])),
+                }
+            }
             Request::Remove { id } => {
                 reply(Value::Null);
                 if does("fake=keeps") {
@@ -177,6 +243,9 @@ fn serve(client: &Arc<Connection>, machine: &Mutex<Machine>) {
                 } else {
                     machine.config.disks.retain(|disk| disk.id != id);
                     machine.config.nets.retain(|net| net.id != id);
+                    if let Some(cable) = machine.cables.remove(&id) {
+                        cable.shutdown(Shutdown::Both).expect("a connection");
+                    }
                     machine.tell(EventKind::DeviceRemoved { id });
                 }
             }

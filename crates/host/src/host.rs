@@ -23,7 +23,8 @@ use uuid::Uuid;
 use crate::autostart;
 use crate::images::{self, Library};
 use crate::records::{
-    EventKind, EventRecord, ImageRecord, OperationRecord, PlaceRecord, Power, TaskRecord, TaskStateRecord, VmRecord, VolumeRecord,
+    EventKind, EventRecord, ImageRecord, OperationRecord, PlaceRecord, Power, SwitchRecord, TaskRecord, TaskStateRecord,
+    VmRecord, VolumeRecord,
 };
 use crate::state::{Records, State, StateError};
 use crate::vm::console::Console;
@@ -111,6 +112,8 @@ impl Host {
             }
             vm::refuse_task(&host.state, task.id)?;
         }
+        // Ports of VMs that run are seen to before anything is done to these.
+        host.surroundings.network.keep(host.state.clone(), host.surroundings.clone());
         let (watch, watching) = (host.state.watch(revision)?, host.clone());
         std::thread::spawn(move || watching.follow(watch));
         host.runtime.spawn(autostart::run(host.clone()));
@@ -224,7 +227,10 @@ impl Host {
     fn follow(&self, mut watch: Watch) {
         while let Some(changed) = watch.next_change() {
             if let Some(id) = id_of::<VmRecord>(&changed.key) {
+                self.surroundings.network.poke();
                 self.vm_changed(id, &changed);
+            } else if changed.key.starts_with(SwitchRecord::PREFIX) {
+                self.surroundings.network.poke();
             } else if let Some(id) = id_of::<TaskRecord>(&changed.key) {
                 self.task_changed(id, &changed);
             }
@@ -286,10 +292,10 @@ fn id_of<T: Record>(key: &str) -> Option<Uuid> {
     Uuid::parse_str(key.strip_prefix(T::PREFIX)?).ok()
 }
 
-/// Finds the program that is a VM: beside this program, or on `PATH`.
-pub fn find_monitor() -> Option<PathBuf> {
+/// Finds another program of Maru: beside this program, or on `PATH`.
+pub fn find_program(name: &str) -> Option<PathBuf> {
     let own = std::env::current_exe().ok()?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = own.parent().map(PathBuf::from).into_iter().chain(std::env::split_paths(&path));
-    places.filter(|place| place.is_absolute()).map(|place| place.join("maru-vmm")).find(|program| program.is_file())
+    places.filter(|place| place.is_absolute()).map(|place| place.join(name)).find(|program| program.is_file())
 }

@@ -6,6 +6,8 @@
 //!                      └─────────── what the VM does (Live) ◀────────┴──▶ maru-vmm, one for each VM
 //! ```
 //!
+//! VMs' network cards are attached to virtual switches, which are one more process: [`net`].
+//!
 //! # Life cycle
 //! At start, `marud` opens the store (which checks it), makes its certificate, and finds the monitors that run. Then it serves until it is
 //! told to end, or killed: that makes no difference, to no VM. VMs are processes of their own, with files and a control group of their
@@ -24,6 +26,7 @@ pub mod auth;
 pub mod autostart;
 pub mod host;
 pub mod images;
+pub mod net;
 pub mod options;
 pub mod records;
 pub mod state;

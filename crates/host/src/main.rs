@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use host::audit::Audit;
-use host::host::{Host, find_monitor};
+use host::host::{Host, find_program};
+use host::net::Network;
 use host::options::{self, Options, Wanted};
 use host::state::State;
 use host::vm::meter::Meters;
@@ -95,7 +96,7 @@ fn shown(addresses: &[std::net::SocketAddr]) -> String {
 }
 
 fn surroundings(options: &Options) -> anyhow::Result<Surroundings> {
-    let monitor = options.monitor.clone().or_else(find_monitor);
+    let monitor = options.monitor.clone().or_else(|| find_program("maru-vmm"));
     let monitor = monitor.context("there is no maru-vmm beside marud or on PATH: install it there, or name it with --monitor")?;
     let mut volumes = Volumes::default();
     for volume in &options.volumes {
@@ -109,7 +110,10 @@ fn surroundings(options: &Options) -> anyhow::Result<Surroundings> {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let ledger =
         Ledger::new(Capacity { memory_bytes: web::memory().0, overcommit_percent: options.memory_overcommit, cpus: cpus as u32 });
+    let switch = options.switch.clone().or_else(|| find_program("maru-switch"));
+    let network = Network::new(switch, &run_directory, &cgroups);
     Ok(Surroundings {
+        network,
         monitor,
         run_directory,
         cgroups,

@@ -21,6 +21,7 @@ usage: marud [options]
                      how much of the host's memory running VMs may have together; more than 100 gives out more than there is (100)
   --boot-id FILE     what changes with each start of the host, after which VMs are started (/proc/sys/kernel/random/boot_id)
   --monitor FILE     the program that is a VM, instead of the maru-vmm beside marud or on PATH
+  --switch FILE      the program that is the virtual switches, instead of the maru-switch beside marud or on PATH
   --unconfined       do not confine monitors: for finding errors only
   --version          print the version
   --help             print this
@@ -51,6 +52,8 @@ pub struct Options {
     pub boot_id: PathBuf,
     /// `--monitor`.
     pub monitor: Option<PathBuf>,
+    /// `--switch`.
+    pub switch: Option<PathBuf>,
     /// `--unconfined`.
     pub unconfined: bool,
 }
@@ -79,6 +82,7 @@ pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
         memory_overcommit: 100,
         boot_id: "/proc/sys/kernel/random/boot_id".into(),
         monitor: None,
+        switch: None,
         unconfined: false,
     };
     let mut parser = lexopt::Parser::from_args(arguments);
@@ -93,6 +97,7 @@ pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
             Long("memory-overcommit") => options.memory_overcommit = parser.value()?.parse()?,
             Long("boot-id") => options.boot_id = parser.value()?.into(),
             Long("monitor") => options.monitor = Some(parser.value()?.into()),
+            Long("switch") => options.switch = Some(parser.value()?.into()),
             Long("unconfined") => options.unconfined = true,
             Long("version") => return Ok(Wanted::Print(format!("marud {}\n", env!("CARGO_PKG_VERSION")))),
             Long("help") | Short('h') => return Ok(Wanted::Print(HELP.into())),

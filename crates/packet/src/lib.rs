@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -94,6 +95,18 @@ impl Connection {
     pub fn set_nonblocking(&self) -> io::Result<()> {
         // SAFETY: plain fcntl on our own descriptor.
         check(unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }).map(drop)
+    }
+
+    /// How long calls on this end may wait; then they fail with `WouldBlock`.
+    pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
+        let time =
+            libc::timeval { tv_sec: patience.as_secs() as libc::time_t, tv_usec: patience.subsec_micros() as libc::suseconds_t };
+        for option in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
+            let size = size_of_val(&time) as libc::socklen_t;
+            // SAFETY: the value is a timeval of that size, which lives through the call.
+            check(unsafe { libc::setsockopt(self.0.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const time).cast(), size) })?;
+        }
+        Ok(())
     }
 
     /// Sends one packet.

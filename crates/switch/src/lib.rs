@@ -35,6 +35,7 @@ pub mod frame;
 pub mod fuzz;
 pub mod hex;
 pub mod host;
+pub mod identity;
 pub mod links;
 pub mod mac;
 pub mod pipeline;

@@ -9,6 +9,7 @@ use packet::Listener;
 use switch::control::serve;
 use switch::error_chain;
 use switch::host::Host;
+use switch::identity::become_user;
 use switch::pipeline::{Limits, Switch};
 use switch::ring::bus_error;
 use switch::worker::Worker;
@@ -20,6 +21,7 @@ usage: maru-switch --control PATH [options]
 
   --control PATH  listen for control clients at this socket (`maru switch`, `maru port`)
   --state FILE    keep the ports in this file, and begin with those that are in it
+  --user ID       become this user, and keep only what TAPs and NICs need (as root)
   --poll-us N     look for more frames for so many microseconds before sleeping; default 50
   --version       print the version
   --help          print this
@@ -33,6 +35,7 @@ const FAILED: i32 = 4;
 struct Options {
     control: PathBuf,
     state: Option<PathBuf>,
+    user: Option<u32>,
     poll: Duration,
 }
 
@@ -67,12 +70,13 @@ fn end_on_panic() {
 }
 
 fn parse() -> Result<Option<Options>, lexopt::Error> {
-    let (mut control, mut state, mut poll) = (None, None, 50u64);
+    let (mut control, mut state, mut user, mut poll) = (None, None, None, 50u64);
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next()? {
         match argument {
             Long("control") => control = Some(parser.value()?.into()),
             Long("state") => state = Some(parser.value()?.into()),
+            Long("user") => user = Some(parser.value()?.parse()?),
             Long("poll-us") => poll = parser.value()?.parse()?,
             Long("version") => {
                 println!("maru-switch {}", env!("CARGO_PKG_VERSION"));
@@ -86,11 +90,14 @@ fn parse() -> Result<Option<Options>, lexopt::Error> {
         }
     }
     let control = control.ok_or("--control is needed")?;
-    Ok(Some(Options { control, state, poll: Duration::from_micros(poll) }))
+    Ok(Some(Options { control, state, user, poll: Duration::from_micros(poll) }))
 }
 
 fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
-    let Options { control, state, poll } = options;
+    let Options { control, state, user, poll } = options;
+    if let Some(user) = user {
+        become_user(user).map_err(|error| format!("cannot become user {user}: {error}"))?;
+    }
     let listener = Listener::bind(&control).map_err(|error| format!("control socket {}: {error}", control.display()))?;
     bus_error::install()?;
     let (worker, _) = Worker::start(Switch::new(Limits::default()), poll)?;

@@ -9,7 +9,7 @@ use crate::size::ByteSize;
 pub const MANAGED_DISK_FORM: &str =
     "VOLUME:PATH|size=SIZE|image=IMAGE[,size=SIZE][,file=VOLUME:PATH][,format=raw|vhdx|vhd][,ro][,direct][,id=ID]";
 /// The form of a network card.
-pub const MANAGED_NET_FORM: &str = "tap=NAME[,mac=MAC][,id=ID][,disconnected]";
+pub const MANAGED_NET_FORM: &str = "switch=NAME[,vlan=VLAN][,mac=MAC][,id=ID][,disconnected]|tap=NAME[,...]";
 
 /// A disk as it is written on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,8 +56,19 @@ impl FromStr for ManagedNet {
 
     fn from_str(text: &str) -> Result<ManagedNet, OptionError> {
         let mut parts = Parts::new(text, MANAGED_NET_FORM)?;
-        let tap = parts.text("tap")?.ok_or(OptionError::Missing { what: "tap=", form: MANAGED_NET_FORM })?;
-        let net = api::Net { id: parts.text("id")?, mac: parts.text("mac")?, tap, disconnected: parts.flag("disconnected")? };
+        let (switch, tap) = (parts.text("switch")?, parts.text("tap")?);
+        match (&switch, &tap) {
+            (None, None) => return Err(OptionError::Missing { what: "switch= or tap=", form: MANAGED_NET_FORM }),
+            (Some(_), Some(_)) => return Err(parts.wrong("tap", "a network card is on one thing, and switch= is given too")),
+            _ => {}
+        }
+        let vlan = parts.number("vlan")?;
+        if vlan.is_some() && tap.is_some() {
+            return Err(parts.wrong("vlan", "a switch has VLANs, a TAP has none"));
+        }
+        let policy = vlan.map(|vlan| api::PortPolicy { vlan: api::VlanMode::Access { vlan }, ..api::PortPolicy::default() });
+        let (id, mac, disconnected) = (parts.text("id")?, parts.text("mac")?, parts.flag("disconnected")?);
+        let net = api::Net { id, mac, switch, policy, tap, disconnected };
         parts.finish()?;
         Ok(ManagedNet(net))
     }
@@ -88,11 +99,15 @@ mod tests {
         let new: ManagedDisk = "image=debian12,size=20G,id=root".parse().unwrap();
         assert_eq!((new.0.image.as_deref(), new.0.size_bytes, new.0.file.as_str()), (Some("debian12"), Some(20 << 30), ""));
         let net: ManagedNet = "tap=t0,mac=52:54:00:00:00:01".parse().unwrap();
-        assert_eq!((net.0.tap.as_str(), net.0.mac.as_deref(), net.0.id), ("t0", Some("52:54:00:00:00:01"), None));
+        assert_eq!((net.0.tap.as_deref(), net.0.mac.as_deref(), net.0.id), (Some("t0"), Some("52:54:00:00:00:01"), None));
+        let net: ManagedNet = "switch=lan,vlan=10".parse().unwrap();
+        assert_eq!((net.0.switch.as_deref(), net.0.policy.unwrap().vlan), (Some("lan"), api::VlanMode::Access { vlan: 10 }));
         for (error, expected) in [
             ("local:a,format=qcow2".parse::<ManagedDisk>().unwrap_err(), "'qcow2' is no format"),
             ("local:a,rw".parse::<ManagedDisk>().unwrap_err(), "no part 'rw'"),
-            ("mac=x".parse::<ManagedNet>().unwrap_err(), "tap= is missing"),
+            ("mac=x".parse::<ManagedNet>().unwrap_err(), "switch= or tap= is missing"),
+            ("tap=a,switch=b".parse::<ManagedNet>().unwrap_err(), "on one thing"),
+            ("tap=a,vlan=1".parse::<ManagedNet>().unwrap_err(), "a TAP has none"),
         ] {
             assert!(error.to_string().contains(expected) && error.to_string().contains("the form is"), "{error}");
         }

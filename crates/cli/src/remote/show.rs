@@ -91,7 +91,8 @@ pub fn spec_fields(spec: &VmSpec) -> Vec<(&'static str, String)> {
     for net in &spec.nets {
         let mac = net.mac.as_deref().unwrap_or("?");
         let cable = if net.disconnected { ", disconnected" } else { "" };
-        fields.push(("network card", format!("{}: {}, {mac}{cable}", net.id.as_deref().unwrap_or("?"), net.tap)));
+        let on = net.switch.as_ref().or(net.tap.as_ref()).map_or("?", String::as_str);
+        fields.push(("network card", format!("{}: {on}, {mac}{cable}", net.id.as_deref().unwrap_or("?"))));
     }
     let policy = match spec.auto_start.policy {
         api::AutoStartPolicy::Never => None,

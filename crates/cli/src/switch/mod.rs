@@ -1,8 +1,12 @@
-//! `maru switch`, `maru port` and `maru team`: a running switch, by its control socket.
+//! `maru switch`, `maru port`, `maru acl` and `maru team`: the switches of a `marud`, or one that was started by hand, by its control socket.
 
+mod acl;
 mod capture;
 mod flows;
+mod managed;
 mod pcapng;
+mod place;
+mod policy;
 mod port;
 mod team;
 mod trace;
@@ -14,16 +18,20 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 use switch::control::{Client, PortStatus, Request, StationStatus, Status, SwitchKind, SwitchStatus};
 
+pub use acl::{AclCommand, run as run_acl};
+use place::{CONTROL, Look, Place};
 pub use port::PortCommand;
 pub use team::TeamCommand;
 
 use crate::output::{Output, print};
+use crate::remote::Connect;
+use crate::vm::manage::ShowArgs;
 
-/// Where a switch is listened for.
+/// Where a switch that was started by hand is listened for.
 #[derive(Debug, Args)]
 pub struct Socket {
     /// The switch's control socket (`maru-switch --control`)
-    #[arg(long, value_name = "SOCKET", default_value = "/run/maru-switch.control")]
+    #[arg(long = "control", visible_alias = "socket", value_name = "SOCKET", env = "MARU_SWITCH_CONTROL", default_value = CONTROL)]
     socket: PathBuf,
 }
 
@@ -36,15 +44,34 @@ impl Socket {
 /// Subcommands of `maru switch`.
 #[derive(Debug, Subcommand)]
 pub enum SwitchCommand {
-    /// Show the switch and its ports: who is connected, what passed, what was dropped and why
-    Status {
+    /// List the switches
+    List(Look),
+    /// Show a switch
+    Show {
+        /// Its name
+        #[arg(value_name = "SWITCH")]
+        switch_name: String,
         #[command(flatten)]
-        socket: Socket,
-        /// How to show it
-        #[arg(short, long, value_enum, default_value_t)]
-        output: Output,
+        show: ShowArgs,
     },
-    /// Add a switch beside the one that is always there ("default", an external one)
+    /// Make a switch, to which VMs are attached by its name
+    #[command(after_help = CREATE_HELP)]
+    Create(managed::CreateArgs),
+    /// Change a switch's way out, or the host's address there; VMs stay attached
+    Edit(managed::EditArgs),
+    /// Delete switches that no VM uses
+    Delete {
+        /// Their names
+        #[arg(required = true, value_name = "SWITCH")]
+        switch_names: Vec<String>,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Show all ports: who is connected, what passed, what was dropped and why
+    Status(Look),
+    /// Show which station is behind which port
+    Stations(Look),
+    /// Of a switch that was started by hand: add one beside the one that is always there ("default", an external one)
     Add {
         #[command(flatten)]
         socket: Socket,
@@ -54,32 +81,30 @@ pub enum SwitchCommand {
         #[arg(long, value_name = "KIND", value_parser = kind)]
         kind: SwitchKind,
     },
-    /// Remove a switch that has no ports
+    /// Of a switch that was started by hand: remove one that has no ports
     Remove {
         #[command(flatten)]
         socket: Socket,
         /// The switch
         name: String,
     },
-    /// Show the switches
-    List {
-        #[command(flatten)]
-        socket: Socket,
-        /// How to show it
-        #[arg(short, long, value_enum, default_value_t)]
-        output: Output,
-    },
     /// Show the flows with the most packets: what is done to them, and how many there were
     Flows(flows::FlowsArgs),
-    /// Show which station is behind which port
-    Stations {
-        #[command(flatten)]
-        socket: Socket,
-        /// How to show it
-        #[arg(short, long, value_enum, default_value_t)]
-        output: Output,
-    },
 }
+
+const CREATE_HELP: &str = "\
+A private switch connects VMs with each other; an internal one, with the host, too; an external one, with what is behind a NIC of the host.
+
+EXAMPLES
+  VMs among themselves:
+    maru switch create lan
+    maru vm create web --image debian12 --switch lan
+
+  VMs and the host, which has an address there:
+    maru switch create office --host-address 10.20.0.1/24
+
+  VMs and the network at eth1:
+    maru switch create wan --uplink eth1";
 
 fn kind(text: &str) -> Result<SwitchKind, String> {
     serde_json::from_value(text.into()).map_err(|_| format!("'{text}' is none of external, internal, private"))
@@ -96,18 +121,28 @@ fn kind_text(kind: SwitchKind) -> &'static str {
 /// Does it.
 pub fn run(command: SwitchCommand) -> anyhow::Result<()> {
     match command {
-        SwitchCommand::Status { socket, output } => {
-            let status: Status = socket.connect()?.call(&Request::Status)?;
-            show(output, &status, || status_text(&status))
-        }
-        SwitchCommand::Stations { socket, output } => {
-            let stations: Vec<StationStatus> = socket.connect()?.call(&Request::Stations)?;
-            let line = |station: &StationStatus| {
-                let StationStatus { mac, vlan, switch, port } = station;
-                format!("{mac}  vlan {vlan:<4}  {port} of {switch}\n")
-            };
-            show(output, &stations, || stations.iter().map(line).collect())
-        }
+        SwitchCommand::Create(args) => Ok(managed::create(&args)?),
+        SwitchCommand::Edit(args) => Ok(managed::edit(&args)?),
+        SwitchCommand::Show { switch_name, show } => Ok(managed::show(&switch_name, &show)?),
+        SwitchCommand::Delete { switch_names, connect } => Ok(managed::delete(&switch_names, &connect.client()?)?),
+        SwitchCommand::Status(look) => match look.find()? {
+            Place::Managed(client) => Ok(managed::status(&client, look.output)?),
+            Place::Direct(mut client) => {
+                let status: Status = client.call(&Request::Status)?;
+                show(look.output, &status, || status_text(&status))
+            }
+        },
+        SwitchCommand::Stations(look) => match look.find()? {
+            Place::Managed(client) => Ok(managed::stations(&client, look.output)?),
+            Place::Direct(mut client) => {
+                let stations: Vec<StationStatus> = client.call(&Request::Stations)?;
+                let line = |station: &StationStatus| {
+                    let StationStatus { mac, vlan, switch, port } = station;
+                    format!("{mac}  vlan {vlan:<4}  {port} of {switch}\n")
+                };
+                show(look.output, &stations, || stations.iter().map(line).collect())
+            }
+        },
         SwitchCommand::Flows(args) => flows::flows(args),
         SwitchCommand::Add { socket, name, kind } => {
             socket.connect()?.call::<Value>(&Request::AddSwitch { name, kind })?;
@@ -117,14 +152,17 @@ pub fn run(command: SwitchCommand) -> anyhow::Result<()> {
             socket.connect()?.call::<Value>(&Request::RemoveSwitch { name })?;
             Ok(())
         }
-        SwitchCommand::List { socket, output } => {
-            let switches: Vec<SwitchStatus> = socket.connect()?.call(&Request::Switches)?;
-            let line = |switch: &SwitchStatus| {
-                let SwitchStatus { name, kind, ports, stations } = switch;
-                format!("{name}: {}, {ports} ports, {stations} stations\n", kind_text(*kind))
-            };
-            show(output, &switches, || switches.iter().map(line).collect())
-        }
+        SwitchCommand::List(look) => match look.find()? {
+            Place::Managed(client) => Ok(managed::list(&client, look.output)?),
+            Place::Direct(mut client) => {
+                let switches: Vec<SwitchStatus> = client.call(&Request::Switches)?;
+                let line = |switch: &SwitchStatus| {
+                    let SwitchStatus { name, kind, ports, stations } = switch;
+                    format!("{name}: {}, {ports} ports, {stations} stations\n", kind_text(*kind))
+                };
+                show(look.output, &switches, || switches.iter().map(line).collect())
+            }
+        },
     }
 }
 

@@ -1,17 +1,16 @@
 //! `maru port`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
 use serde_json::Value;
-use switch::control::{Backend, DEFAULT_SWITCH, Imported, PortConfig, PortState, Request};
-use switch::mac::MacAddress;
-use switch::policy::{Permission, PortPolicy};
-use switch::vlan::{Vlan, VlanMode};
+use switch::control::{Backend, DEFAULT_SWITCH, Imported, PortConfig, PortState, Request, Status};
 
+use super::place::{Change, Look, Place};
+use super::policy::PolicyArgs;
 use super::team::TeamArgs;
-use super::{Output, Socket, capture, flows, show, trace};
+use super::{Socket, capture, flows, managed, port_text, show, trace};
 use crate::output::print;
 
 const ADD_HELP: &str = "\
@@ -34,19 +33,23 @@ EXAMPLES
 /// Subcommands of `maru port`.
 #[derive(Debug, Subcommand)]
 pub enum PortCommand {
-    /// Add a port to the switch
+    /// List ports
+    List(Look),
+    /// Show a port: who is connected, what passed, what was dropped and why, and its policy
+    Show {
+        /// The port: VM/CARD, or a switch's name for its way out or the host
+        #[arg(value_name = "PORT")]
+        port_name: String,
+        #[command(flatten)]
+        look: Look,
+    },
+    /// Change what a port may do, from the next frame on
+    #[command(after_help = SET_HELP)]
+    Set(Box<SetArgs>),
+    /// To a switch that was started by hand: add a port
     #[command(after_help = ADD_HELP)]
     Add(Box<AddArgs>),
-    /// Give a port another policy, from the next frame on
-    Set {
-        #[command(flatten)]
-        socket: Socket,
-        /// The port
-        name: String,
-        #[command(flatten)]
-        policy: PolicyArgs,
-    },
-    /// Remove a port
+    /// From a switch that was started by hand: remove a port
     Remove {
         #[command(flatten)]
         socket: Socket,
@@ -77,14 +80,30 @@ pub enum PortCommand {
         /// What `maru port export` printed; - is standard input
         file: PathBuf,
     },
-    /// Show the ports as they are configured
-    List {
-        #[command(flatten)]
-        socket: Socket,
-        /// How to show it
-        #[arg(short, long, value_enum, default_value_t)]
-        output: Output,
-    },
+}
+
+const SET_HELP: &str = "\
+What is not named stays, for VMs of marud; with --policy, all of it is replaced. For a port of a switch that was started by hand, what is not
+named is as of a new port. `maru acl` has the rules.
+
+EXAMPLES
+  A VM's card in VLAN 10, and no others may be pretended to be it:
+    maru port set web/net0 --vlan 10 --mac-spoofing deny
+
+  A router's card, with VLANs 10 to 19; and one that gets copies of what passes it:
+    maru port set router/net0 --trunk 10-19 --mirror source
+    maru port set probe/net0 --mirror destination";
+
+/// `maru port set`.
+#[derive(Debug, Args)]
+pub struct SetArgs {
+    /// The port: VM/CARD
+    #[arg(value_name = "PORT")]
+    port_name: String,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    #[command(flatten)]
+    change: Change,
 }
 
 /// A new port.
@@ -128,47 +147,9 @@ struct BackendArgs {
     team: Option<Vec<String>>,
 }
 
-/// A port's policy.
-#[derive(Debug, Args)]
-pub struct PolicyArgs {
-    /// A file with all of the policy, as JSON
-    #[arg(long, value_name = "FILE")]
-    policy: Option<PathBuf>,
-    /// The VLAN that the port is in, 1 to 4094
-    #[arg(long, value_name = "VLAN", value_parser = vlan)]
-    vlan: Option<Vlan>,
-    /// The only address that may send
-    #[arg(long, value_name = "MAC")]
-    mac: Option<MacAddress>,
-}
-
 fn octal(text: &str) -> Result<u32, String> {
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
     mode.ok_or_else(|| format!("'{text}' are no rights like 660"))
-}
-
-pub(super) fn vlan(text: &str) -> Result<Vlan, String> {
-    let number: u16 = text.parse().map_err(|_| format!("'{text}' is no VLAN"))?;
-    Vlan::try_from(number).map_err(|error| error.to_string())
-}
-
-impl PolicyArgs {
-    fn read(self) -> anyhow::Result<PortPolicy> {
-        let mut policy = self.policy.as_deref().map(read_file).transpose()?.unwrap_or_default();
-        if let Some(vlan) = self.vlan {
-            policy.vlan = VlanMode::Access { vlan };
-        }
-        if let Some(mac) = self.mac {
-            policy.mac = Some(mac);
-            policy.mac_spoofing = Permission::Deny;
-        }
-        Ok(policy)
-    }
-}
-
-fn read_file(path: &Path) -> anyhow::Result<PortPolicy> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the policy {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is no policy", path.display()))
 }
 
 pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
@@ -184,12 +165,27 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
                     Backend::VhostUser { socket, mode, queues }
                 }
             };
-            let port = PortConfig { name, switch, backend, policy: policy.read()? };
+            let policy = serde_json::from_value(policy.read()?).context("that is no policy")?;
+            let port = PortConfig { name, switch, backend, policy };
             socket.connect()?.call::<Value>(&Request::AddPort { port })?;
         }
-        PortCommand::Set { socket, name, policy } => {
-            socket.connect()?.call::<Value>(&Request::SetPolicy { name, policy: policy.read()? })?;
+        PortCommand::Set(args) => {
+            let SetArgs { port_name: port, policy, change } = *args;
+            let whole = policy.is_whole();
+            let policy = policy.read()?;
+            let nothing = policy.as_object().is_some_and(serde_json::Map::is_empty);
+            ensure!(whole || !nothing, "nothing is to be changed: name what is, see --help");
+            change.find()?.change_policy(&port, policy, whole, &change)?;
         }
+        PortCommand::Show { port_name: port, look } => match look.find()? {
+            Place::Managed(client) => managed::show_port(&client, &port, look.output)?,
+            Place::Direct(mut client) => {
+                let status: Status = client.call(&Request::Status)?;
+                let found = status.ports.into_iter().find(|own| own.name == port);
+                let found = found.with_context(|| format!("there is no port '{port}' (maru port list)"))?;
+                show(look.output, &found, || port_text(&found))?;
+            }
+        },
         PortCommand::Remove { socket, name } => {
             socket.connect()?.call::<Value>(&Request::RemovePort { name })?;
         }
@@ -211,8 +207,12 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
                 "{connections} connections and {stations} stations; left out: {connections_left_out} and {stations_left_out}\n"
             ))?;
         }
-        PortCommand::List { socket, output } => {
-            let ports: Vec<PortConfig> = socket.connect()?.call(&Request::Config)?;
+        PortCommand::List(look) => {
+            let mut client = match look.find()? {
+                Place::Managed(client) => return Ok(managed::list_ports(&client, look.output)?),
+                Place::Direct(client) => client,
+            };
+            let ports: Vec<PortConfig> = client.call(&Request::Config)?;
             let line = |port: &PortConfig| {
                 let policy = serde_json::to_string(&port.policy).unwrap_or_default();
                 let backend = match &port.backend {
@@ -223,7 +223,7 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
                 };
                 format!("{} of {}: {backend}, {policy}\n", port.name, port.switch)
             };
-            show(output, &ports, || ports.iter().map(line).collect())?;
+            show(look.output, &ports, || ports.iter().map(line).collect())?;
         }
     }
     Ok(())
@@ -246,13 +246,11 @@ mod tests {
     }
 
     #[test]
-    fn options_become_a_policy() {
-        let line = ["add", "a", "--vhost-user", "/s", "--vlan", "10", "--mac", "52:54:00:00:00:01", "--mode", "660"];
+    fn options_become_a_port() {
+        let line = ["add", "a", "--vhost-user", "/s", "--vlan", "10", "--mode", "660"];
         let PortCommand::Add(args) = parse(&line).unwrap().command else { panic!("another command") };
         assert_eq!(args.mode, 0o660);
-        let policy = args.policy.read().unwrap();
-        assert_eq!(policy.vlan, VlanMode::Access { vlan: 10.try_into().unwrap() });
-        assert_eq!((policy.mac, policy.mac_spoofing), ("52:54:00:00:00:01".parse().ok(), Permission::Deny));
+        assert_eq!(args.policy.read().unwrap(), serde_json::json!({"vlan": {"mode": "access", "vlan": 10}}));
     }
 
     #[test]

@@ -84,7 +84,7 @@ struct HeaderArgs {
     #[arg(long, value_name = "PORT")]
     dst_port: Option<u16>,
     /// The VLAN of its tag
-    #[arg(long, value_name = "VLAN", value_parser = super::port::vlan)]
+    #[arg(long, value_name = "VLAN", value_parser = super::policy::vlan)]
     vlan: Option<Vlan>,
 }
 

@@ -104,14 +104,14 @@ const CREATE_HELP: &str = "\
 Files are in volumes of the host, which `maru volume list` shows: VOLUME:PATH.
 
 EXAMPLES
-  A system on a disk, with a network card on the TAP tap0:
+  A system on a disk, with a network card on the virtual switch lan (maru switch create):
     maru vm create web --kernel local:vmlinuz --initrd local:initrd.img --cmdline 'root=/dev/vda1 ro' \\
-        --disk local:web/root.vhdx --net tap=tap0 --cpus 2 --memory 2G
+        --disk local:web/root.vhdx --switch lan --cpus 2 --memory 2G
     maru vm start web
 
   A VM from an image (maru image import) that says what it boots, which cloud-init sets up at its first start; the same with a larger disk:
-    maru vm create web --image debian12 --net tap=tap0 --user alice --ssh-key ~/.ssh/id_ed25519.pub
-    maru vm create web --disk image=debian12,size=20G --net tap=tap0
+    maru vm create web --image debian12 --switch lan --user alice --ssh-key ~/.ssh/id_ed25519.pub
+    maru vm create web --disk image=debian12,size=20G --net switch=lan,vlan=10
 
   The same with a new disk of 20 GiB, local:web/disk0.vhdx:
     maru vm create web --kernel local:vmlinuz --initrd local:initrd.img --disk size=20G --memory 2G --max-memory 8G";
@@ -137,7 +137,10 @@ pub struct CreateArgs {
     /// A disk; may be given several times
     #[arg(long = "disk", value_name = MANAGED_DISK_FORM)]
     disks: Vec<ManagedDisk>,
-    /// A network card on a TAP of the host; may be given several times
+    /// A network card on this virtual switch; may be given several times
+    #[arg(long = "switch", value_name = "SWITCH")]
+    switches: Vec<String>,
+    /// A network card on a virtual switch or a TAP of the host, with more to say; may be given several times
     #[arg(long = "net", value_name = MANAGED_NET_FORM)]
     nets: Vec<ManagedNet>,
     /// Virtual CPUs
@@ -304,6 +307,7 @@ fn list(args: &ListArgs) -> Result<(), RemoteError> {
 }
 
 fn create(args: CreateArgs) -> Result<(), RemoteError> {
+    let on_switches = args.switches.into_iter().map(|switch| api::Net { switch: Some(switch), ..api::Net::default() });
     let first = args.image.map(|image| api::Disk { image: Some(image), ..api::Disk::default() });
     let spec = api::VmSpec {
         name: args.name,
@@ -313,7 +317,7 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
         max_memory_bytes: args.max_memory.map(|size| size.0),
         boot: api::Boot { kernel: args.kernel, initrd: args.initrd, command_line: args.cmdline },
         disks: first.into_iter().chain(args.disks.into_iter().map(|disk| disk.0)).collect(),
-        nets: args.nets.into_iter().map(|net| net.0).collect(),
+        nets: on_switches.chain(args.nets.into_iter().map(|net| net.0)).collect(),
         console: api::Console::default(),
         balloon: args.balloon,
         guest_agent: !args.no_guest_agent,

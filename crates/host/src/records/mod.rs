@@ -8,6 +8,7 @@
 //! | `tasks/ID` | a task; unfinished ones are the queues of their VMs |
 //! | `images/NAME` | an image, whose file is whole |
 //! | `volumes/NAME` | a volume: where it is, and its alarms |
+//! | `switches/NAME` | a virtual switch |
 //! | `usage/ID` | what a VM has used |
 //! | `events/ID` | an event; its revision in the store is its number |
 //! | `tokens/NAME` | who may do what |
@@ -23,6 +24,7 @@ mod cloud_init;
 mod event;
 mod image;
 mod resources;
+mod switch;
 mod task;
 mod token;
 mod usage;
@@ -35,6 +37,7 @@ pub use cloud_init::{CloudInitRecord, CloudNetRecord};
 pub use event::{EventKind, EventRecord, Pruned};
 pub use image::{ImageFormatRecord, ImageRecord, ImageSourceRecord, ImportImageRecord};
 pub use resources::{CpuRecord, DiskLimitsRecord, NetLimitsRecord, RateRecord, ResourcesRecord};
+pub use switch::{SwitchKindRecord, SwitchRecord};
 pub use task::{
     Cause, CheckpointOperation, CloneRecord, DeleteDisks, ImportRecord, ImportedFile, LogRecord, OperationRecord, Otherwise,
     ProgressRecord, TaskRecord, TaskStateRecord,
@@ -42,8 +45,8 @@ pub use task::{
 pub use token::{OnceRecord, RoleRecord, TokenRecord};
 pub use usage::{SeenRecord, UsageRecord, UsedRecord};
 pub use vm::{
-    BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, ParentRecord, Power, SavedPhase,
-    SavedRecord, VmRecord,
+    AttachmentRecord, BootRecord, ConsoleRecord, DiskRecord, EndingRecord, FileRef, FormatRecord, NetRecord, ParentRecord, Power,
+    SavedPhase, SavedRecord, VmRecord,
 };
 pub use volume::{LevelRecord, PlaceRecord, VolumeRecord};
 

@@ -110,6 +110,15 @@ pub enum OperationRecord {
         /// Whether they take the place of those before, and what is left out is as usual.
         replace: bool,
     },
+    /// Changes what one of its network cards may do at its switch.
+    SetPolicy {
+        /// The card.
+        net: String,
+        /// A policy as the API has it, or a part of one: a JSON merge patch (RFC 7396).
+        change: serde_json::Value,
+        /// Whether it takes the place of the one before, and what is left out is as usual.
+        replace: bool,
+    },
     /// Has its meter begin anew.
     ResetUsage,
     /// Makes another VM like it.
@@ -248,8 +257,8 @@ impl OperationRecord {
 
     /// Whether it is done while long work goes on: the VM must obey meanwhile.
     pub fn overtakes(&self) -> bool {
-        use OperationRecord::{ForceOff, Pause, Reset, ResetUsage, Resume, SetResources, ShutDown};
-        matches!(self, ForceOff | ShutDown { .. } | Reset | Pause | Resume | SetResources { .. } | ResetUsage)
+        use OperationRecord::{ForceOff, Pause, Reset, ResetUsage, Resume, SetPolicy, SetResources, ShutDown};
+        matches!(self, ForceOff | ShutDown { .. } | Reset | Pause | Resume | SetResources { .. } | SetPolicy { .. } | ResetUsage)
     }
 }
 
@@ -371,6 +380,7 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::Checkpoint(CheckpointOperation::Delete { .. }) => api::Operation::DeleteCheckpoint,
             OperationRecord::Checkpoint(CheckpointOperation::Merge) => api::Operation::MergeCheckpoints,
             OperationRecord::SetResources { .. } => api::Operation::SetResources,
+            OperationRecord::SetPolicy { .. } => api::Operation::SetPolicy,
             OperationRecord::Clone(_) => api::Operation::Clone,
             OperationRecord::Edit { .. } => api::Operation::Edit,
             OperationRecord::Export { .. } => api::Operation::Export,

@@ -36,7 +36,23 @@ fn records_of_version_1_are_read_and_written_as_ever() {
             direct: true,
             parents: vec![ParentRecord { file: file("base.vhdx"), inherited: true }],
         }],
-        nets: vec![NetRecord { id: "net0".into(), mac: "52:54:00:12:34:56".into(), tap: "tap0".into(), disconnected: true }],
+        nets: vec![
+            NetRecord {
+                id: "net0".into(),
+                mac: "52:54:00:12:34:56".into(),
+                attachment: AttachmentRecord::Tap { tap: "tap0".into() },
+                disconnected: true,
+            },
+            NetRecord {
+                id: "net1".into(),
+                mac: "52:54:00:12:34:57".into(),
+                attachment: AttachmentRecord::Switch {
+                    switch: "lan".into(),
+                    policy: ::switch::policy::PortPolicy::default().into(),
+                },
+                disconnected: false,
+            },
+        ],
         console: ConsoleRecord::Serial,
         balloon: true,
         guest_agent: true,
@@ -114,6 +130,8 @@ fn records_of_version_1_are_read_and_written_as_ever() {
         deleting: true,
     };
     stays(&image, include_str!("golden/image-1.json"));
+    let kind = SwitchKindRecord::Internal { interface: "lan0".into(), address: Some("10.0.0.1/24".into()) };
+    stays(&SwitchRecord { name: "lan".into(), kind }, include_str!("golden/switch-1.json"));
     stays(&NameRecord { vm: VM }, include_str!("golden/name-1.json"));
     let booted = BootedRecord { boot_id: "b".into(), pending: vec![PendingStart { vm: VM, at: AT }] };
     stays(&booted, include_str!("golden/booted-1.json"));

@@ -2,10 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 use store::record::Record;
+use switch::policy::PortPolicy;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{AutoStartRecord, ResourcesRecord};
+use crate::net::policy;
 
 /// `vms/ID`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,11 +163,30 @@ pub struct NetRecord {
     pub id: String,
     /// Its address.
     pub mac: String,
-    /// The host's TAP.
-    pub tap: String,
+    /// What it is on.
+    #[serde(flatten)]
+    pub attachment: AttachmentRecord,
     /// Whether its cable is out.
     #[serde(default)]
     pub disconnected: bool,
+}
+
+/// What a network card is on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum AttachmentRecord {
+    /// A TAP of the host.
+    Tap {
+        /// Its name.
+        tap: String,
+    },
+    /// A virtual switch of the host.
+    Switch {
+        /// Its name.
+        switch: String,
+        /// What the card may do there, as the switch is told it. The port's address is the card's.
+        policy: Box<PortPolicy>,
+    },
 }
 
 /// Which console the monitor has.
@@ -221,6 +242,16 @@ pub enum SavedPhase {
     Saved,
     /// The VM has gone on from it, or it was dropped.
     Spent,
+}
+
+impl NetRecord {
+    /// The switch that it is on, and what it may do there.
+    pub fn switch(&self) -> Option<(&str, &PortPolicy)> {
+        match &self.attachment {
+            AttachmentRecord::Tap { .. } => None,
+            AttachmentRecord::Switch { switch, policy } => Some((switch, policy)),
+        }
+    }
 }
 
 impl VmRecord {
@@ -298,7 +329,14 @@ impl From<&DiskRecord> for api::Disk {
 
 impl From<&NetRecord> for api::Net {
     fn from(net: &NetRecord) -> api::Net {
-        api::Net { id: Some(net.id.clone()), mac: Some(net.mac.clone()), tap: net.tap.clone(), disconnected: net.disconnected }
+        let (switch, policy, tap) = match &net.attachment {
+            AttachmentRecord::Tap { tap } => (None, None, Some(tap.clone())),
+            AttachmentRecord::Switch { switch, policy } => {
+                let policy = policy::told(policy);
+                (Some(switch.clone()), (policy != api::PortPolicy::default()).then_some(policy), None)
+            }
+        };
+        api::Net { id: Some(net.id.clone()), mac: Some(net.mac.clone()), switch, policy, tap, disconnected: net.disconnected }
     }
 }
 

@@ -48,12 +48,12 @@ impl Cgroups {
         self.has_cpu
     }
 
-    fn group(&self, vm: Uuid) -> Option<PathBuf> {
-        Some(self.directory.as_ref()?.join(vm.to_string()))
+    fn group(&self, name: impl std::fmt::Display) -> Option<PathBuf> {
+        Some(self.directory.as_ref()?.join(name.to_string()))
     }
 
-    /// The file that the VM's process must write `0` to, so that it is in its group.
-    pub fn enter(&self, vm: Uuid) -> io::Result<Option<File>> {
+    /// The file that the process of a VM, or of the switches, must write `0` to, so that it is in its group.
+    pub fn enter(&self, vm: impl std::fmt::Display) -> io::Result<Option<File>> {
         let Some(group) = self.group(vm) else { return Ok(None) };
         make(&group)?;
         File::options().write(true).open(group.join("cgroup.procs")).map(Some)
@@ -91,7 +91,7 @@ impl Cgroups {
 
     /// Removes the group of a VM that has ended. The kernel's threads for a VM, and a process that is no child of ours, are gone a moment
     /// later than the VM has ended: that is waited for.
-    pub fn remove(&self, vm: Uuid) -> io::Result<()> {
+    pub fn remove(&self, vm: impl std::fmt::Display) -> io::Result<()> {
         let Some(group) = self.group(vm) else { return Ok(()) };
         let start = Instant::now();
         loop {

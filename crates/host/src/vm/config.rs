@@ -13,9 +13,10 @@ use vmm::memory::MemoryConfig;
 
 use super::{cloud_init, disks, resources};
 use crate::images;
+use crate::net::{MAX_NET_ID, is_interface, policy};
 use crate::records::{
-    BootRecord, Cause, ConsoleRecord, DiskRecord, FileRef, FormatRecord, ImageRecord, NetRecord, ParentRecord, Power,
-    ResourcesRecord, VmRecord,
+    AttachmentRecord, BootRecord, Cause, ConsoleRecord, DiskRecord, FileRef, FormatRecord, ImageRecord, NetRecord, ParentRecord,
+    Power, ResourcesRecord, VmRecord,
 };
 use crate::volumes::Volumes;
 
@@ -26,8 +27,6 @@ const MEMORY_STEP: u64 = 2 * MIB;
 const MEMORY_MIN: u64 = 64 * MIB;
 /// Disks and network cards that a VM may have: it has 25 PCI slots for them, and for the disk for cloud-init.
 const MAX_DEVICES: usize = 25;
-/// The kernel's limit for names of network interfaces, without the zero at the end.
-const INTERFACE_NAME: usize = 15;
 /// The longest delay before a VM is started with its host, in seconds.
 const MAX_DELAY: u32 = 86_400;
 /// Linux takes no longer command line on x86.
@@ -164,7 +163,8 @@ fn wanted(
     }
     // What a start would refuse is better refused now.
     let new = |file: &FileRef| make.iter().any(|new| new.file == *file);
-    monitor_with(&vm, volumes, &|file| if new(file) { volumes.place(file) } else { volumes.find(file) })?;
+    // Where sockets are makes no difference.
+    monitor_with(&vm, volumes, Path::new("/"), &|file| if new(file) { volumes.place(file) } else { volumes.find(file) })?;
     Ok(Wanted { vm, make, grow })
 }
 
@@ -305,23 +305,46 @@ fn nets(spec: &api::VmSpec, vm: Uuid) -> Result<Vec<NetRecord>, Cause> {
     let mut free = (0..).map(|index| own_mac(vm, index)).filter(|mac| !given.contains(&mac.as_str()));
     let ids = ids("net", spec.nets.iter().map(|net| net.id.as_deref()));
     let nets = spec.nets.iter().zip(ids).map(|(net, id)| {
-        let tap = &net.tap;
-        if tap.is_empty() || tap.len() > INTERFACE_NAME || !tap.chars().all(|c| c.is_ascii_graphic() && c != '/') {
-            return Err(bad(format!("'{tap}' is no name of a TAP"), "name a TAP of this host"));
-        }
+        let attachment = attachment(net, &id)?;
         let mac = net.mac.clone().or_else(|| free.next()).unwrap_or_default();
-        Ok(NetRecord { id, mac, tap: tap.clone(), disconnected: net.disconnected })
+        Ok(NetRecord { id, mac, attachment, disconnected: net.disconnected })
     });
     nets.collect()
 }
 
-/// What the monitor of a VM is told.
-pub fn monitor(vm: &VmRecord, volumes: &Volumes) -> Result<VmConfig, Cause> {
-    monitor_with(vm, volumes, &|file| volumes.find(file))
+/// What a network card is to be on.
+fn attachment(net: &api::Net, id: &str) -> Result<AttachmentRecord, Cause> {
+    match (&net.switch, &net.tap) {
+        (Some(switch), None) => {
+            if id.len() > MAX_NET_ID {
+                let way_out = format!("give it one of {MAX_NET_ID} bytes at most");
+                return Err(Cause::new("bad-vm", format!("the network card '{id}' on a switch has a long id"), way_out));
+            }
+            let policy = policy::record(&net.policy.clone().unwrap_or_default())?;
+            Ok(AttachmentRecord::Switch { switch: switch.clone(), policy: policy.into() })
+        }
+        (None, Some(_)) if net.policy.is_some() => {
+            Err(bad("a policy of a network card on a TAP", "attach it to a switch, which keeps to policies; or leave it out"))
+        }
+        (None, Some(tap)) if is_interface(tap) => Ok(AttachmentRecord::Tap { tap: tap.clone() }),
+        (None, Some(tap)) => Err(bad(format!("'{tap}' is no name of a TAP"), "name a TAP of this host")),
+        (Some(_), Some(_)) => Err(bad("a network card that is on a switch and on a TAP", "name one of them")),
+        (None, None) => Err(bad("a network card that is on nothing", "name a switch of this host, or a TAP")),
+    }
+}
+
+/// What the monitor of a VM is told. The sockets of its network cards on switches are in this directory.
+pub fn monitor(vm: &VmRecord, volumes: &Volumes, sockets: &Path) -> Result<VmConfig, Cause> {
+    monitor_with(vm, volumes, sockets, &|file| volumes.find(file))
 }
 
 /// The same, with other places for the files of disks.
-fn monitor_with(vm: &VmRecord, volumes: &Volumes, find: &dyn Fn(&FileRef) -> Result<PathBuf, Cause>) -> Result<VmConfig, Cause> {
+fn monitor_with(
+    vm: &VmRecord,
+    volumes: &Volumes,
+    sockets: &Path,
+    find: &dyn Fn(&FileRef) -> Result<PathBuf, Cause>,
+) -> Result<VmConfig, Cause> {
     let console = match vm.console {
         ConsoleRecord::Serial => ConsoleConfig::Serial,
         ConsoleRecord::Virtio => ConsoleConfig::Virtio,
@@ -344,7 +367,7 @@ fn monitor_with(vm: &VmRecord, volumes: &Volumes, find: &dyn Fn(&FileRef) -> Res
             .iter()
             .map(|disk| Ok(monitor_disk(disk, &vm.resources, find(&disk.file)?)))
             .collect::<Result<_, Cause>>()?,
-        nets: vm.nets.iter().map(|net| monitor_net(net, &vm.resources)).collect::<Result<_, _>>()?,
+        nets: vm.nets.iter().map(|net| monitor_net(net, &vm.resources, sockets)).collect::<Result<_, _>>()?,
         console,
         rng: true,
         balloon: vm.balloon,
@@ -377,9 +400,13 @@ pub fn monitor_disk(disk: &DiskRecord, resources: &ResourcesRecord, path: PathBu
 }
 
 /// What a monitor is told of a network card.
-pub fn monitor_net(net: &NetRecord, resources: &ResourcesRecord) -> Result<NetConfig, Cause> {
+pub fn monitor_net(net: &NetRecord, resources: &ResourcesRecord, sockets: &Path) -> Result<NetConfig, Cause> {
     let mac: MacAddress = net.mac.parse().map_err(|reason: String| bad(reason, "give it another address, or none"))?;
-    let (backend, limits) = (NetBackend::Tap(net.tap.clone()), resources::net(resources, &net.id));
+    let backend = match &net.attachment {
+        AttachmentRecord::Tap { tap } => NetBackend::Tap(tap.clone()),
+        AttachmentRecord::Switch { .. } => NetBackend::VhostUser(sockets.join(&net.id)),
+    };
+    let limits = resources::net(resources, &net.id);
     Ok(NetConfig { id: net.id.clone(), mac, queue_pairs: 1, mtu: None, backend, slot: None, limits })
 }
 
@@ -411,7 +438,7 @@ mod tests {
         wanted.disks = serde_json::from_str(r#"[{"file":"local:root.raw"}]"#).unwrap();
         wanted.nets = serde_json::from_str(r#"[{"tap":"tap0"},{"tap":"tap1"}]"#).unwrap();
         let vm = record(&wanted, &volumes, &[]).unwrap().vm;
-        let config = monitor(&vm, &volumes).unwrap();
+        let config = monitor(&vm, &volumes, Path::new("/")).unwrap();
         assert_eq!((config.cpus.count, config.memory.size, config.boot.command_line.as_str()), (1, 64 << 20, "console=ttyS0"));
         assert_eq!((config.disks[0].id.as_str(), config.nets[1].id.as_str()), ("disk0", "net1"));
         assert_ne!(config.nets[0].mac, config.nets[1].mac);
@@ -449,8 +476,8 @@ mod tests {
         let net = |mac: Option<&str>, tap: &str| api::Net {
             id: None,
             mac: mac.map(String::from),
-            tap: tap.into(),
-            disconnected: false,
+            tap: Some(tap.into()),
+            ..api::Net::default()
         };
         let weight = |cpu_weight| api::Resources { cpu_weight, ..api::Resources::default() };
         assert_eq!(code(&|vm| vm.resources = weight(0)), "bad-resources");

@@ -20,6 +20,7 @@ use super::staging::Staging;
 use super::work::{Progress, WorkError};
 use super::{Surroundings, clone, disks, live, resources};
 use crate::images;
+use crate::net::{self, Held};
 use crate::records::{Cause, DiskRecord, EventKind, EventRecord, ImageRecord, NameRecord, NetRecord, VmRecord};
 use crate::state::{Records, State, StateError};
 use crate::volumes::Volumes;
@@ -145,11 +146,18 @@ pub fn plan(old: &VmRecord, wanted: &Wanted) -> Result<Plan, Cause> {
     for net in &new.nets {
         match old.nets.iter().find(|own| own.id == net.id) {
             None => plan.nets.push(net.clone()),
-            Some(own) if NetRecord { disconnected: net.disconnected, ..own.clone() } != *net => {
-                return refuse(format!("the network card {}, but for its cable,", net.id));
+            Some(own) => {
+                // Another switch, or another policy, is none of the monitor's business: its port's other end changes.
+                let stays_on_switch = own.switch().is_some() && net.switch().is_some();
+                let attachment = if stays_on_switch { net.attachment.clone() } else { own.attachment.clone() };
+                let same = NetRecord { disconnected: net.disconnected, attachment, ..own.clone() };
+                if same != *net {
+                    return refuse(format!("the network card {}, but for its cable, its switch and its policy there,", net.id));
+                }
+                if own.disconnected != net.disconnected {
+                    plan.links.push((net.id.clone(), net.disconnected));
+                }
             }
-            Some(own) if own.disconnected != net.disconnected => plan.links.push((net.id.clone(), net.disconnected)),
-            Some(_) => {}
         }
     }
     let disks = old.disks.iter().map(|disk| &disk.id).filter(|id| !new.disks.iter().any(|disk| disk.id == **id));
@@ -180,6 +188,14 @@ fn described(old: &VmRecord, wanted: &Wanted) -> String {
     let (before, after) = (devices(old), devices(new));
     changes.extend(after.iter().filter(|id| !before.contains(id)).map(|id| format!("{id} added")));
     changes.extend(before.iter().filter(|id| !after.contains(id)).map(|id| format!("{id} removed")));
+    for net in &new.nets {
+        let before = old.nets.iter().find(|own| own.id == net.id).and_then(NetRecord::switch);
+        match (before, net.switch()) {
+            (Some((before, _)), Some((now, _))) if before != now => changes.push(format!("{} is on the switch {now}", net.id)),
+            (Some((_, before)), Some((_, now))) if before != now => changes.push(format!("{} has another policy", net.id)),
+            _ => {}
+        }
+    }
     changes.extend(wanted.grow.iter().map(|(id, bytes)| format!("{id} has {bytes} bytes")));
     if changes.is_empty() { "it was changed".into() } else { changes.join("; ") }
 }
@@ -199,31 +215,57 @@ pub fn edit(
     let plan = control.map(|_| plan(vm, &wanted)).transpose()?;
     if progress.is_cancelled() {
         // An earlier marud may have got far.
-        return control
-            .zip(plan)
-            .map_or(Err(WorkError::Cancelled), |(control, plan)| live::take_back(control, volumes, vm, &plan).map(|()| None));
+        return control.zip(plan).map_or(Err(WorkError::Cancelled), |(control, plan)| {
+            live::take_back(control, surroundings, vm, &plan).map(|()| None)
+        });
     }
     let staging = match made {
         Some(staging) => staging,
         None => {
             let _held = surroundings.hold_files();
             disks::check(state, &wanted.vm)??;
+            net::check(state, &wanted.vm)??;
             let mut staging = Staging::begin(volumes, task)?;
             disks::make(&mut staging, &wanted.make, volumes)?;
             staging
         }
     };
+    let ports;
     match control.zip(plan) {
         Some((control, plan)) => {
+            // What goes has its port until it is gone, and what is undone has one again.
+            ports = surroundings.network.hold(vm.id, &with_those_that_go(&wanted.vm, vm))?;
             // More memory must be there to be had.
             surroundings.ledger.admit(&wanted.vm, &wanted.vm.resources.cpu)?;
-            live::apply(control, volumes, vm, &plan, progress).inspect_err(|_| surroundings.ledger.note(vm))?;
+            live::apply(control, surroundings, vm, &plan, progress).inspect_err(|_| surroundings.ledger.note(vm))?;
         }
-        None => grow(vm, &wanted, surroundings)?,
+        None => {
+            ports = Held::none();
+            grow(vm, &wanted, surroundings)?;
+        }
     }
     store(state, task, vm, &wanted)?;
+    drop(ports);
     staging.keep();
     Ok(None)
+}
+
+/// The network cards that a VM is to have, and those that it has until then.
+fn with_those_that_go(wanted: &VmRecord, old: &VmRecord) -> Vec<NetRecord> {
+    let gone = old.nets.iter().filter(|net| !wanted.nets.iter().any(|other| other.id == net.id));
+    wanted.nets.iter().chain(gone).cloned().collect()
+}
+
+/// Policies that were changed by themselves since the VM was as `old` stay changed.
+fn with_policies_of(mut vm: VmRecord, old: &VmRecord, stored: &VmRecord) -> VmRecord {
+    for net in &mut vm.nets {
+        let of = |vm: &VmRecord| vm.nets.iter().find(|other| other.id == net.id).map(|other| other.attachment.clone());
+        match (of(old), of(stored)) {
+            (Some(before), Some(now)) if before != now => net.attachment = now,
+            _ => {}
+        }
+    }
+    vm
 }
 
 /// Grows disks that nobody uses.
@@ -250,6 +292,7 @@ fn store(state: &State, task: Uuid, old: &VmRecord, wanted: &Wanted) -> Result<(
             // They were changed by themselves meanwhile.
             false => VmRecord { resources: stored.record.resources.clone(), ..vm },
         };
+        let vm = with_policies_of(vm, old, &stored.record);
         if vm == stored.record && wanted.grow.is_empty() {
             // An earlier marud got as far as this.
             return Ok(());

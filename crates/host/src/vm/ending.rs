@@ -27,7 +27,7 @@ impl Ending {
             let in_order = [Told::PoweredOff, Told::Stopped].iter().any(|ending| ending.to_string() == reason);
             return Ending { reason: reason.into(), failed: !in_order };
         }
-        let last_words = last_line(log).map(|line| format!(": {line}")).unwrap_or_default();
+        let last_words = last_line(log, "maru-vmm: ").map(|line| format!(": {line}")).unwrap_or_default();
         let how = match status {
             Some(status) if status.success() => return Ending { reason: "it ended in order".into(), failed: false },
             Some(status) => match (status.signal(), status.code()) {
@@ -40,15 +40,15 @@ impl Ending {
     }
 }
 
-/// What a monitor said last on standard error, without its name.
-pub fn last_line(log: &Path) -> Option<String> {
+/// What a program said last on standard error, without its name.
+pub fn last_line(log: &Path, name: &str) -> Option<String> {
     let mut file = File::open(log).ok()?;
     let length = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(LOG_END))).ok()?;
     let mut bytes = Vec::new();
     file.take(LOG_END).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
-    let said = text.lines().rev().find_map(|line| line.strip_prefix("maru-vmm: "))?;
+    let said = text.lines().rev().find_map(|line| line.strip_prefix(name))?;
     // A monitor may have been taken over: nothing of it goes to a terminal as it is.
     Some(said.chars().filter(|character| !character.is_control()).collect())
 }

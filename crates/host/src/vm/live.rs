@@ -13,11 +13,12 @@ use vmm::config::{DiskConfig, NetBackend, NetConfig, VmConfig};
 use vmm::control::{Client, ClientError, MAX_FDS, Request, RunStatus, Status};
 use vmm::tap::open_tap;
 
+use super::Surroundings;
 use super::config;
 use super::edit::Plan;
 use super::work::{Progress, WorkError};
-use crate::records::{Cause, DiskRecord, NetRecord, ResourcesRecord, VmRecord};
-use crate::volumes::Volumes;
+use crate::net::socket_directory;
+use crate::records::{Cause, DiskRecord, NetRecord, VmRecord};
 
 /// How long a guest has to give a device or vCPUs back.
 const REMOVAL: Duration = Duration::from_secs(60);
@@ -28,7 +29,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 struct Machine<'a> {
     client: Client,
-    volumes: &'a Volumes,
+    surroundings: &'a Surroundings,
     old: &'a VmRecord,
     progress: &'a Progress,
     /// What was done, the oldest first.
@@ -56,16 +57,22 @@ fn refused(error: &ClientError) -> WorkError {
 }
 
 /// Does what the plan says to the VM whose monitor listens at `control`.
-pub fn apply(control: &Path, volumes: &Volumes, old: &VmRecord, plan: &Plan, progress: &Progress) -> Result<(), WorkError> {
+pub fn apply(
+    control: &Path,
+    surroundings: &Surroundings,
+    old: &VmRecord,
+    plan: &Plan,
+    progress: &Progress,
+) -> Result<(), WorkError> {
     let client = Client::connect(control).map_err(|error| refused(&error.into()))?;
-    let mut machine = Machine { client, volumes, old, progress, done: Vec::new() };
+    let mut machine = Machine { client, surroundings, old, progress, done: Vec::new() };
     machine.apply(plan).map_err(|error| undo(machine, error))
 }
 
 /// Undoes what an earlier try did of a plan that is not wanted any more.
-pub fn take_back(control: &Path, volumes: &Volumes, old: &VmRecord, plan: &Plan) -> Result<(), WorkError> {
+pub fn take_back(control: &Path, surroundings: &Surroundings, old: &VmRecord, plan: &Plan) -> Result<(), WorkError> {
     let client = Client::connect(control).map_err(|error| refused(&error.into()))?;
-    let mut machine = Machine { client, volumes, old, progress: &Progress::default(), done: Vec::new() };
+    let mut machine = Machine { client, surroundings, old, progress: &Progress::default(), done: Vec::new() };
     let added = plan.disks.iter().map(|disk| &disk.id).chain(plan.nets.iter().map(|net| &net.id));
     for id in added {
         if machine.has(id)? {
@@ -85,9 +92,9 @@ pub fn take_back(control: &Path, volumes: &Volumes, old: &VmRecord, plan: &Plan)
 
 /// Undoes what was done; what cannot be undone is said.
 fn undo(machine: Machine<'_>, error: WorkError) -> WorkError {
-    let Machine { client, volumes, old, done, .. } = machine;
+    let Machine { client, surroundings, old, done, .. } = machine;
     // The wish that the work end is not one that its undoing end.
-    let mut machine = Machine { client, volumes, old, progress: &Progress::default(), done: Vec::new() };
+    let mut machine = Machine { client, surroundings, old, progress: &Progress::default(), done: Vec::new() };
     let mut left = Vec::new();
     for done in done.into_iter().rev() {
         let (undone, id) = match done {
@@ -128,7 +135,7 @@ impl Machine<'_> {
         let memory = plan.memory.map(|bytes| hotplug(&config, bytes)).transpose()?;
         // What cannot be opened is better known before anything is done.
         let disks = plan.disks.iter().map(|disk| self.open_disk(disk)).collect::<Result<Vec<_>, _>>()?;
-        let nets = plan.nets.iter().map(|net| open_net(net, &self.old.resources)).collect::<Result<Vec<_>, _>>()?;
+        let nets = plan.nets.iter().map(|net| self.open_net(net)).collect::<Result<Vec<_>, _>>()?;
         let fewer_cpus = plan.cpus.filter(|count| *count < config.cpus.count);
         if (!plan.removed.is_empty() || fewer_cpus.is_some()) && self.status()?.state == RunStatus::Paused {
             let message = "a guest that is paused cannot give devices or vCPUs back";
@@ -212,13 +219,24 @@ impl Machine<'_> {
     }
 
     fn open_disk(&self, disk: &DiskRecord) -> Result<(DiskConfig, Vec<(PathBuf, OwnedFd)>), WorkError> {
-        let config = config::monitor_disk(disk, &self.old.resources, self.volumes.find(&disk.file)?);
+        let config = config::monitor_disk(disk, &self.old.resources, self.surroundings.volumes.find(&disk.file)?);
         let failed = |message: String| Cause::new("disk", message, "mend what it says, and try again");
         let files = Disk::open_files(&config.path, config.open_options()).map_err(|error| failed(vmm::error_chain(&error)))?;
         if files.len() > MAX_FDS {
             return Err(failed(format!("{} has {} parents, of which {MAX_FDS} can be added", disk.file, files.len() - 1)).into());
         }
         Ok((config, files))
+    }
+
+    fn open_net(&self, net: &NetRecord) -> Result<(NetConfig, Vec<std::fs::File>), WorkError> {
+        let sockets = socket_directory(&self.surroundings.run_directory, self.old.id);
+        let config = config::monitor_net(net, &self.old.resources, &sockets)?;
+        let queues = match &config.backend {
+            NetBackend::Tap(name) => open_tap(name, config.queue_pairs)
+                .map_err(|error| Cause::new("tap", vmm::error_chain(&error), "mend what it says, and try again"))?,
+            NetBackend::VhostUser(_) => Vec::new(),
+        };
+        Ok((config, queues))
     }
 
     fn add_disk(&mut self, disk: DiskConfig, files: &[(PathBuf, OwnedFd)]) -> Result<(), WorkError> {
@@ -248,7 +266,7 @@ impl Machine<'_> {
             return self.add_disk(config, &files);
         }
         if let Some(net) = self.old.nets.iter().find(|net| net.id == id) {
-            let (config, queues) = open_net(net, &self.old.resources)?;
+            let (config, queues) = self.open_net(net)?;
             return self.add_net(config, &queues);
         }
         Ok(())
@@ -263,14 +281,4 @@ fn hotplug(config: &VmConfig, bytes: u64) -> Result<u64, Cause> {
     }
     let message = format!("memory of {bytes} bytes: the VM was started with {start}, and can have {most} at most while it runs");
     Err(Cause::new("vm-running", message, "choose between these, or stop it first"))
-}
-
-fn open_net(net: &NetRecord, resources: &ResourcesRecord) -> Result<(NetConfig, Vec<std::fs::File>), WorkError> {
-    let config = config::monitor_net(net, resources)?;
-    let queues = match &config.backend {
-        NetBackend::Tap(name) => open_tap(name, config.queue_pairs)
-            .map_err(|error| Cause::new("tap", vmm::error_chain(&error), "mend what it says, and try again"))?,
-        NetBackend::VhostUser(_) => Vec::new(),
-    };
-    Ok((config, queues))
 }

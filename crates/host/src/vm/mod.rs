@@ -20,7 +20,7 @@ pub mod console;
 pub mod delete;
 pub mod disks;
 pub mod edit;
-mod ending;
+pub(crate) mod ending;
 mod export;
 pub mod guest;
 pub mod import;
@@ -29,11 +29,12 @@ mod live;
 pub mod manifest;
 pub mod meter;
 mod monitor;
-mod process;
+pub(crate) mod process;
 pub mod resources;
 pub mod staging;
 pub mod work;
 
+pub use actor::policy;
 pub use actor::{Actor, Input, Links};
 pub use cgroup::Cgroups;
 pub use delete::refuse_task;
@@ -46,6 +47,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use crate::net::Network;
 use crate::records::EndingRecord;
 use crate::volumes::Volumes;
 
@@ -62,6 +64,8 @@ pub struct Surroundings {
     pub ledger: Ledger,
     /// What each has used.
     pub meters: meter::Meters,
+    /// What their network cards are attached to.
+    pub network: Network,
     /// Where their files are.
     pub volumes: Volumes,
     /// How many VMs may be started at once: as many as there are processors for it. The others wait.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -82,7 +82,7 @@ impl Monitor {
             });
             match timeout_at(deadline, trying).await {
                 Ok(Ok(Ok(connection))) => break connection,
-                Ok(_) if self.has_exited() => return Err(CallError::Gone),
+                Ok(_) if self.process.has_ended() => return Err(CallError::Gone),
                 Ok(_) if Instant::now() < deadline => sleep(CONNECT_AGAIN).await,
                 _ => return Err(CallError::Silent(limit)),
             }
@@ -91,12 +91,6 @@ impl Monitor {
         let registered = unsafe { AsyncFd::register_with_interest(connection, Interest::READABLE) };
         self.connection = Some(registered.map_err(|error| CallError::Unexpected(io::Error::from(error).to_string()))?);
         self.call::<serde_json::Value>(&Request::Subscribe, limit).await.map(drop)
-    }
-
-    fn has_exited(&self) -> bool {
-        let mut poll = libc::pollfd { fd: self.process.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one descriptor, which is open, and its structure lives through the call.
-        unsafe { libc::poll(&mut poll, 1, 0) == 1 }
     }
 
     /// Sends a request and waits for the answer. Events that come before it are kept.

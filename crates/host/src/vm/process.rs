@@ -13,7 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -31,7 +31,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// until it becomes its program.
 static FORKING: Mutex<()> = Mutex::new(());
 
-/// A running monitor.
+/// A running monitor, or switch.
 #[derive(Debug)]
 pub struct Process {
     /// Its id.
@@ -40,6 +40,24 @@ pub struct Process {
     pub pidfd: OwnedFd,
     /// If this `marud` started it: then its exit status can be known, and must be asked for.
     pub child: Option<Child>,
+}
+
+impl Process {
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        poll(&self.pidfd, 0)
+    }
+}
+
+/// Waits for the end of a process.
+pub fn wait(pidfd: &OwnedFd) {
+    while !poll(pidfd, -1) {}
+}
+
+fn poll(pidfd: &OwnedFd, timeout_ms: libc::c_int) -> bool {
+    let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one descriptor, which is open, and its structure lives through the call.
+    unsafe { libc::poll(&mut poll, 1, timeout_ms) == 1 }
 }
 
 /// The files of a VM that runs.
@@ -112,7 +130,74 @@ pub enum SpawnError {
     },
 }
 
-/// Starts the monitor of a VM. It belongs to nobody: it goes on when `marud` ends. With a saved state it stays paused.
+/// A lock that no process holds. Nobody else forks as long as this is here.
+pub struct Start {
+    lock: File,
+    forking: MutexGuard<'static, ()>,
+}
+
+impl Start {
+    /// Takes a lock, whose file is made if it is not there. Nothing if a process holds it.
+    pub fn begin(lock: &Path) -> io::Result<Option<Start>> {
+        let forking = FORKING.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = open(lock, false)?;
+        match lock.try_lock() {
+            Ok(()) => lock.set_len(0)?,
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        Ok(Some(Start { lock, forking }))
+    }
+
+    /// Starts a program that holds the lock, in a session and a control group of its own: it belongs to nobody, and goes on when `marud` ends.
+    ///
+    /// # Safety
+    /// `before_exec` runs between fork and exec: it may make only async-signal-safe calls, on descriptors that are open until this returns.
+    pub unsafe fn spawn(
+        self,
+        mut command: Command,
+        group: Option<&File>,
+        mut before_exec: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+    ) -> io::Result<Process> {
+        let Start { lock, forking } = self;
+        let (lock_fd, group_fd) = (lock.as_raw_fd(), group.map(AsRawFd::as_raw_fd));
+        // SAFETY: between fork and exec only async-signal-safe calls are made, on descriptors that are open and memory of the new process;
+        // the caller promises it of `before_exec`.
+        unsafe {
+            command.pre_exec(move || {
+                // A session of its own: signals to marud's terminal are not for it.
+                if libc::setsid() < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                inherit(lock_fd)?;
+                if let Some(group) = group_fd {
+                    write_all(group, b"0")?;
+                }
+                let mut digits = [0; 10];
+                write_all(lock_fd, decimal(libc::getpid() as u32, &mut digits))?;
+                before_exec()
+            });
+        }
+        let mut child = command.spawn()?;
+        drop(forking);
+        match pidfd_open(child.id()) {
+            Ok(pidfd) => Ok(Process { pid: child.id(), pidfd, child: Some(child) }),
+            Err(error) => {
+                // It must not run where nobody can see it. It is a child that was not waited for, so its id is its own.
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A file for this user alone.
+pub fn open(path: &Path, truncate: bool) -> io::Result<File> {
+    File::options().create(true).truncate(truncate).write(true).mode(0o600).open(path)
+}
+
+/// Starts the monitor of a VM. With a saved state it stays paused.
 pub fn spawn(surroundings: &Surroundings, vm: Uuid, config: &VmConfig, restore: Option<&Path>) -> Result<Process, SpawnError> {
     let files = RunFiles::of(surroundings, vm);
     let made = |path: &Path| {
@@ -120,21 +205,13 @@ pub fn spawn(surroundings: &Surroundings, vm: Uuid, config: &VmConfig, restore: 
         move |source| SpawnError::Files { path, source }
     };
     files.make_directory().map_err(made(&files.0))?;
-    let file = |path: &Path, truncate| File::options().create(true).truncate(truncate).write(true).mode(0o600).open(path);
-    let forking = FORKING.lock().unwrap_or_else(PoisonError::into_inner);
-    let lock = file(&files.lock(), false).map_err(made(&files.lock()))?;
-    match lock.try_lock() {
-        Ok(()) => lock.set_len(0).map_err(made(&files.lock()))?,
-        Err(TryLockError::WouldBlock) => return Err(SpawnError::Running),
-        Err(TryLockError::Error(source)) => return Err(made(&files.lock())(source)),
-    }
+    let start = Start::begin(&files.lock()).map_err(made(&files.lock()))?.ok_or(SpawnError::Running)?;
     remove_if_there(&files.control()).map_err(made(&files.control()))?;
-    let log = file(&files.log(), true).map_err(made(&files.log()))?;
+    let log = open(&files.log(), true).map_err(made(&files.log()))?;
     let config = config_file(config).map_err(made(&files.0))?;
     let group = surroundings.cgroups.enter(vm).map_err(SpawnError::Cgroup)?;
 
-    let (config_fd, lock_fd) = (config.as_raw_fd(), lock.as_raw_fd());
-    let group_fd = group.as_ref().map(AsRawFd::as_raw_fd);
+    let config_fd = config.as_raw_fd();
     let mut command = Command::new(&surroundings.monitor);
     command.env_clear().current_dir("/");
     command.arg("--config").arg(format!("/proc/self/fd/{config_fd}")).arg("--control").arg(files.control());
@@ -145,34 +222,9 @@ pub fn spawn(surroundings: &Surroundings, vm: Uuid, config: &VmConfig, restore: 
         command.arg("--unconfined");
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-    // SAFETY: between fork and exec only async-signal-safe calls are made, on descriptors that are open and memory of the new process.
-    unsafe {
-        command.pre_exec(move || {
-            // A session of its own: signals to marud's terminal are not for it.
-            if libc::setsid() < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            inherit(config_fd)?;
-            inherit(lock_fd)?;
-            if let Some(group) = group_fd {
-                write_all(group, b"0")?;
-            }
-            let mut digits = [0; 10];
-            write_all(lock_fd, decimal(libc::getpid() as u32, &mut digits))
-        });
-    }
-    let failed = |source| SpawnError::Program { program: surroundings.monitor.clone(), source };
-    let mut child = command.spawn().map_err(failed)?;
-    drop(forking);
-    match pidfd_open(child.id()) {
-        Ok(pidfd) => Ok(Process { pid: child.id(), pidfd, child: Some(child) }),
-        Err(error) => {
-            // It must not run where nobody can see it. It is a child that was not waited for, so its id is its own.
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(failed(error))
-        }
-    }
+    // SAFETY: one call of fcntl, on a descriptor that is open until this returns.
+    let spawned = unsafe { start.spawn(command, group.as_ref(), move || inherit(config_fd)) };
+    spawned.map_err(|source| SpawnError::Program { program: surroundings.monitor.clone(), source })
 }
 
 /// Finds the monitor of a VM, if one runs.
@@ -180,16 +232,20 @@ pub fn spawn(surroundings: &Surroundings, vm: Uuid, config: &VmConfig, restore: 
 /// # Errors
 /// When one runs but cannot be found, which nobody but a stranger in its directory could bring about.
 pub fn find(surroundings: &Surroundings, vm: Uuid) -> io::Result<Option<Process>> {
-    let path = RunFiles::of(surroundings, vm).lock();
+    find_holder(&RunFiles::of(surroundings, vm).lock())
+}
+
+/// Finds the process that holds a lock, if one does.
+pub fn find_holder(path: &Path) -> io::Result<Option<Process>> {
     let start = Instant::now();
     loop {
-        if !is_held(&path)? {
+        if !is_held(path)? {
             return Ok(None);
         }
-        if let Some(pid) = fs::read_to_string(&path)?.parse::<u32>().ok().filter(|pid| *pid > 0)
+        if let Some(pid) = fs::read_to_string(path)?.parse::<u32>().ok().filter(|pid| *pid > 0)
             && let Ok(pidfd) = pidfd_open(pid)
-            && is_held(&path)?
-            && fs::read_to_string(&path)?.parse() == Ok(pid)
+            && is_held(path)?
+            && fs::read_to_string(path)?.parse() == Ok(pid)
         {
             return Ok(Some(Process { pid, pidfd, child: None }));
         }

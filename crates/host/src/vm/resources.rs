@@ -37,6 +37,10 @@ pub fn record(wanted: &api::Resources, vm: &VmRecord) -> Result<ResourcesRecord,
             let message = format!("the VM '{}' has no network card '{id}'", vm.name);
             return Err(bad(message, "name one of its cards by its id; `maru vm show` has them"));
         }
+        if vm.nets.iter().any(|net| net.id == *id && net.switch().is_some()) && *limits != api::NetLimits::default() {
+            let message = format!("the network card '{id}' is on a switch, whose policy limits it");
+            return Err(bad(message, "leave the limit out, and give its port one (maru port set --max-out, --max-in)"));
+        }
         let record = NetLimitsRecord { receive: rate(limits.receive)?, transmit: rate(limits.transmit)? };
         if record != NetLimitsRecord::default() {
             resources.nets.insert(id.clone(), record);

@@ -8,6 +8,7 @@ use super::extract::{Body, Params};
 use super::tasks::{Conditions, TaskAnswer, WaitParams};
 use super::vms::{Asked, check_room, disks_refused};
 use crate::images;
+use crate::net;
 use crate::records::{NameRecord, OperationRecord, VmRecord};
 use crate::vm::{clone, disks, edit};
 
@@ -32,6 +33,7 @@ pub async fn edit(Params(params): Params<WaitParams>, asked: Asked, body: Body) 
             edit::resolved(vm, &patch, &surroundings.volumes, &images::all(&state)?).map_err(Refusal::senseless)?;
         check_room(&wanted.vm)?;
         disks::check(&state, &wanted.vm)?.map_err(disks_refused)?;
+        net::check(&state, &wanted.vm)?.map_err(Refusal::senseless)?;
         if wanted.vm.name != vm.name && state.read::<NameRecord>(&wanted.vm.name)?.is_some() {
             return Err(Refusal { status: StatusCode::CONFLICT, cause: clone::name_taken(&wanted.vm.name) });
         }

@@ -83,7 +83,8 @@ fn needed(method: &Method, path: &str) -> api::Role {
     let kind = path.trim_start_matches(api::BASE).trim_start_matches('/').split('/').next();
     match (kind, is_reading(method)) {
         // A volume opens a directory of the host to whoever may create VMs.
-        (Some("tokens"), _) | (Some("volumes"), false) => api::Role::Admin,
+        // A switch, a network.
+        (Some("tokens"), _) | (Some("volumes" | "switches"), false) => api::Role::Admin,
         (_, true) => api::Role::Viewer,
         (_, false) => api::Role::Operator,
     }
@@ -111,6 +112,8 @@ mod tests {
         assert_eq!(needed(&Method::GET, "/volumes"), api::Role::Viewer);
         assert_eq!(needed(&Method::POST, "/api/v1/volumes"), api::Role::Admin);
         assert_eq!(needed(&Method::DELETE, "/volumes/local"), api::Role::Admin);
+        assert_eq!(needed(&Method::POST, "/api/v1/switches"), api::Role::Admin);
+        assert_eq!(needed(&Method::PATCH, "/vms/web/nets/net0/policy"), api::Role::Operator);
         for path in ["/tokens", "/api/v1/tokens", "/api/v1/tokens/x", "/tokens/x"] {
             assert_eq!(needed(&Method::GET, path), api::Role::Admin, "{path}");
         }

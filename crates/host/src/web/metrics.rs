@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::host::memory;
 use super::requests::{BOUNDS, Counts, Requests};
-use super::{App, Refusal, volumes};
+use super::{App, Refusal, ports, volumes};
 use crate::host::Host;
 use crate::records::{TaskRecord, TaskStateRecord, VmRecord};
 use crate::state::{State, StateError};
@@ -79,6 +79,7 @@ fn write(state: &State, host: &Host, requests: &Counts) -> Result<String, StateE
     of_vms(&mut text, host, &vms);
     of_limits(&mut text, &vms);
     of_volumes(&mut text, &volumes::told(state, &host.surroundings)?);
+    of_ports(&mut text, &ports::told(state, &host.surroundings.network)?);
     Ok(text.0)
 }
 
@@ -213,6 +214,32 @@ fn of_limits(text: &mut Text, vms: &[VmRecord]) {
             .flat_map(|(id, limits)| [(id.as_str(), "receive", limits.receive), (id.as_str(), "transmit", limits.transmit)])
             .collect()
     });
+}
+
+fn of_ports(text: &mut Text, ports: &[api::Port]) {
+    let told: [Told<api::PortCounters>; 4] = [
+        ("maru_port_received_bytes_total", "Bytes that came to who is behind it.", |port| port.received_bytes as f64),
+        ("maru_port_sent_bytes_total", "Bytes that who is behind it sent.", |port| port.sent_bytes as f64),
+        ("maru_port_received_packets_total", "Frames that came to who is behind it.", |port| port.received_packets as f64),
+        ("maru_port_sent_packets_total", "Frames that who is behind it sent.", |port| port.sent_packets as f64),
+    ];
+    let mut samples = text.gauge("maru_port_connected", "Whether somebody is behind a port of a virtual switch.");
+    for port in ports {
+        samples.add(&[("port", &port.name), ("switch", &port.switch)], f64::from(u8::from(port.connected)));
+    }
+    let there: Vec<(&api::Port, &api::PortCounters)> =
+        ports.iter().filter_map(|port| Some((port, port.counters.as_ref()?))).collect();
+    for (name, help, value) in told {
+        let mut samples = text.counter(name, help);
+        there.iter().for_each(|(port, counters)| samples.add(&[("port", &port.name), ("switch", &port.switch)], value(counters)));
+    }
+    let mut samples =
+        text.counter("maru_port_dropped_packets_total", "Frames that its policy or its buffers did not let through.");
+    for (port, counters) in &there {
+        for (reason, count) in &counters.drops {
+            samples.add(&[("port", &port.name), ("switch", &port.switch), ("reason", reason)], *count as f64);
+        }
+    }
 }
 
 fn of_volumes(text: &mut Text, volumes: &[api::Volume]) {

@@ -17,7 +17,7 @@
 //! | 413, 415 | the body is too long, or is not JSON |
 //! | 422 | the request is well-formed and makes no sense: it will never be right |
 //! | 429 | too many tasks wait for this VM |
-//! | 503 | the store cannot be used now |
+//! | 503 | the store, or the virtual switch, cannot be used now |
 //!
 //! Each answer from 400 on has an [`api::Error`] as its body.
 
@@ -35,10 +35,12 @@ mod host;
 mod images;
 mod metrics;
 mod once;
+mod ports;
 mod requests;
 mod resources;
 mod server;
 mod suggest;
+mod switches;
 mod tasks;
 mod tokens;
 mod transfer;
@@ -55,7 +57,7 @@ pub use server::serve;
 use std::sync::{Arc, LazyLock};
 
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use axum::{Extension, Router, middleware};
 use utoipa::OpenApi;
 
@@ -96,6 +98,12 @@ pub fn router(app: App) -> Router {
         .route("/host", get(host::show))
         .route("/volumes", get(volumes::list).post(volumes::create))
         .route("/volumes/{volume}", get(volumes::show).patch(volumes::change).delete(volumes::delete))
+        .route("/switches", get(switches::list).post(switches::create))
+        .route("/switches/{switch}", get(switches::show).patch(switches::change).delete(switches::delete))
+        .route("/switches/{switch}/stations", get(switches::stations))
+        .route("/ports", get(ports::list))
+        .route("/vms/{vm}/nets/{net}/port", get(ports::show))
+        .route("/vms/{vm}/nets/{net}/policy", put(ports::replace).patch(ports::change))
         .route("/images", get(images::list).post(images::import))
         .route("/images/{image}", get(images::show).put(upload::upload).patch(images::change).delete(images::delete))
         .route("/vms", get(vms::list).post(vms::create))
@@ -154,6 +162,8 @@ pub fn router(app: App) -> Router {
     paths(
         host::show,
         volumes::list, volumes::create, volumes::show, volumes::change, volumes::delete,
+        switches::list, switches::create, switches::show, switches::change, switches::delete, switches::stations,
+        ports::list, ports::show, ports::replace, ports::change,
         images::list, images::import, upload::upload, images::show, images::change, images::delete,
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
         console::open, console::log,

@@ -21,6 +21,7 @@ use super::tasks::{Conditions, TaskAnswer, WaitParams, answer, submit};
 use super::{App, Refusal};
 use crate::host::Host;
 use crate::images;
+use crate::net;
 use crate::records::{Cause, DeleteDisks, EventKind, EventRecord, NameRecord, OnceRecord, OperationRecord, VmRecord};
 use crate::state::{Records, State, StateError};
 use crate::vm::config::{self, Wanted};
@@ -96,7 +97,8 @@ fn told(host: &Host, vm: &VmRecord) -> api::Vm {
     }
 }
 
-fn etag(vm: &Stored<VmRecord>) -> String {
+/// The `ETag` of a VM.
+pub fn etag(vm: &Stored<VmRecord>) -> String {
     format!("\"{}\"", vm.revision)
 }
 
@@ -225,6 +227,7 @@ fn insert(
             return Err(Refusal { status: StatusCode::CONFLICT, cause: clone::name_taken(&vm.name) });
         }
         disks::check(state, &vm)?.map_err(disks_refused)?;
+        net::check(state, &vm)?.map_err(Refusal::senseless)?;
         let mut staging = Staging::begin(&surroundings.volumes, vm.id).map_err(Refusal::senseless)?;
         disks::make(&mut staging, &make, &surroundings.volumes).map_err(not_made)?;
         let event = EventRecord::now(EventKind::VmCreated, "it was created").of_vm(vm.id, &vm.name);

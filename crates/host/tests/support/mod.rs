@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -49,6 +50,8 @@ impl TestHost {
     pub fn with_options(options: &[&str]) -> TestHost {
         let options = options.iter().map(ToString::to_string).collect();
         let directory = tempfile::tempdir().unwrap();
+        // A switch that is not root any more finds its sockets.
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o711)).unwrap();
         let volume = directory.path().join("state/volumes/local");
         fs::create_dir_all(&volume).unwrap();
         fs::write(volume.join("vmlinuz"), "").unwrap();
@@ -138,13 +141,18 @@ impl TestHost {
         (head.split(' ').nth(1).unwrap().parse().unwrap(), body.into())
     }
 
-    /// Ids of the fake monitors that run for this host, zombies left out: those have no command line.
+    /// Ids of the fake monitors that run for this host.
     pub fn monitors(&self) -> Vec<u32> {
+        self.processes("fake-vmm")
+    }
+
+    /// Ids of the processes of this host that are this program, zombies left out: those have no command line.
+    pub fn processes(&self, program: &str) -> Vec<u32> {
         let run = self.directory.path().join("run");
         let ours = |pid: &u32| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).into_owned();
-            line.split('\0').next().is_some_and(|program| program.ends_with("fake-vmm")) && line.contains(run.to_str().unwrap())
+            line.split('\0').next().is_some_and(|name| name.ends_with(program)) && line.contains(run.to_str().unwrap())
         };
         let processes = fs::read_dir("/proc").unwrap().flatten();
         processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(ours).collect()
@@ -161,13 +169,13 @@ impl Drop for TestHost {
         if self.marud.is_some() {
             self.kill();
         }
-        for pid in self.monitors() {
+        for pid in self.monitors().into_iter().chain(self.processes("maru-switch")) {
             end(pid);
         }
     }
 }
 
-/// Kills a fake monitor.
+/// Kills a process of this host.
 pub fn end(pid: u32) {
     // SAFETY: two numbers; the process was started for this test.
     unsafe { libc::kill(pid as i32, libc::SIGKILL) };

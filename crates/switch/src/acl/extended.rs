@@ -30,6 +30,7 @@ pub enum Effect {
     /// Let it through.
     Allow,
     /// Let it through, and what comes back, until nothing went either way for so long.
+    #[serde(rename_all = "kebab-case")]
     AllowStateful {
         /// Seconds.
         idle_timeout_s: u32,

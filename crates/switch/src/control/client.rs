@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use packet::Connection;
 use serde::de::DeserializeOwned;
@@ -62,6 +63,11 @@ impl Client {
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
         let connection = Connection::connect(path);
         Ok(Client(connection.map_err(|source| ClientError::Connect { path: path.display().to_string(), source })?))
+    }
+
+    /// How long each request may take from now on. After one that took longer, the connection is of no use any more.
+    pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
+        self.0.set_patience(patience)
     }
 
     /// Sends a request and waits for its answer.

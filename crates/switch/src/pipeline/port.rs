@@ -32,6 +32,13 @@ pub(super) struct Port {
     pub limits: Option<Box<Limits>>,
 }
 
+impl PortPolicy {
+    /// Whether a port could have it, other ports' policies left aside.
+    pub fn check(&self) -> Result<(), PolicyError> {
+        Port::new(0, self.clone()).map(drop)
+    }
+}
+
 impl Port {
     pub fn new(switch: SwitchNumber, policy: PortPolicy) -> Result<Port, PolicyError> {
         policy.check_lengths()?;

@@ -1,5 +1,6 @@
 //! Metering the VM: looked at often, stored seldom.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -20,6 +21,9 @@ const LOOK_SELDOM: Duration = Duration::from_secs(60);
 const LOOK_ANSWER: Duration = Duration::from_secs(2);
 /// Between two writes to the store.
 const STORE: Duration = Duration::from_secs(60);
+
+/// Counters by device and name.
+type Counters = BTreeMap<String, BTreeMap<String, u64>>;
 
 /// What is known of the VM's use.
 pub(super) struct Metering {
@@ -97,15 +101,32 @@ impl Actor {
         let pid = Some(machine.monitor.pid());
         self.metering.look_at = Instant::now() + if status.is_ok() { LOOK } else { LOOK_SELDOM };
         let devices = status.ok().map(|status| meter::counters(&status.devices));
+        let devices = self.with_ports(devices).await;
         self.add_reading(&run, pid, devices.as_ref()).await;
     }
 
-    async fn add_reading(
-        &mut self,
-        run: &str,
-        pid: Option<u32>,
-        devices: Option<&std::collections::BTreeMap<String, std::collections::BTreeMap<String, u64>>>,
-    ) {
+    /// The counters of devices, with those of network cards on switches: the monitor does not see their frames. What a switch does not tell
+    /// now is as it was seen last.
+    async fn with_ports(&self, devices: Option<Counters>) -> Option<Counters> {
+        let mut devices = devices?;
+        let on_switch: Vec<String> =
+            self.vm.record.nets.iter().filter(|net| net.switch().is_some()).map(|net| net.id.clone()).collect();
+        if on_switch.is_empty() {
+            return Some(devices);
+        }
+        let (surroundings, vm) = (self.surroundings.clone(), self.vm.record.id);
+        let told = tokio::task::spawn_blocking(move || surroundings.network.counters(vm)).await.ok().flatten();
+        let mut told = told.unwrap_or_default();
+        let seen = self.metering.usage.seen.as_ref().map(|seen| &seen.devices);
+        for net in on_switch {
+            if let Some(counters) = told.remove(&net).or_else(|| seen?.get(&net).cloned()) {
+                devices.insert(net, counters);
+            }
+        }
+        Some(devices)
+    }
+
+    async fn add_reading(&mut self, run: &str, pid: Option<u32>, devices: Option<&Counters>) {
         let (surroundings, id, run) = (self.surroundings.clone(), self.vm.record.id, run.to_owned());
         let read = tokio::task::spawn_blocking(move || Reading::of(&surroundings.cgroups, id, &run, pid)).await;
         let Ok(mut reading) = read else { return };
@@ -124,6 +145,8 @@ impl Actor {
         let known = || self.metering.usage.seen.as_ref().map(|seen| seen.run.clone());
         let Some(run) = self.metering.run.take().or_else(known) else { return };
         let devices = self.metering.last.take().map(|devices| meter::counters(&devices));
+        // Its ports are there until it is stored that it is off.
+        let devices = self.with_ports(devices).await;
         self.add_reading(&run, None, devices.as_ref()).await;
         self.show_usage(0);
         self.store_usage().await;

@@ -21,6 +21,7 @@ mod limits;
 mod links;
 mod metering;
 mod operations;
+pub mod policy;
 mod room;
 mod saved;
 mod transfer;

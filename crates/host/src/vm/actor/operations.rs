@@ -15,6 +15,7 @@ use super::super::process::{self, RunFiles};
 use super::super::{Live, Surroundings, cloud_init, config};
 use super::limits;
 use super::{ANSWER, Actor, END, Input, Machine, START, STORE_AGAIN, Step, Stopping};
+use crate::net::socket_directory;
 use crate::records::{
     Cause, CheckpointOperation, CloneRecord, DeleteDisks, EventKind, EventRecord, OperationRecord, Power, ProgressRecord,
     SavedPhase, TaskRecord, TaskStateRecord,
@@ -74,6 +75,7 @@ impl Actor {
             OperationRecord::DiscardSaved => self.discard_saved().await,
             OperationRecord::Checkpoint(operation) => self.checkpoint(&task, operation).await,
             OperationRecord::SetResources { change, replace } => return self.set_resources(id, change, *replace).await,
+            OperationRecord::SetPolicy { net, change, replace } => return self.set_policy(id, net, change, *replace).await,
             OperationRecord::Clone(wanted) => self.clone(&task, wanted.clone()),
             OperationRecord::Export { to } => self.export(&task, to.clone()),
             OperationRecord::Import(wanted) => Ok(self.import(&task, wanted.clone())),
@@ -139,7 +141,10 @@ impl Actor {
         let (surroundings, record) = (self.surroundings.clone(), self.vm.record.clone());
         let limit = self.start_limit();
         let spawned = tokio::task::spawn_blocking(move || {
-            let mut config = config::monitor(&record, &surroundings.volumes)?;
+            // The ports are kept as long as the VM is stored as one that runs: it is already.
+            surroundings.network.hold(record.id, &record.nets)?;
+            let sockets = socket_directory(&surroundings.run_directory, record.id);
+            let mut config = config::monitor(&record, &surroundings.volumes, &sockets)?;
             cloud_init::attach(&surroundings, &record, &mut config)?;
             let saved = record.saved.as_ref().filter(|saved| saved.phase == SavedPhase::Saved);
             let saved = saved.map(|saved| surroundings.volumes.find(&saved.file)).transpose()?;
@@ -165,12 +170,15 @@ impl Actor {
         ledger.share(cgroups);
         match status {
             Ok(_) if self.vm.record.is_saved() => {
+                // It has become the user by whom it must be able to connect again.
+                self.surroundings.network.poke();
                 self.machine = Some(Machine { monitor, paused: true, told_end: None });
                 self.link().await;
                 self.meter_run().await;
                 self.go_on().await
             }
             Ok(_) => {
+                self.surroundings.network.poke();
                 let text = format!("it runs, as process {}", monitor.pid());
                 self.machine = Some(Machine { monitor, paused: false, told_end: None });
                 self.link().await;
