@@ -167,6 +167,19 @@ fn disks_are_made_with_their_vm_grown_and_deleted_with_it() {
 }
 
 #[test]
+fn a_deletion_that_ended_between_a_disk_and_its_directory_is_finished() {
+    let host = TestHost::new();
+    let client = host.client();
+    let mut wanted = spec("web", "");
+    wanted["disks"] = json!([{"size_bytes": 1 << 30}]);
+    client.create(&wanted);
+    // As far as a kill can let it get.
+    fs::remove_file(host.volume("web/disk0.vhdx")).unwrap();
+    client.does("DELETE /vms/web?disks=delete");
+    assert!(!host.volume("web").exists());
+}
+
+#[test]
 fn a_vm_that_is_off_can_be_changed_in_everything() {
     let host = TestHost::new();
     let client = host.client();

@@ -91,8 +91,11 @@ fn delete_disks(state: &State, surroundings: &Surroundings, vm: &VmRecord) -> Re
     for file in vm.disks.iter().map(|disk| &disk.file).chain(shared) {
         let path = match surroundings.volumes.find(file) {
             Ok(path) => path,
-            // Gone already: an earlier try got as far as that.
-            Err(cause) if cause.code == "no-file" => continue,
+            // Gone already: an earlier try got as far as that. Whether its directory went, too, is not known.
+            Err(cause) if cause.code == "no-file" => {
+                surroundings.volumes.place(file).iter().for_each(|path| surroundings.volumes.remove_if_empty(path));
+                continue;
+            }
             Err(cause) => return Err(DeleteError::Refused(cause)),
         };
         match std::fs::remove_file(&path) {
