@@ -21,6 +21,9 @@ impl utoipa::Modify for Common {
 
 /// Adds what operations have in common, where every operation is reached in the same way.
 pub fn complete(document: &mut Value) {
+    for schema in document.pointer_mut("/components/schemas").and_then(Value::as_object_mut).into_iter().flatten() {
+        without_object_defaults(schema.1);
+    }
     let operations = document.get_mut("paths").and_then(Value::as_object_mut).into_iter().flatten();
     for (method, operation) in operations.filter_map(|(_, methods)| methods.as_object_mut()).flatten() {
         // By `get`, here and below: an index would add what is not there.
@@ -31,6 +34,16 @@ pub fn complete(document: &mut Value) {
         }
         if method == "get" {
             describe_fields(operation);
+        }
+    }
+}
+
+/// Leaves out defaults that are objects: makers of clients do not know what to do with them, and each part has its own.
+fn without_object_defaults(schema: &mut Value) {
+    for (_, property) in schema.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten() {
+        if let Some(property) = property.as_object_mut().filter(|property| property.get("default").is_some_and(Value::is_object))
+        {
+            property.remove("default");
         }
     }
 }
