@@ -408,10 +408,10 @@ impl Host {
 
     fn stations(&self) -> Result<Vec<StationStatus>, HostError> {
         let stations = self.worker.call(|worker| worker.switch.stations().copied().collect::<Vec<_>>())?;
-        let config = |port: PortNumber| self.ports.values().find(|entry| entry.number == port).map(|entry| &entry.config);
+        let ports: BTreeMap<PortNumber, &PortConfig> = self.ports.values().map(|entry| (entry.number, &entry.config)).collect();
         let known = stations.iter().filter_map(|station| {
-            let PortConfig { name, switch, .. } = config(station.port)?.clone();
-            Some(StationStatus { mac: station.mac, vlan: station.domain.vlan, switch, port: name })
+            let PortConfig { name, switch, .. } = ports.get(&station.port)?;
+            Some(StationStatus { mac: station.mac, vlan: station.domain.vlan, switch: switch.clone(), port: name.clone() })
         });
         Ok(known.collect())
     }
