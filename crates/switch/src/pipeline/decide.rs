@@ -20,16 +20,16 @@ const ICMPV6_ROUTER: [u8; 2] = [134, 137];
 
 /// What is known, as the decision reads and changes it: the tables, or for a trace something that leaves them as they are.
 pub(super) trait Memory {
+    /// Who is where.
+    fn stations(&self) -> &Stations;
+    /// The connections.
+    fn connections(&self) -> &Connections;
     /// As [`Stations::learn`].
     fn learn(&mut self, domain: Domain, mac: MacAddress, port: u16, pinned: bool, most: u32, now: Millis) -> Learned;
     /// As [`Stations::find`].
-    fn find(&self, domain: Domain, mac: MacAddress, now: Millis) -> Option<(Ref, u16)>;
-    /// As [`Stations::is_held`].
-    fn is_held(&self, station: Ref, now: Millis) -> bool;
-    /// [`Stations::news`].
-    fn news(&self) -> u64;
-    /// As [`Connections::answered`].
-    fn answered(&self, key: &ConnectionKey, direction: Direction, now: Millis) -> Option<(Ref, Ref)>;
+    fn find(&self, domain: Domain, mac: MacAddress, now: Millis) -> Option<(Ref, u16)> {
+        self.stations().find(domain, mac, now)
+    }
     /// As [`Connections::open`].
     fn open(&mut self, key: ConnectionKey, opened: Direction, by: Remembered, most: u32, now: Millis) -> Option<Ref>;
     /// Hears what was decided, and why.
@@ -43,24 +43,16 @@ struct Tables<'a> {
 }
 
 impl Memory for Tables<'_> {
+    fn stations(&self) -> &Stations {
+        self.stations
+    }
+
+    fn connections(&self) -> &Connections {
+        self.connections
+    }
+
     fn learn(&mut self, domain: Domain, mac: MacAddress, port: u16, pinned: bool, most: u32, now: Millis) -> Learned {
         self.stations.learn(domain, mac, port, pinned, most, now)
-    }
-
-    fn find(&self, domain: Domain, mac: MacAddress, now: Millis) -> Option<(Ref, u16)> {
-        self.stations.find(domain, mac, now)
-    }
-
-    fn is_held(&self, station: Ref, now: Millis) -> bool {
-        self.stations.is_held(station, now)
-    }
-
-    fn news(&self) -> u64 {
-        self.stations.news
-    }
-
-    fn answered(&self, key: &ConnectionKey, direction: Direction, now: Millis) -> Option<(Ref, Ref)> {
-        self.connections.answered(key, direction, now)
     }
 
     fn open(&mut self, key: ConnectionKey, opened: Direction, by: Remembered, most: u32, now: Millis) -> Option<Ref> {
@@ -167,7 +159,7 @@ impl<M: Memory> Decider<'_, M> {
     /// Whether a frame is one of the switch's own that came back, as far as can be told.
     fn is_reflected(&self, number: PortNumber, domain: Domain, frame: &Frame) -> bool {
         let known = self.memory.find(domain, frame.source, self.now).filter(|(_, port)| *port != number);
-        known.is_some_and(|(station, _)| !frame.is_announcement || self.memory.is_held(station, self.now))
+        known.is_some_and(|(station, _)| !frame.is_announcement || self.memory.stations().is_held(station, self.now))
     }
 
     /// The receivers' side.
@@ -199,7 +191,7 @@ impl<M: Memory> Decider<'_, M> {
                         self.pass(port, frame, vlan, false);
                     }
                 }
-                if is_group { Receiver::Fixed } else { Receiver::Unknown(self.memory.news()) }
+                if is_group { Receiver::Fixed } else { Receiver::Unknown(self.memory.stations().news) }
             }
         };
         self.mirror(number, switch);
@@ -274,7 +266,7 @@ impl<M: Memory> Decider<'_, M> {
             return Err(DropReason::Acl);
         }
         let connection = subject.connection(number);
-        let answered = connection.and_then(|key| self.memory.answered(&key, direction, self.now));
+        let answered = connection.and_then(|key| self.memory.connections().answered(&key, direction, self.now));
         if let Some((answered, rule)) = answered {
             self.hits.push(rule);
             self.memory.note(|| Step::Answer { port: number, direction });

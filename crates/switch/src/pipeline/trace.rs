@@ -77,6 +77,14 @@ struct Listener<'a> {
 }
 
 impl Memory for Listener<'_> {
+    fn stations(&self) -> &Stations {
+        self.stations
+    }
+
+    fn connections(&self) -> &Connections {
+        self.connections
+    }
+
     fn learn(&mut self, domain: Domain, mac: MacAddress, port: u16, _: bool, most: u32, now: Millis) -> Learned {
         let learned = self.stations.would_learn(domain, mac, port, most, now);
         self.sender = learned.station().map(|_| (domain, mac, port));
@@ -88,18 +96,6 @@ impl Memory for Listener<'_> {
             Some((there, sender, port)) if (there, sender) == (domain, mac) => Some((Ref::NONE, port)),
             _ => self.stations.find(domain, mac, now),
         }
-    }
-
-    fn is_held(&self, station: Ref, now: Millis) -> bool {
-        self.stations.is_held(station, now)
-    }
-
-    fn news(&self) -> u64 {
-        self.stations.news
-    }
-
-    fn answered(&self, key: &ConnectionKey, direction: Direction, now: Millis) -> Option<(Ref, Ref)> {
-        self.connections.answered(key, direction, now)
     }
 
     fn open(&mut self, key: ConnectionKey, _: Direction, _: Remembered, most: u32, now: Millis) -> Option<Ref> {
