@@ -303,23 +303,22 @@ impl Switch {
     pub fn receive(&mut self, number: PortNumber, head: &[u8], length: usize, now: Millis, sink: &mut impl Sink) -> Taken {
         let Some(port) = self.ports.get_mut(usize::from(number)).and_then(Option::as_mut) else { return Taken::Yes };
         // Most flows are known by what is most common, so that nothing needs to be taken apart.
-        let quick = FlowKey::quick(number, head, length);
-        let parsed = if quick.is_some() { None } else { Some(Frame::parse(head, length)) };
-        let key = match (quick, &parsed) {
-            (Some(key), _) => key,
-            (None, Some(Ok(frame))) => FlowKey::new(number, frame),
-            (None, Some(Err(error))) => {
-                let taken = port.sent(length as u64);
-                port.counters.drop((*error).into());
-                return taken;
-            }
-            (None, None) => unreachable!("one of both was made"),
+        let (key, parsed) = match FlowKey::quick(number, head, length) {
+            Some(key) => (key, None),
+            None => match Frame::parse(head, length) {
+                Ok(frame) => (FlowKey::new(number, &frame), Some(frame)),
+                Err(error) => {
+                    let taken = port.sent(length as u64);
+                    port.counters.drop(error.into());
+                    return taken;
+                }
+            },
         };
         let hash = self.flows.hash(&key);
         let place = match self.flows.find(&key, hash).filter(|place| self.is_true(*place, now)) {
             Some(place) => place,
             None => {
-                let Ok(frame) = parsed.unwrap_or_else(|| Frame::parse(head, length)) else { return Taken::Yes };
+                let Some(frame) = parsed.or_else(|| Frame::parse(head, length).ok()) else { return Taken::Yes };
                 self.decisions += 1;
                 let basis = self.decide(number, &frame, now);
                 self.keep_connections(now);

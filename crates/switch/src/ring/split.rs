@@ -333,17 +333,7 @@ impl Ring {
         (head < self.size).then(|| unsafe { self.descriptors.add(16 * usize::from(head)) })
     }
 
-    /// Has the processor fetch how far the driver is.
-    pub fn prefetch_index(&self) {
-        fetch(self.available);
-    }
-
-    /// Has the processor fetch the descriptors of the next `count` places.
-    pub fn prefetch_descriptors(&self, count: u16) {
-        (0..count).filter_map(|ahead| self.first_descriptor(ahead)).for_each(fetch);
-    }
-
-    /// Has it fetch what those chains give room to write to, and where their names go.
+    /// Has the processor fetch what the next `count` chains give room to write to, and where their names go.
     pub fn prefetch_room(&self, count: u16) {
         for descriptor in (0..count).filter_map(|ahead| self.first_descriptor(ahead)) {
             // SAFETY: it is within the table.

@@ -26,10 +26,11 @@ use crate::pipeline::{PortNumber, Switch};
 use crate::ports::fd::FdPort;
 use crate::ports::packet::Packet;
 use crate::ports::virtio::VirtioPort;
+use crate::ring::split::Chain;
 use crate::team::Team;
 use announce::Announcements;
 use deliver::Scratch;
-use pass::Batch;
+use pass::BATCH;
 use team::Announcement;
 
 pub use capture::{Capture, Captured, Room};
@@ -74,7 +75,8 @@ pub struct Worker {
     wake: EventFd,
     poll: Duration,
     begun: Instant,
-    batches: [Batch; 2],
+    /// Room for those that are taken from a ring.
+    chains: Vec<Chain>,
     packet: Packet,
     scratch: Scratch,
     /// Stations that are to be announced where their uplinks have them now.
@@ -160,7 +162,7 @@ impl Worker {
             wake,
             poll,
             begun: Instant::now(),
-            batches: Default::default(),
+            chains: std::iter::repeat_with(Chain::default).take(BATCH).collect(),
             packet: Packet::default(),
             scratch: Scratch::default(),
             rehomed: VecDeque::new(),

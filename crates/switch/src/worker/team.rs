@@ -9,8 +9,7 @@ use super::announce::announcement;
 use super::deliver::Delivery;
 use super::pass::BATCH;
 use super::{Device, Token, Worker};
-use crate::counters::DropReason;
-use crate::pipeline::{PortNumber, Sink, Taken};
+use crate::pipeline::{PortNumber, Sink};
 use crate::ports::fd::FdPort;
 use crate::ports::vnet::LONG;
 use crate::ring::split::Segment;
@@ -80,12 +79,7 @@ impl Worker {
                 match taken.map_or_else(Verdict::Drop, |()| team.judge(nic, self.packet.head(), now)) {
                     Verdict::Done => {}
                     Verdict::Drop(reason) => self.switch.refuse(number, reason),
-                    Verdict::Take => match self.pass_on(number, now) {
-                        Taken::Yes => {}
-                        Taken::Last => held = true,
-                        // The kernel does not take it back.
-                        Taken::Held => self.switch.refuse(number, DropReason::Bandwidth),
-                    },
+                    Verdict::Take => held = self.pass_on_for_good(number, now),
                 }
             }
         }
