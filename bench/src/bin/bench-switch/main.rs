@@ -163,24 +163,32 @@ fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn compare(case: Case, options: &Options, directory: &Path) -> Result<()> {
+/// Has both measured in turns, the other one first in every other round; `show` says what came out. What is ours comes first.
+fn in_turns<T>(
+    rounds: usize,
+    what: &str,
+    others: &str,
+    show: impl Fn(&T) -> String,
+    measure: impl Fn(bool) -> Result<T>,
+) -> Result<(Vec<T>, Vec<T>)> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for round in 0..options.rounds {
+    for round in 0..rounds {
         let pingpong = pingpong::nanoseconds();
-        let both = [0, 1].map(|turn| (turn + round) % 2 == 0);
-        for is_ours in both {
-            let name = if is_ours { "Maru" } else { "OVS-DPDK" };
-            let measured = if is_ours { measure_maru(case, options, directory) } else { measure_ovs(case, options, directory) };
-            let measured = measured.with_context(|| format!("{name}, {}", case.text()))?;
-            eprintln!(
-                "{}: {name}: {:.2} million frames/s, {:.0} cycles each; a cache line takes {pingpong:.0} ns",
-                case.text(),
-                measured.rate / 1e6,
-                measured.cycles
-            );
+        for is_ours in [0, 1].map(|turn| (turn + round) % 2 == 0) {
+            let name = if is_ours { "Maru" } else { others };
+            let measured = measure(is_ours).with_context(|| format!("{name}, {what}"))?;
+            eprintln!("{what}: {name}: {}; a cache line takes {pingpong:.0} ns", show(&measured));
             if is_ours { &mut ours } else { &mut theirs }.push(measured);
         }
     }
+    Ok((ours, theirs))
+}
+
+fn compare(case: Case, options: &Options, directory: &Path) -> Result<()> {
+    let show = |measured: &Measured| format!("{:.2} million frames/s, {:.0} cycles each", measured.rate / 1e6, measured.cycles);
+    let (ours, theirs) = in_turns(options.rounds, case.text(), "OVS-DPDK", show, |is_ours| {
+        if is_ours { measure_maru(case, options, directory) } else { measure_ovs(case, options, directory) }
+    })?;
     let of = |all: &[Measured], value: fn(&Measured) -> f64| all.iter().map(value).collect::<Vec<f64>>();
     let rates = |all: &[Measured]| of(all, |measured| measured.rate / 1e6);
     let row = |name: &str, all: &[Measured]| {
@@ -225,21 +233,16 @@ fn measure_ovs(case: Case, options: &Options, directory: &Path) -> Result<Measur
 }
 
 fn segments(options: &Options, directory: &Path) -> Result<()> {
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for round in 0..options.rounds {
-        let pingpong = pingpong::nanoseconds();
-        for is_ours in [0, 1].map(|turn| (turn + round) % 2 == 0) {
-            let rate = if is_ours {
-                let switch = maru::Switch::start(directory, SWITCH_CORE, Case::Hit)?;
-                segments::measure(&switch.sockets(), LOAD_CORE, options.time).context("Maru, segments")?
-            } else {
-                bridge::measure(SWITCH_CORE, LOAD_CORE, options.time).context("bridge and TAPs, segments")?
-            };
-            let name = if is_ours { "Maru" } else { "bridge and TAPs" };
-            eprintln!("segments of 64 KiB: {name}: {:.1} Gbit/s; a cache line takes {pingpong:.0} ns", rate * 8e-9);
-            if is_ours { &mut ours } else { &mut theirs }.push(rate * 8e-9);
-        }
-    }
+    let show = |gigabits: &f64| format!("{gigabits:.1} Gbit/s");
+    let (ours, theirs) = in_turns(options.rounds, "segments of 64 KiB", "bridge and TAPs", show, |is_ours| {
+        let rate = if is_ours {
+            let switch = maru::Switch::start(directory, SWITCH_CORE, Case::Hit)?;
+            segments::measure(&switch.sockets(), LOAD_CORE, options.time)?
+        } else {
+            bridge::measure(SWITCH_CORE, LOAD_CORE, options.time)?
+        };
+        Ok(rate * 8e-9)
+    })?;
     println!(
         "{}",
         table(&[
