@@ -217,8 +217,7 @@ impl Volumes {
                 Err(Cause::new("volume", message, "mend that, and try again"))
             }
             _ => {
-                // Others may be in it.
-                let _ = path.parent().map(std::fs::remove_dir);
+                self.remove_if_empty(&path);
                 Ok(())
             }
         }

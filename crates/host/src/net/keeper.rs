@@ -138,10 +138,15 @@ impl Network {
         thread::spawn(move || keeper.run());
     }
 
-    /// Something may have changed.
-    pub fn poke(&self) {
-        self.shared().asked += 1;
+    /// Something may have changed. Returns the wish, for who waits for it.
+    pub fn poke(&self) -> u64 {
+        let wish = {
+            let mut shared = self.shared();
+            shared.asked += 1;
+            shared.asked
+        };
         self.0.changed.notify_all();
+        wish
     }
 
     /// Gives network cards of a VM their ports, whatever is stored of it, and waits for them. Blocks.
@@ -149,16 +154,14 @@ impl Network {
         if !nets.iter().any(|net| net.switch().is_some()) {
             return Ok(Held::none());
         }
-        let (held, wish) = {
+        let held = {
             let mut shared = self.shared();
             let hold = shared.next_hold;
             shared.next_hold += 1;
             shared.holds.insert(hold, (vm, nets.to_vec()));
-            shared.asked += 1;
-            (Held(Some((self.clone(), hold))), shared.asked)
+            Held(Some((self.clone(), hold)))
         };
-        self.0.changed.notify_all();
-        let outcome = self.wait(wish)?;
+        let outcome = self.wait(self.poke())?;
         if let Some(error) = outcome.error {
             return Err(error);
         }
@@ -181,13 +184,7 @@ impl Network {
 
     /// Has the switches looked at now, and waits for that. Blocks.
     pub fn look(&self) -> Result<(), Cause> {
-        let wish = {
-            let mut shared = self.shared();
-            shared.asked += 1;
-            shared.asked
-        };
-        self.0.changed.notify_all();
-        self.wait(wish).map(drop)
+        self.wait(self.poke()).map(drop)
     }
 
     /// The process, while it runs.
