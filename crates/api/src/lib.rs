@@ -39,7 +39,7 @@ pub use host::HostInfo;
 pub use image::{Image, ImageChange, ImageFormat, NewImage};
 pub use policy::{
     Bandwidth, Direction, Effect, ExtendedRule, Mirroring, Permission, PortPolicy, PortRange, PrefixAction, PrefixRule,
-    RuleAddress, VlanMode, VlanRange,
+    RuleAddress, Stateful, VlanMode, VlanRange,
 };
 pub use resources::{Burst, DiskLimits, NetLimits, Rate, Resources};
 pub use switch::{NewSwitch, Port, PortCounters, PortKind, RuleCounters, Station, Switch, SwitchChange, SwitchKind};

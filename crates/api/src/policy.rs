@@ -256,13 +256,17 @@ pub enum Effect {
     /// Let it through.
     Allow,
     /// Let it through, and what comes back, until nothing went either way for so long.
-    #[serde(rename_all = "kebab-case")]
-    AllowStateful {
-        /// Seconds.
-        idle_timeout_s: u32,
-    },
+    AllowStateful(Stateful),
     /// Drop it.
     Deny,
+}
+
+/// How long a rule remembers what it let through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Stateful {
+    /// Seconds without a packet of either side.
+    pub idle_timeout_s: u32,
 }
 
 /// Port numbers from the first to the last.
