@@ -64,7 +64,7 @@ test: deps-test build ## run every test, the lab's too
 
 .PHONY: test-api
 test-api: deps-api ## ask the API whatever its document allows, and what it does not (schemathesis; a few minutes)
-	cargo build --release $(if $(CI),--locked) --package maru-host --bins --examples
+	cargo build --release $(if $(CI),--locked) --package maru-host --package maru-switch --bins --examples
 	@scripts/test-api
 
 .PHONY: test-deb

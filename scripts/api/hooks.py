@@ -6,9 +6,10 @@ the VMs that are to be made boot a kernel that is there. The rest stay as they w
 import zlib
 
 import schemathesis
+from schemathesis.generation.meta import TestPhase
 
 NAMES = ["web", "db", "mail"]
-PATH_NAMES = {"vm": NAMES, "image": ["debian", "plain"], "volume": ["local"], "token": ["alice", "bob"]}
+PATH_NAMES = {"vm": NAMES, "image": ["debian", "plain"], "volume": ["local"], "token": ["alice", "bob"], "switch": ["lan", "wan"]}
 
 
 def chosen(value, choices):
@@ -21,9 +22,11 @@ def chosen(value, choices):
 def before_call(context, case, kwargs):
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
-    for name, choices in PATH_NAMES.items():
-        if name in (case.path_parameters or {}):
-            case.path_parameters[name] = chosen(case.path_parameters[name], choices) or case.path_parameters[name]
+    # One request after the other: a name that an answer told is asked for as it is, and whether it is there then is looked at.
+    if case.meta.phase.name != TestPhase.STATEFUL:
+        for name, choices in PATH_NAMES.items():
+            if name in (case.path_parameters or {}):
+                case.path_parameters[name] = chosen(case.path_parameters[name], choices) or case.path_parameters[name]
     if case.operation.label == "POST /vms" and isinstance(case.body, dict):
         name = chosen(case.body, NAMES)
         if name:

@@ -269,7 +269,14 @@ pub async fn stations(Shared(app): Shared<App>, Name(name): Name) -> Result<Json
         let names = ports::names(&state.all::<VmRecord>()?);
         Ok(surroundings.network.ask::<Vec<StationStatus>>(&Request::Stations).map(|stations| (stations, names)))
     });
-    let (stations, names) = asked.await?.map_err(|cause| Refusal { status: StatusCode::SERVICE_UNAVAILABLE, cause })?;
+    let (stations, names) = match asked.await? {
+        Ok(told) => told,
+        Err(cause) => {
+            // The process ends with the last switch: whoever deleted that meanwhile is why.
+            one(&app, &name).await?;
+            return Err(Refusal { status: StatusCode::SERVICE_UNAVAILABLE, cause });
+        }
+    };
     let tell = |station: StationStatus| api::Station {
         mac: station.mac.to_string(),
         vlan: station.vlan,
