@@ -11,7 +11,7 @@
 //!  ports    VMs (vhost-user), the host (TAP), the wire (AF_PACKET)
 //!  team     NICs that are one uplink; LACP
 //!  links    what the kernel says of NICs
-//!  worker   the thread that owns the core and the ports
+//!  worker   the threads that own cores and ports: a switch has one of them
 //!  host     the ports by name, with what is behind them, and the file that keeps them
 //!  switches the switches by name
 //!  explain  what is done to a frame, in words

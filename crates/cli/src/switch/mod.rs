@@ -157,8 +157,8 @@ pub fn run(command: SwitchCommand) -> anyhow::Result<()> {
             Place::Direct(mut client) => {
                 let switches: Vec<SwitchStatus> = client.call(&Request::Switches)?;
                 let line = |switch: &SwitchStatus| {
-                    let SwitchStatus { name, kind, ports, stations } = switch;
-                    format!("{name}: {}, {ports} ports, {stations} stations\n", kind_text(*kind))
+                    let SwitchStatus { name, kind, ports, stations, worker } = switch;
+                    format!("{name}: {}, {ports} ports, {stations} stations, thread {worker}\n", kind_text(*kind))
                 };
                 show(look.output, &switches, || switches.iter().map(line).collect())
             }
