@@ -21,6 +21,7 @@ use crate::policy::PortPolicy;
 use crate::ports::fd::{FdPort, FdPortError};
 use crate::ports::vhost_user::FrontDoor;
 use crate::ports::virtio::VirtioPort;
+use crate::sandbox;
 use crate::switches::{Named, SwitchError, Switches};
 use crate::tables::Millis;
 use crate::team::config::{TeamConfig, TeamError};
@@ -29,6 +30,9 @@ use crate::worker::{Device, Ended, Handle, Pool, Worker};
 
 /// The most queue pairs of a port.
 const MAX_PAIRS: u16 = 64;
+
+/// Why a confined switch may not listen somewhere.
+const OUTSIDE: &str = ": is it in a directory that --allow names or, without that, in the one of the control socket?";
 
 /// So many places of a table are looked at before frames have their turn.
 const PLACES_AT_ONCE: usize = 4096;
@@ -99,10 +103,12 @@ pub enum HostError {
     #[error("cannot hear of changes of the NICs' links")]
     Links(#[source] io::Error),
     /// The socket.
-    #[error("cannot listen at {path}")]
+    #[error("cannot listen at {path}{hint}")]
     Socket {
         /// Where.
         path: PathBuf,
+        /// What may help.
+        hint: &'static str,
         /// Why.
         #[source]
         source: io::Error,
@@ -306,7 +312,9 @@ impl Host {
                     Ok(door) => Some(door),
                     Err(source) => {
                         worker.call(move |worker| forget(worker, number))?;
-                        return Err(HostError::Socket { path: socket.clone(), source });
+                        let is_outside = source.kind() == io::ErrorKind::PermissionDenied && sandbox::is_confined();
+                        let hint = if is_outside { OUTSIDE } else { "" };
+                        return Err(HostError::Socket { path: socket.clone(), hint, source });
                     }
                 }
             }
@@ -392,8 +400,9 @@ impl Host {
     }
 
     fn status(&self) -> Result<Status, HostError> {
-        let (pid, work) = (std::process::id(), Work::default());
-        let mut status = Status { pid, stations: 0, connections: 0, decisions: 0, work, ports: Vec::new() };
+        let (pid, confined) = (std::process::id(), sandbox::is_confined());
+        let work = Work::default();
+        let mut status = Status { pid, confined, stations: 0, connections: 0, decisions: 0, work, ports: Vec::new() };
         for worker in self.workers.started() {
             let numbers: Vec<PortNumber> = self.ports_of(worker).map(|entry| entry.number).collect();
             let (counts, teams, stations, connections, decisions, work) = worker.call(move |worker| {

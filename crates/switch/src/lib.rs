@@ -17,6 +17,7 @@
 //!  explain  what is done to a frame, in words
 //!  hex      frames as text
 //!  control  the control socket: requests, replies, client
+//!  identity, sandbox   what the switch denies itself
 //! ```
 //!
 //! # Life cycle
@@ -42,6 +43,7 @@ pub mod pipeline;
 pub mod policy;
 pub mod ports;
 pub mod ring;
+pub mod sandbox;
 pub mod switches;
 pub mod tables;
 pub mod team;

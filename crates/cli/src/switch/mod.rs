@@ -181,10 +181,11 @@ fn show(output: Output, value: &impl serde::Serialize, text: impl FnOnce() -> St
 }
 
 fn status_text(status: &Status) -> String {
-    let Status { pid, stations, connections, decisions, work, ports } = status;
+    let Status { pid, confined, stations, connections, decisions, work, ports } = status;
     let busy = 100.0 * work.busy_cycles as f64 / work.cycles.max(1) as f64;
+    let unconfined = if *confined { "" } else { ", UNCONFINED" };
     let head = format!(
-        "switch {pid}: {stations} stations, {connections} connections, {decisions} flows decided, {} frames, busy {busy:.1} % of the time\n",
+        "switch {pid}{unconfined}: {stations} stations, {connections} connections, {decisions} flows decided, {} frames, busy {busy:.1} % of the time\n",
         work.packets
     );
     ports.iter().map(port_text).fold(head, |text, port| text + &port)

@@ -279,6 +279,8 @@ pub struct Failure {
 pub struct Status {
     /// The switch's process.
     pub pid: u32,
+    /// Whether system calls and files are confined.
+    pub confined: bool,
     /// Stations that are known.
     pub stations: usize,
     /// Connections that stateful rules remember.

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::pipeline::PortNumber;
 use crate::ports::fd::{FdPort, FdPortError};
+use crate::sandbox::{ThreadKind, confine_thread};
 use crate::team::nic::LinkState;
 use crate::worker::{Ended, Handle};
 use netlink::{Link, Message, Socket};
@@ -24,7 +25,8 @@ pub const LOOK: Duration = Duration::from_millis(50);
 /// `ethtool.h`.
 const ETHTOOL_GSET: u32 = 1;
 const ETHTOOL_GLINK: u32 = 10;
-const SIOCETHTOOL: libc::c_ulong = 0x8946;
+/// Asks a NIC's driver.
+pub(crate) const SIOCETHTOOL: libc::c_ulong = 0x8946;
 
 /// Why NICs could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +93,10 @@ impl Links {
         let socket = Socket::listen()?;
         let watches = Arc::new(Mutex::new(Vec::new()));
         let listener = Listener { watches: watches.clone(), socket };
-        std::thread::Builder::new().name("links".into()).spawn(move || listener.run())?;
+        std::thread::Builder::new().name("links".into()).spawn(move || {
+            confine_thread(ThreadKind::Links);
+            listener.run();
+        })?;
         Ok(Links { watches })
     }
 

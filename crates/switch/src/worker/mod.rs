@@ -28,6 +28,7 @@ use crate::ports::fd::FdPort;
 use crate::ports::packet::Packet;
 use crate::ports::virtio::VirtioPort;
 use crate::ring::split::Chain;
+use crate::sandbox::{ThreadKind, confine_thread};
 use crate::team::Team;
 use announce::Announcements;
 use deliver::Scratch;
@@ -178,7 +179,10 @@ impl Worker {
             work: Work::default(),
             stopped: false,
         };
-        let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || worker.run())?;
+        let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+            confine_thread(ThreadKind::Worker);
+            worker.run();
+        })?;
         Ok((handle, thread))
     }
 
