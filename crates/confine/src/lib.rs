@@ -48,14 +48,8 @@ pub enum ConfineError {
         source: io::Error,
     },
     /// Something that shall stay in reach is not there.
-    #[error("keeping access to {path}")]
-    Path {
-        /// Where it should be.
-        path: PathBuf,
-        /// Why it cannot be had.
-        #[source]
-        source: landlock::PathFdError,
-    },
+    #[error("what shall stay in reach must be there: {0}")]
+    Path(landlock::PathFdError),
     /// Landlock, where the kernel has it.
     #[error("giving up access to files")]
     Landlock(#[from] RulesetError),
@@ -102,7 +96,7 @@ pub fn files(allowed: &[(PathBuf, BitFlags<AccessFs>)]) -> Result<RulesetCreated
         .scope(Scope::AbstractUnixSocket)?
         .create()?;
     allowed.iter().try_fold(ruleset, |ruleset, (path, access)| {
-        let at = PathFd::new(path).map_err(|source| ConfineError::Path { path: path.clone(), source })?;
+        let at = PathFd::new(path).map_err(ConfineError::Path)?;
         Ok(ruleset.add_rule(PathBeneath::new(at, *access))?)
     })
 }

@@ -170,6 +170,7 @@ pub struct SwitchStatus {
     /// Stations that are known in it.
     pub stations: usize,
     /// The thread that moves its frames, as `worker-0` is number 0. One may have several switches.
+    #[serde(default)]
     pub worker: usize,
 }
 
@@ -280,6 +281,7 @@ pub struct Status {
     /// The switch's process.
     pub pid: u32,
     /// Whether system calls and files are confined.
+    #[serde(default)]
     pub confined: bool,
     /// Stations that are known.
     pub stations: usize,
