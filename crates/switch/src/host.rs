@@ -1,6 +1,7 @@
 //! The switch's ports by name, and what is behind them.
 
 mod flows;
+mod uplinks;
 mod watching;
 
 use std::collections::BTreeMap;
@@ -20,8 +21,8 @@ use crate::ports::vhost_user::FrontDoor;
 use crate::ports::virtio::VirtioPort;
 use crate::switches::{SwitchError, Switches};
 use crate::tables::Millis;
+use crate::team::TeamStatus;
 use crate::team::config::{TeamConfig, TeamError};
-use crate::team::{Team, TeamStatus};
 use crate::worker::{Device, Ended, Handle, Worker};
 
 /// The most queue pairs of a port.
@@ -41,6 +42,9 @@ pub enum HostError {
     /// A name that nothing has.
     #[error("there is no port '{0}'")]
     NoPort(String),
+    /// A port that is no uplink.
+    #[error("the port '{0}' is no uplink: only those have NICs")]
+    NoUplink(String),
     /// A name that is none.
     #[error("a port needs a name of 1 to 64 bytes")]
     Name,
@@ -188,6 +192,7 @@ impl Host {
             Request::Flows { .. } | Request::Rules { .. } => false,
             Request::AddSwitch { .. } | Request::RemoveSwitch { .. } => true,
             Request::AddPort { .. } | Request::SetPolicy { .. } | Request::ImportPort { .. } | Request::RemovePort { .. } => true,
+            Request::SetTeam { .. } => true,
         };
         let value = match request {
             Request::Status => to_value(&self.status()?),
@@ -196,7 +201,8 @@ impl Host {
             Request::Switches => to_value(&self.switches()?),
             Request::AddSwitch { name, kind } => self.switches.add(SwitchConfig { name, kind }).map(|()| Value::Null)?,
             Request::RemoveSwitch { name } => self.remove_switch(&name).map(|()| Value::Null)?,
-            Request::AddPort { port } => self.add(port, Missing::Refused).map(|()| Value::Null)?,
+            Request::AddPort { port, missing } => self.add(port, missing).map(|()| Value::Null)?,
+            Request::SetTeam { name, team } => self.set_team(&name, team).map(|()| Value::Null)?,
             Request::SetPolicy { name, policy } => self.set_policy(&name, policy).map(|()| Value::Null)?,
             Request::ExportPort { name } => to_value(&self.export(&name)?),
             Request::ImportPort { name, state } => to_value(&self.import(&name, *state)?),
@@ -301,31 +307,6 @@ impl Host {
             worker.attach(number, device).map_err(HostError::Attach).inspect_err(|_| forget(worker, number))?;
             Ok(number)
         })?
-    }
-
-    fn add_team(
-        &mut self,
-        switch: SwitchNumber,
-        team: TeamConfig,
-        policy: PortPolicy,
-        missing: Missing,
-    ) -> Result<PortNumber, HostError> {
-        team.check()?;
-        for (port, entry) in &self.ports {
-            if let Some(nic) = team.nics.iter().find(|nic| entry.config.backend.nics().contains(nic)) {
-                return Err(TeamError::Used { nic: nic.clone(), port: port.clone() }.into());
-            }
-        }
-        if self.links.is_none() {
-            self.links = Some(Links::start(self.worker.clone()).map_err(HostError::Links)?);
-        }
-        let Some(links) = &self.links else { return Err(Ended.into()) };
-        // Until all is in place no change of a link comes in between.
-        let mut registry = links.lock();
-        let (opened, nics) = registry.open(&team.nics, missing)?;
-        let number = self.attach(switch, policy, move |now| Device::Team(Box::new(Team::new(&team, nics, now))))?;
-        registry.watch(number, opened);
-        Ok(number)
     }
 
     fn set_policy(&mut self, name: &str, policy: PortPolicy) -> Result<(), HostError> {
@@ -469,7 +450,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut client = start(directory.path());
         for name in ["a", "b"] {
-            client.call::<Value>(&Request::AddPort { port: port(directory.path(), name) }).unwrap();
+            client.call::<Value>(&Request::AddPort { port: port(directory.path(), name), missing: Missing::Refused }).unwrap();
         }
         let policy = PortPolicy { router: Permission::Deny, ..PortPolicy::default() };
         client.call::<Value>(&Request::SetPolicy { name: "a".into(), policy: policy.clone() }).unwrap();
@@ -500,6 +481,7 @@ mod tests {
         assert!(ask(add("inner", SwitchKind::External)).unwrap_err().contains("'inner' already"));
         let on = |switch: &str, backend| Request::AddPort {
             port: PortConfig { switch: switch.into(), backend, ..port(directory.path(), "a") },
+            missing: Missing::Refused,
         };
         let vm = || port(directory.path(), "a").backend;
         assert!(ask(on("inner", Backend::Tap("t".into()))).unwrap_err().contains("private: its ports are VMs"));
@@ -522,7 +504,7 @@ mod tests {
     fn a_ports_state_crosses_the_socket_however_long_it_is() {
         let directory = tempfile::tempdir().unwrap();
         let mut client = start(directory.path());
-        client.call::<Value>(&Request::AddPort { port: port(directory.path(), "a") }).unwrap();
+        client.call::<Value>(&Request::AddPort { port: port(directory.path(), "a"), missing: Missing::Refused }).unwrap();
         let mut state: PortState = client.call(&Request::ExportPort { name: "a".into() }).unwrap();
         let rule = r#"{"effect": {"allow-stateful": {"idle-timeout-s": 60}}, "direction": "outbound", "weight": 1}"#;
         state.policy.extended_acl = vec![serde_json::from_str(rule).unwrap()];
@@ -555,18 +537,22 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut client = start(directory.path());
         let a = port(directory.path(), "a");
-        client.call::<Value>(&Request::AddPort { port: a.clone() }).unwrap();
+        client.call::<Value>(&Request::AddPort { port: a.clone(), missing: Missing::Refused }).unwrap();
         let mut refused = |request: Request| match client.call::<Value>(&request) {
             Err(ClientError::Refused(failure)) => failure.message,
             other => panic!("{other:?}"),
         };
-        assert!(refused(Request::AddPort { port: a.clone() }).contains("'a' already"));
+        assert!(refused(Request::AddPort { port: a.clone(), missing: Missing::Refused }).contains("'a' already"));
         assert!(refused(Request::RemovePort { name: "x".into() }).contains("no port 'x'"));
         let elsewhere = Backend::VhostUser { socket: directory.path().join("no/such/place"), mode: 0o600, queues: 1 };
         let lost = PortConfig { backend: elsewhere, ..port(directory.path(), "c") };
-        assert!(refused(Request::AddPort { port: lost }).contains("no/such/place"));
+        assert!(refused(Request::AddPort { port: lost, missing: Missing::Refused }).contains("no/such/place"));
         let many = Backend::VhostUser { socket: directory.path().join("d"), mode: 0o600, queues: 65 };
-        assert!(refused(Request::AddPort { port: PortConfig { backend: many, ..port(directory.path(), "d") } }).contains("65"));
+        let many = PortConfig { backend: many, ..port(directory.path(), "d") };
+        assert!(refused(Request::AddPort { port: many, missing: Missing::Refused }).contains("65"));
+        let team = TeamConfig::single("eth0");
+        assert!(refused(Request::SetTeam { name: "a".into(), team: team.clone() }).contains("'a' is no uplink"));
+        assert!(refused(Request::SetTeam { name: "x".into(), team }).contains("no port 'x'"));
         assert_eq!(client.call::<Vec<PortConfig>>(&Request::Config).unwrap(), [a]);
     }
 }
