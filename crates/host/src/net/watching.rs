@@ -170,3 +170,73 @@ pub fn file(client: &mut Client, pieces: &mut Pieces, port: &str, snap_bytes: u3
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use packet::Listener;
+    use switch::acl::Direction;
+    use switch::control::{CapturedFrame, Reply};
+
+    use super::*;
+
+    /// Begins to look at a switch that has seen these frames, missed three, and says so when nothing more is asked for.
+    fn watch(directory: &Path, frames: Vec<CapturedFrame>, limit: Duration) -> Watch {
+        let path = directory.join("control");
+        let listener = Listener::bind(&path).unwrap();
+        thread::spawn(move || {
+            let connection = listener.accept().unwrap();
+            let ask = || connection.receive_message::<Request>().unwrap();
+            assert!(ask().is_some());
+            let say = |value: Value| connection.send_message(&Reply::Ok(value)).unwrap();
+            say(Value::Null);
+            say(serde_json::to_value(Streamed::Frames { frames }).unwrap());
+            assert_eq!(ask(), None);
+            say(serde_json::to_value(Streamed::End { missed: 3 }).unwrap());
+        });
+        let mut client = Client::connect(&path).unwrap();
+        let request = Request::Capture { name: "a".into(), direction: None, count: None, snap_bytes: 100 };
+        client.call::<Value>(&request).unwrap();
+        let stopper = client.stopper().unwrap();
+        Watch { client, stopper, place: PLACES.try_acquire().unwrap(), limit }
+    }
+
+    async fn all(mut seen: Seen) -> Vec<u8> {
+        let mut all = Vec::new();
+        while let Some(piece) = seen.recv().await {
+            all.extend(piece.unwrap());
+        }
+        all
+    }
+
+    fn frame(bytes: &str) -> CapturedFrame {
+        CapturedFrame { at_ns: 1, direction: Direction::Inbound, length: bytes.len() / 2, bytes: bytes.into() }
+    }
+
+    #[tokio::test]
+    async fn a_file_ends_when_it_is_as_long_as_it_may_be_and_says_what_is_missing() {
+        let directory = tempfile::tempdir().unwrap();
+        let frames = ["a1a1a1a1", "b2b2b2b2", "c3c3c3c3"].map(frame).to_vec();
+        let watch = watch(directory.path(), frames, Duration::from_secs(3600));
+        let file = all(watch.follow(|client, pieces| file(client, pieces, "web/net0", 100, 5))).await;
+        let has = |bytes: &[u8]| file.windows(bytes.len()).any(|window| window == bytes);
+        assert_eq!([has(&[0xa1; 4]), has(&[0xb2; 4]), has(&[0xc3; 4])], [true, true, false]);
+        // isb_ifdrop: the three of the switch, and the one that was left out.
+        let mut drops = [5, 0, 8, 0].to_vec();
+        drops.extend(4_u64.to_le_bytes());
+        assert!(has(&drops) && has(b"web/net0"));
+    }
+
+    #[tokio::test]
+    async fn who_looks_is_told_of_the_end_when_the_time_is_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let watch = watch(directory.path(), Vec::new(), Duration::from_millis(20));
+        let end = |streamed| match streamed {
+            Streamed::End { missed } => Some(api::Watched::End(api::WatchEnd { missed })),
+            _ => None,
+        };
+        let lines = all(watch.follow(move |client, pieces| lines(client, pieces, end))).await;
+        assert_eq!(String::from_utf8(lines).unwrap(), "{\"end\":{\"missed\":3}}\n");
+    }
+}

@@ -241,7 +241,7 @@ pub async fn watch(Shared(app): Shared<App>, Path(card): Path<(String, String)>,
     ("vm" = String, Path, description = "Its name or id"),
     ("net" = String, Path, description = "The id of its network card"),
 ), responses(
-    (status = 200, description = "The file", content_type = "application/x-pcapng"),
+    (status = 200, description = "The file", body = String, content_type = "application/x-pcapng"),
     (status = "default", description = "Not done", body = api::Error),
 ))]
 pub async fn capture(Shared(app): Shared<App>, Path(card): Path<(String, String)>, body: Body) -> Result<Response, Refusal> {
