@@ -240,6 +240,7 @@ fn flows_are_spread_and_each_station_stays_where_switches_know_it() {
     in_namespace("flows_are_spread_and_each_station_stays_where_switches_know_it", || {
         let (mut station, peer) = two_cables();
         station.add_team(team(TeamMode::AddressHash));
+        until("both links", || station.nics().iter().all(|nic| nic.has_link));
         know_station();
         let mut wires = ["w0", "w1"].map(|name| peer.wire(name));
         let own: Vec<MacAddress> = station.nics().iter().map(|nic| nic.mac.unwrap()).collect();
