@@ -362,7 +362,7 @@ mod tests {
     #[test]
     fn network_cards_have_names_and_numbers_that_stay() {
         let (mut controller, _requests) = controller();
-        let mut look = |controller: &mut AcpiController, slot: u32| {
+        let look = |controller: &mut AcpiController, slot: u32| {
             controller.write(NAME_SELECT, &slot.to_le_bytes());
             let words = (NAME..SIZE).step_by(4).flat_map(|register| read(controller, register).to_le_bytes());
             let name: Vec<u8> = words.take_while(|byte| *byte != 0).collect();
