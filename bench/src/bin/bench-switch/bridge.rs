@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::pingpong::pin;
-use crate::segments::{HEADER, segment};
+use bench::vswitch::HEADER;
+
+use crate::segments::segment;
 
 const BRIDGE: &str = "marubench";
 const TAPS: [&str; 2] = ["marubench0", "marubench1"];
