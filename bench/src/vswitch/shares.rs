@@ -12,7 +12,7 @@ use super::{FrontEnd, HEADER, RING, Switch, Way};
 /// Bytes of a frame.
 const FRAME: usize = 1514;
 /// Frames that a sender has waiting.
-const WAITING: usize = 64;
+const WAITING: usize = RING;
 /// Bytes of a buffer.
 const ROOM: usize = 2048;
 /// Before what is measured: bursts are over.

@@ -9,10 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-
-use crate::pingpong::pin;
 use bench::vswitch::HEADER;
 
+use crate::pingpong::pin;
 use crate::segments::segment;
 
 const BRIDGE: &str = "marubench";
