@@ -6,11 +6,13 @@
 //!                                        └──no───▶ nothing; the key that did not fit
 //! ```
 //!
-//! A [`Store`] is a map of keys to values. Each transaction that changes it has a revision, one more than that before, and each entry knows
+//! A [`Store`] is a map of keys to values. Each transaction that changes it has a revision, higher than all before, and each entry knows
 //! the revision that it was changed with last. "If this entry is still at revision 7, then" is all the locking there is: whoever wants to
 //! own something changes its entry under that condition, and the revision that results proves it.
 //!
-//! [`FileStore`] keeps the state of a single host in one file. Further stores implement the same trait.
+//! [`FileStore`] keeps the state of a single host in one file, [`MemoryStore`] that of a simulation in memory. Where hosts look after each
+//! other, a store has [`Leases`] too: entries that vanish when their host has not been heard of for a time. A single host has no use for
+//! them; its [`FileStore`] knows none.
 //!
 //! [`record`] lays typed records over keys and values: JSON with a kind and a version, so that what was written once can always be read.
 //!
@@ -23,11 +25,15 @@
 //! is, and the error names the backups.
 
 mod file;
+mod lease;
+mod memory;
 pub mod record;
 mod transaction;
 mod watch;
 
 pub use file::{FileStore, OpenError};
+pub use lease::{Lease, LeaseId, Leases};
+pub use memory::MemoryStore;
 pub use transaction::{Change, Condition, Outcome, Transaction};
 pub use watch::{Changed, Watch};
 
@@ -36,7 +42,7 @@ pub const MAX_KEY: usize = 512;
 /// The longest value in bytes.
 pub const MAX_VALUE: usize = 1024 * 1024;
 
-/// Counts the changes of a store, from 1; 0 is the empty store.
+/// Counts the changes of a store; 0 is before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct Revision(pub u64);
@@ -56,6 +62,8 @@ pub struct Entry {
     pub value: Vec<u8>,
     /// The transaction that changed it last.
     pub revision: Revision,
+    /// The lease that it ends with.
+    pub lease: Option<LeaseId>,
 }
 
 /// Entries as they were at one moment.
@@ -109,6 +117,9 @@ pub enum StoreError {
         /// The newest.
         newest: Revision,
     },
+    /// A lease that has ended, or that there never was.
+    #[error("the lease {0} has ended: ask for a new one")]
+    NoLease(LeaseId),
     /// The engine below.
     #[error("the store's file cannot be used")]
     File(#[from] redb::Error),

@@ -1,6 +1,8 @@
 //! Changes under conditions.
 
-use crate::{MAX_VALUE, Revision, StoreError, check_key};
+use std::collections::HashSet;
+
+use crate::{LeaseId, MAX_VALUE, Revision, StoreError, check_key};
 
 /// What must hold for a transaction to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,13 +13,46 @@ pub enum Condition {
     Unchanged(String, Revision),
 }
 
+impl Condition {
+    pub(crate) fn key(&self) -> &str {
+        let (Condition::Absent(key) | Condition::Unchanged(key, _)) = self;
+        key
+    }
+
+    /// Whether it holds for what was found at its key.
+    pub(crate) fn holds(&self, found: Option<Revision>) -> bool {
+        match self {
+            Condition::Absent(_) => found.is_none(),
+            Condition::Unchanged(_, revision) => found == Some(*revision),
+        }
+    }
+}
+
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// This key has this value.
-    Put(String, Vec<u8>),
+    Put {
+        /// The key.
+        key: String,
+        /// The value.
+        value: Vec<u8>,
+        /// The lease that the entry ends with.
+        lease: Option<LeaseId>,
+    },
     /// There is no entry with this key.
     Delete(String),
+}
+
+impl Change {
+    pub(crate) fn key(&self) -> &str {
+        let (Change::Put { key, .. } | Change::Delete(key)) = self;
+        key
+    }
+
+    pub(crate) fn lease(&self) -> Option<LeaseId> {
+        if let Change::Put { lease, .. } = self { *lease } else { None }
+    }
 }
 
 /// Changes that are all done or not at all.
@@ -41,7 +76,7 @@ pub struct Transaction {
 /// What became of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All changes are made, and durable.
+    /// All changes are made, and durable. This is their revision; the newest one that there was if nothing had to be changed.
     Committed(Revision),
     /// A condition does not hold; nothing was changed.
     Conflict {
@@ -72,10 +107,17 @@ impl Transaction {
         self
     }
 
-    /// Gives a key a value. Of several changes of one key, the last counts.
+    /// Gives a key a value; its entry is under no lease then. Of several changes of one key, the last counts.
     #[must_use]
     pub fn put(mut self, key: impl Into<String>, value: impl Into<Vec<u8>>) -> Transaction {
-        self.changes.push(Change::Put(key.into(), value.into()));
+        self.changes.push(Change::Put { key: key.into(), value: value.into(), lease: None });
+        self
+    }
+
+    /// Gives a key a value, until a lease ends.
+    #[must_use]
+    pub fn put_under(mut self, key: impl Into<String>, value: impl Into<Vec<u8>>, lease: LeaseId) -> Transaction {
+        self.changes.push(Change::Put { key: key.into(), value: value.into(), lease: Some(lease) });
         self
     }
 
@@ -90,12 +132,20 @@ impl Transaction {
     pub(crate) fn check(&self) -> Result<(), StoreError> {
         for change in &self.changes {
             match change {
-                Change::Put(key, value) if value.len() > MAX_VALUE => {
+                Change::Put { key, value, .. } if value.len() > MAX_VALUE => {
                     return Err(StoreError::Value { key: key.clone(), length: value.len() });
                 }
-                Change::Put(key, _) | Change::Delete(key) => check_key(key)?,
+                Change::Put { key, .. } | Change::Delete(key) => check_key(key)?,
             }
         }
         Ok(())
+    }
+
+    /// The changes that count: the last of each key, in their order.
+    pub(crate) fn last_changes(&self) -> Vec<&Change> {
+        let mut seen = HashSet::new();
+        let mut last: Vec<&Change> = self.changes.iter().rev().filter(|change| seen.insert(change.key())).collect();
+        last.reverse();
+        last
     }
 }

@@ -19,11 +19,11 @@ pub use open::OpenError;
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
+use crate::watch::Watchers;
 use crate::{Change, Changed, Condition, Entry, Outcome, Revision, Snapshot, Store, StoreError, Transaction, Watch, check_key};
 
 /// Key to revision and value.
@@ -46,14 +46,9 @@ pub struct FileStore {
     directory: PathBuf,
     database: Database,
     /// Those who hear of changes. Held during a commit, so that all hear of them in their order.
-    watchers: Mutex<Vec<Watcher>>,
+    watchers: Mutex<Watchers>,
     /// Held until the store is closed.
     _lock: File,
-}
-
-struct Watcher {
-    prefix: String,
-    sender: Sender<Changed>,
 }
 
 /// All of redb's errors are one to us: it says what it is.
@@ -104,14 +99,10 @@ impl FileStore {
         conditions: &[Condition],
     ) -> Result<Option<Outcome>, StoreError> {
         for condition in conditions {
-            let (Condition::Absent(key) | Condition::Unchanged(key, _)) = condition;
-            let found = entries.get(key.as_str()).map_err(file)?.map(|value| Revision(value.value().0));
-            let holds = match condition {
-                Condition::Absent(_) => found.is_none(),
-                Condition::Unchanged(_, revision) => found == Some(*revision),
-            };
-            if !holds {
-                return Ok(Some(Outcome::Conflict { key: key.clone(), found }));
+            let key = condition.key();
+            let found = entries.get(key).map_err(file)?.map(|value| Revision(value.value().0));
+            if !condition.holds(found) {
+                return Ok(Some(Outcome::Conflict { key: key.into(), found }));
             }
         }
         Ok(None)
@@ -124,13 +115,15 @@ impl FileStore {
         }
         let mut meta = writing.open_table(META).map_err(file)?;
         let mut deleted = writing.open_table(DELETED).map_err(file)?;
-        let number = meta.get(REVISION).map_err(file)?.map_or(0, |value| value.value()) + 1;
-        meta.insert(REVISION, number).map_err(file)?;
+        let before = meta.get(REVISION).map_err(file)?.map_or(0, |value| value.value());
+        let number = before + 1;
         let revision = Revision(number);
         let mut changed = Vec::new();
-        for change in &transaction.changes {
+        for change in transaction.last_changes() {
             match change {
-                Change::Put(key, value) => {
+                // There are no leases here.
+                Change::Put { lease: Some(lease), .. } => return Err(StoreError::NoLease(*lease)),
+                Change::Put { key, value, lease: None } => {
                     entries.insert(key.as_str(), (number, value.as_slice())).map_err(file)?;
                     changed.push(Changed { key: key.clone(), value: Some(value.clone()), revision });
                 }
@@ -142,6 +135,10 @@ impl FileStore {
                 }
             }
         }
+        if changed.is_empty() {
+            return Ok((Outcome::Committed(Revision(before)), changed));
+        }
+        meta.insert(REVISION, number).map_err(file)?;
         let forgotten = number.saturating_sub(MEMORY);
         if forgotten > 0 {
             deleted.retain_in(..(forgotten + 1, ""), |_, ()| false).map_err(file)?;
@@ -182,7 +179,7 @@ impl Store for FileStore {
         let entries = reading.open_table(ENTRIES).map_err(file)?;
         Ok(entries.get(key).map_err(file)?.map(|value| {
             let (revision, bytes) = value.value();
-            Entry { key: key.into(), value: bytes.into(), revision: Revision(revision) }
+            Entry { key: key.into(), value: bytes.into(), revision: Revision(revision), lease: None }
         }))
     }
 
@@ -192,7 +189,7 @@ impl Store for FileStore {
         let revision = Revision(meta.get(REVISION).map_err(file)?.map_or(0, |value| value.value()));
         let mut entries = Vec::new();
         scan(&reading.open_table(ENTRIES).map_err(file)?, prefix, |key, revision, value| {
-            entries.push(Entry { key: key.into(), value: value.into(), revision: Revision(revision) });
+            entries.push(Entry { key: key.into(), value: value.into(), revision: Revision(revision), lease: None });
         })?;
         Ok(Snapshot { revision, entries })
     }
@@ -202,14 +199,12 @@ impl Store for FileStore {
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
         let writing = self.database.begin_write().map_err(file)?;
         let (outcome, changed) = Self::apply(&writing, transaction)?;
-        match outcome {
-            Outcome::Committed(_) => writing.commit().map_err(file)?,
-            Outcome::Conflict { .. } => writing.abort().map_err(file)?,
+        if changed.is_empty() {
+            writing.abort().map_err(file)?;
+        } else {
+            writing.commit().map_err(file)?;
+            watchers.tell(&changed);
         }
-        watchers.retain(|watcher| {
-            let mut of_interest = changed.iter().filter(|change| change.key.starts_with(&watcher.prefix));
-            of_interest.all(|change| watcher.sender.send(change.clone()).is_ok())
-        });
         Ok(outcome)
     }
 
@@ -221,8 +216,6 @@ impl Store for FileStore {
             return Err(StoreError::NotKnown { after, oldest, newest });
         }
         let earlier = self.changes_after(prefix, after)?;
-        let (sender, live) = channel();
-        watchers.push(Watcher { prefix: prefix.into(), sender });
-        Ok(Watch::new(earlier, live))
+        Ok(watchers.add(prefix, earlier))
     }
 }

@@ -87,14 +87,20 @@ proptest! {
             match store.commit(&transaction).unwrap() {
                 Outcome::Committed(revision) => {
                     prop_assert!(holds);
-                    prop_assert_eq!(revision.0, history.len() as u64);
-                    for (number, value) in step.changes {
-                        match value {
-                            Some(value) => { model.insert(key(number), (vec![value], revision)); }
-                            None => { model.remove(&key(number)); }
-                        }
+                    let next = Revision(history.len() as u64);
+                    // What changes nothing has no revision of its own.
+                    let last: BTreeMap<_, _> = step.changes.into_iter().collect();
+                    let mut changes_something = false;
+                    for (number, value) in last {
+                        changes_something |= match value {
+                            Some(value) => { model.insert(key(number), (vec![value], next)); true }
+                            None => model.remove(&key(number)).is_some(),
+                        };
                     }
-                    history.push(model.clone());
+                    if changes_something {
+                        history.push(model.clone());
+                    }
+                    prop_assert_eq!(revision.0, history.len() as u64 - 1);
                 }
                 Outcome::Conflict { found, .. } => {
                     prop_assert!(!holds);
