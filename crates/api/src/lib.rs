@@ -59,6 +59,8 @@ use utoipa::ToSchema;
 pub const BASE: &str = "/api/v1";
 /// The port that `marud` listens on if nothing else is said.
 pub const DEFAULT_PORT: u16 = 8420;
+/// The file, in the directory of `marud`'s state, that says where it listens now: `ADDRESS:PORT` and a newline.
+pub const ADDRESS_FILE: &str = "address";
 
 /// A part of a list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]

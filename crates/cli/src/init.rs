@@ -74,9 +74,10 @@ pub fn run(args: &InitArgs) -> anyhow::Result<()> {
     }
     let host = wait()?;
     let local = Local::find()?;
+    let port = local.address.port();
     let ready = Ready {
-        address: address(&outward(&host.names).unwrap_or_else(|| host.name.clone())),
-        address_by_name: address(&host.name),
+        address: address(&outward(&host.names).unwrap_or_else(|| host.name.clone()), port),
+        address_by_name: address(&host.name, port),
         fingerprint_sha256: api::client::fingerprint(&fs::read(&local.authority)?)
             .context("the certificate authority is none")?,
         certificate_authority: local.authority.display().to_string(),
@@ -95,8 +96,8 @@ pub fn run(args: &InitArgs) -> anyhow::Result<()> {
     })?)?)
 }
 
-fn address(name: &str) -> String {
-    format!("https://{name}:{}", api::DEFAULT_PORT)
+fn address(name: &str, port: u16) -> String {
+    format!("https://{name}:{port}")
 }
 
 /// The first of a host's names that is an address which others may reach, as it is written in a URL: one of IPv4, if there is one.

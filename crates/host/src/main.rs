@@ -78,6 +78,8 @@ async fn run(options: &Options) -> anyhow::Result<()> {
         tracing::warn!("no VM is started with the host: {}: {error}", options.boot_id.display());
     });
     let host = Host::start(state.clone(), surroundings(options)?, boot_id.ok().as_deref())?;
+    let told = options.state.join(api::ADDRESS_FILE);
+    auth::write_private(&told, &format!("{address}\n")).with_context(|| format!("{} cannot be written", told.display()))?;
     tracing::info!("listening at {address}, for clients that know this host as {}", names.join(", "));
     let router = web::router(App { host, audit: Arc::new(audit), names: names.into() });
     let [terminated, interrupted] = &mut ends;

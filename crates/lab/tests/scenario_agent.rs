@@ -3,45 +3,11 @@
 mod common;
 
 use std::process::Command;
-use std::time::Instant;
 
-use common::managed::{managed_lab, start_marud, until, vm};
-use common::{PATIENCE, shell};
-use lab::agent::{Event, Exec, Process};
+use common::managed::{Console, managed_lab, start_marud, until, vm};
+use common::shell;
 use lab::appliance::agent_image;
-use lab::host::Host;
 use serde_json::Value;
-
-/// `maru vm console`, with what it has shown.
-struct Console {
-    process: Process,
-    seen: String,
-}
-
-impl Console {
-    fn open(host: &Host, arguments: &[&str]) -> Console {
-        let command = ["maru", "vm", "console", "web"].iter().chain(arguments).copied();
-        Console { process: host.spawn(Exec::new(command)).unwrap(), seen: String::new() }
-    }
-
-    /// Runs a command line in the guest, and gives what it printed.
-    fn run(&mut self, line: &str) -> String {
-        self.seen.clear();
-        self.process.write_stdin(format!("{line}; echo DO''NE\n").as_bytes()).unwrap();
-        self.wait("DONE\r\n");
-        self.seen.clone()
-    }
-
-    fn wait(&mut self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.seen.contains(text) {
-            match self.process.next_event(Some(deadline)).unwrap() {
-                Some(Event::Stdout(bytes) | Event::Stderr(bytes)) => self.seen += &String::from_utf8_lossy(&bytes),
-                other => panic!("{other:?} before '{text}' in:\n{}", self.seen),
-            }
-        }
-    }
-}
 
 /// A file with an ext4 file system of 16 MiB.
 fn file_system() -> tempfile::NamedTempFile {
@@ -72,8 +38,8 @@ fn a_guest_reads_what_cloud_init_is_told_its_agent_tells_of_it_and_shuts_it_down
          'console=ttyS0 quiet panic=-1 mitigations=off maru.modules=isofs,ext4 maru.test=shell'",
     );
     shell(host, "maru vm start web");
-    let mut console = Console::open(host, &[]);
-    let mut viewer = Console::open(host, &["--read-only"]);
+    let mut console = Console::open(host, "web", &[]);
+    let mut viewer = Console::open(host, "web", &["--read-only"]);
     console.wait("maru-guest: facts");
 
     let seed = console.run("dd if=/dev/vdb bs=1 skip=32808 count=6 2>/dev/null; mount -t iso9660 -o ro /dev/vdb /mnt; ls /mnt; cat /mnt/*; touch /mnt/x");

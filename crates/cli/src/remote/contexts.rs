@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -127,21 +128,35 @@ pub struct Local {
     pub secret: String,
     /// The file with the certificate authority.
     pub authority: PathBuf,
+    /// Where it listens.
+    pub address: SocketAddr,
 }
 
 impl Local {
     /// Looks where it keeps its state.
     pub fn find() -> Result<Local, RemoteError> {
-        let (token, authority) = (Path::new(LOCAL_STATE).join("admin.token"), Path::new(LOCAL_STATE).join("tls/ca.pem"));
+        let in_state = |name| Path::new(LOCAL_STATE).join(name);
+        let (token, authority, told) = (in_state("admin.token"), in_state("tls/ca.pem"), in_state(api::ADDRESS_FILE));
         let Ok(secret) = fs::read_to_string(&token) else { return Err(RemoteError::NoServer(token)) };
-        Ok(Local { token, secret: secret.trim().to_owned(), authority })
+        let text = String::from_utf8_lossy(&read(&told)?).into_owned();
+        let address = text.trim().parse().map_err(|_| RemoteError::Address { path: told, text })?;
+        Ok(Local { token, secret: secret.trim().to_owned(), authority, address })
     }
 
     /// A client of it.
     pub fn client(&self) -> Result<Client, RemoteError> {
         // By its number: names need not be known yet when a host starts.
-        let server = format!("https://127.0.0.1:{}", api::DEFAULT_PORT);
+        let server = format!("https://{}", reachable_from_here(self.address));
         Ok(Client::new(&server, &read(&self.authority)?, &self.secret)?)
+    }
+}
+
+/// An address for who listens at this one, on the same machine.
+fn reachable_from_here(address: SocketAddr) -> SocketAddr {
+    // Who listens at all addresses of IPv6 does so at those of IPv4, which more machines have.
+    match address.ip().is_unspecified() {
+        true => SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())),
+        false => address,
     }
 }
 
@@ -236,5 +251,19 @@ impl Contexts {
                 |context: &Shown<'_>| [if context.current { "*" } else { "" }.into(), context.name.into(), context.server.into()];
             table(["", "NAME", "SERVER"], list.iter().map(row))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_listens_everywhere_is_reached_here_and_who_does_not_where_he_listens() {
+        let of = |address: &str| reachable_from_here(address.parse().unwrap()).to_string();
+        assert_eq!(of("[::]:8420"), "127.0.0.1:8420");
+        assert_eq!(of("0.0.0.0:9000"), "127.0.0.1:9000");
+        assert_eq!(of("192.0.2.7:9000"), "192.0.2.7:9000");
+        assert_eq!(of("[::1]:9000"), "[::1]:9000");
     }
 }

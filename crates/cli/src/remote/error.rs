@@ -47,6 +47,14 @@ pub enum RemoteError {
         .0.display()
     )]
     NoServer(PathBuf),
+    /// What `marud` says of where it listens.
+    #[error("{} is to say where marud listens, and says '{text}': start marud anew", .path.display())]
+    Address {
+        /// The file.
+        path: PathBuf,
+        /// What is in it.
+        text: String,
+    },
     /// The terminal, or the connection to the console.
     #[error("the console cannot be used")]
     Console(#[source] io::Error),

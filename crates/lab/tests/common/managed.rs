@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use lab::LabSpec;
-use lab::agent::{Event, Exec};
+use lab::agent::{Event, Exec, Process};
 use lab::appliance::program;
 use lab::host::Host;
 use serde_json::Value;
@@ -61,4 +61,38 @@ pub fn hear(host: &Host, program: &[&str], limit: Duration, mut enough: impl FnM
 pub fn console(host: &Host, id: &str, limit: Duration, enough: impl FnMut(&str) -> bool) -> String {
     let socket = format!("/run/maru/vms/{id}/control");
     hear(host, &["maru", "vm", "control", "--socket", &socket, "console"], limit, enough)
+}
+
+/// `maru vm console`, with what it has shown.
+pub struct Console {
+    process: Process,
+    /// What was shown since it was last emptied.
+    pub seen: String,
+}
+
+impl Console {
+    /// Opens the console of a VM.
+    pub fn open(host: &Host, vm: &str, arguments: &[&str]) -> Console {
+        let command = ["maru", "vm", "console", vm].into_iter().chain(arguments.iter().copied());
+        Console { process: host.spawn(Exec::new(command)).unwrap(), seen: String::new() }
+    }
+
+    /// Runs a command line in the guest, and gives what it printed.
+    pub fn run(&mut self, line: &str) -> String {
+        self.seen.clear();
+        self.process.write_stdin(format!("{line}; echo DO''NE\n").as_bytes()).unwrap();
+        self.wait("DONE\r\n");
+        self.seen.clone()
+    }
+
+    /// Waits until this text was shown.
+    pub fn wait(&mut self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.seen.contains(text) {
+            match self.process.next_event(Some(deadline)).unwrap() {
+                Some(Event::Stdout(bytes) | Event::Stderr(bytes)) => self.seen += &String::from_utf8_lossy(&bytes),
+                other => panic!("{other:?} before '{text}' in:\n{}", self.seen),
+            }
+        }
+    }
 }
