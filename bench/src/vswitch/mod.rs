@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use switch::control::{Backend, Client, DEFAULT_SWITCH, PortConfig, Request, Status};
+use switch::links::Missing;
 use switch::policy::PortPolicy;
 
 pub use front_end::{FrontEnd, HEADER, RING, Way};
@@ -54,7 +55,7 @@ impl Switch {
             let backend = Backend::VhostUser { socket: socket.clone(), mode: 0o600, queues: 1 };
             let port =
                 PortConfig { name: format!("port{number}"), switch: DEFAULT_SWITCH.into(), backend, policy: policy.clone() };
-            switch.client.call::<()>(&Request::AddPort { port })?;
+            switch.client.call::<()>(&Request::AddPort { port, missing: Missing::Refused })?;
             switch.sockets.push(socket);
         }
         Ok(switch)
