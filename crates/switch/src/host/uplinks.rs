@@ -1,17 +1,18 @@
 //! Ports with NICs behind them.
 
-use super::{Host, HostError};
+use super::{Host, HostError, attach};
 use crate::control::Backend;
 use crate::links::{Links, Missing};
 use crate::pipeline::{PortNumber, SwitchNumber};
 use crate::policy::PortPolicy;
 use crate::team::Team;
 use crate::team::config::{TeamConfig, TeamError};
-use crate::worker::{Device, Ended, Worker};
+use crate::worker::{Device, Ended, Handle, Worker};
 
 impl Host {
     pub(super) fn add_team(
         &mut self,
+        worker: &Handle,
         switch: SwitchNumber,
         team: TeamConfig,
         policy: PortPolicy,
@@ -19,31 +20,31 @@ impl Host {
     ) -> Result<PortNumber, HostError> {
         self.check_team(&team, None)?;
         if self.links.is_none() {
-            self.links = Some(Links::start(self.worker.clone()).map_err(HostError::Links)?);
+            self.links = Some(Links::start().map_err(HostError::Links)?);
         }
         let Some(links) = &self.links else { return Err(Ended.into()) };
         // Until all is in place no change of a link comes in between.
         let mut registry = links.lock();
         let (opened, nics) = registry.open(&team.nics, missing)?;
-        let number = self.attach(switch, policy, move |now| Device::Team(Box::new(Team::new(&team, nics, now))))?;
-        registry.watch(number, opened);
+        let number = attach(worker, switch, policy, move |now| Device::Team(Box::new(Team::new(&team, nics, now))))?;
+        registry.watch(worker, number, opened);
         Ok(number)
     }
 
     /// Puts another team behind an uplink's port.
     pub(super) fn set_team(&mut self, name: &str, team: TeamConfig) -> Result<(), HostError> {
-        let number = match self.entry(name)? {
-            entry if entry.config.backend.nics().is_empty() => return Err(HostError::NoUplink(name.into())),
-            entry => entry.number,
-        };
+        let (worker, number) = self.place(name)?;
+        if self.entry(name)?.config.backend.nics().is_empty() {
+            return Err(HostError::NoUplink(name.into()));
+        }
         self.check_team(&team, Some(name))?;
         let Some(links) = &self.links else { return Err(Ended.into()) };
         let mut registry = links.lock();
         let (opened, nics) = registry.open(&team.nics, Missing::Awaited)?;
         let config = team.clone();
-        self.worker.call(move |worker| replace(worker, number, &config, nics))?.map_err(HostError::Attach)?;
-        registry.forget(number);
-        registry.watch(number, opened);
+        worker.call(move |worker| replace(worker, number, &config, nics))?.map_err(HostError::Attach)?;
+        registry.forget(&worker, number);
+        registry.watch(&worker, number, opened);
         drop(registry);
         self.entry(name)?.config.backend = Backend::from(team);
         Ok(())

@@ -1,5 +1,6 @@
 //! Uplinks and teams with real interfaces.
 
+mod confined;
 mod space;
 
 use std::collections::{BTreeMap, BTreeSet};

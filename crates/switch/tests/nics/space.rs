@@ -11,7 +11,6 @@ use switch::control::{Backend, DEFAULT_SWITCH, PortConfig, PortStatus, Request, 
 use switch::host::Host;
 use switch::links::Missing;
 use switch::mac::MacAddress;
-use switch::pipeline::{Limits, Switch};
 use switch::policy::PortPolicy;
 use switch::ports::fd::FdPort;
 use switch::ports::packet::Packet;
@@ -19,7 +18,7 @@ use switch::ports::vnet::Vnet;
 use switch::ring::split::Segment;
 use switch::team::config::TeamConfig;
 use switch::team::nic::NicStatus;
-use switch::worker::Worker;
+use switch::worker::Pool;
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
 const INSIDE: &str = "MARU_TEST_NAMESPACE";
@@ -105,8 +104,7 @@ pub struct Station(Host);
 
 impl Station {
     pub fn start() -> Station {
-        let (worker, _) = Worker::start(Switch::new(Limits::default()), Duration::ZERO).unwrap();
-        Station(Host::new(worker, None).unwrap())
+        Station(Host::new(Pool::new(1, Duration::ZERO), None).unwrap())
     }
 
     fn ask(&mut self, request: Request) -> Result<Value, String> {
