@@ -14,8 +14,8 @@ const EVENTS_KEPT: usize = 10_000;
 const TASKS_KEPT: usize = 1000;
 /// How long a repeated request with an `Idempotency-Key` is recognised.
 const ONCE_KEPT: time::Duration = time::Duration::hours(24);
-/// Records that one transaction takes away at most.
-const PRUNED_AT_ONCE: usize = 5000;
+/// Records that one transaction takes away at most: one less than it can change.
+const PRUNED_AT_ONCE: usize = store::MAX_OPERATIONS - 1;
 
 /// The store, with its records.
 #[derive(Clone)]
@@ -177,21 +177,18 @@ impl State {
     /// Forgets old events, finished tasks and requests.
     pub fn prune(&self) -> Result<(), StateError> {
         self.prune_events(EVENTS_KEPT)?;
-        let mut transaction = Transaction::new();
         let tasks = self.all::<TaskRecord>()?;
         let finished: Vec<_> = tasks.iter().filter(|task| !task.record.is_unfinished()).collect();
-        let surplus = finished.len().saturating_sub(TASKS_KEPT).min(PRUNED_AT_ONCE);
-        for task in &finished[..surplus] {
-            transaction = transaction.forget::<TaskRecord>(&task.record.id.to_string());
-        }
+        let surplus = &finished[..finished.len().saturating_sub(TASKS_KEPT)];
+        let mut keys: Vec<String> = surplus.iter().map(|task| TaskRecord::key(&task.record.id.to_string())).collect();
         let now = time::OffsetDateTime::now_utc();
-        for entry in self.store.range(OnceRecord::PREFIX)?.entries.iter().take(PRUNED_AT_ONCE) {
-            if record::from_entry::<OnceRecord>(entry)?.record.at + ONCE_KEPT < now {
-                transaction = transaction.delete(&entry.key);
+        for entry in self.store.range(OnceRecord::PREFIX)?.entries {
+            if record::from_entry::<OnceRecord>(&entry)?.record.at + ONCE_KEPT < now {
+                keys.push(entry.key);
             }
         }
-        if transaction != Transaction::new() {
-            self.commit(&transaction)?;
+        for some in keys.chunks(PRUNED_AT_ONCE) {
+            self.commit(&some.iter().fold(Transaction::new(), |transaction, key| transaction.delete(key)))?;
         }
         Ok(())
     }
@@ -199,12 +196,12 @@ impl State {
     fn prune_events(&self, kept: usize) -> Result<(), StateError> {
         let mut entries = self.store.range(EventRecord::PREFIX)?.entries;
         entries.sort_by_key(|entry| entry.revision);
-        let surplus = entries.len().saturating_sub(kept).min(PRUNED_AT_ONCE);
-        let Some(last) = entries[..surplus].last() else { return Ok(()) };
-        let pruned = Pruned { up_to: last.revision.0 };
-        let transaction = Transaction::new().write("events", &pruned);
-        let transaction = entries[..surplus].iter().fold(transaction, |transaction, entry| transaction.delete(&entry.key));
-        self.commit(&transaction).map(drop)
+        for some in entries[..entries.len().saturating_sub(kept)].chunks(PRUNED_AT_ONCE) {
+            let Some(last) = some.last() else { break };
+            let transaction = Transaction::new().write("events", &Pruned { up_to: last.revision.0 });
+            self.commit(&some.iter().fold(transaction, |transaction, entry| transaction.delete(&entry.key)))?;
+        }
+        Ok(())
     }
 
     /// Events after a number, in their order; `None` if some of them were forgotten, or were never there.

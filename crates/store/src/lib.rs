@@ -10,9 +10,9 @@
 //! the revision that it was changed with last. "If this entry is still at revision 7, then" is all the locking there is: whoever wants to
 //! own something changes its entry under that condition, and the revision that results proves it.
 //!
-//! [`FileStore`] keeps the state of a single host in one file, [`MemoryStore`] that of a simulation in memory. Where hosts look after each
-//! other, a store has [`Leases`] too: entries that vanish when their host has not been heard of for a time. A single host has no use for
-//! them; its [`FileStore`] knows none.
+//! [`FileStore`] keeps the state of a single host in one file, [`EtcdStore`] that of a cluster in etcd, [`MemoryStore`] that of a simulation in
+//! memory. All pass the tests in `testing`. Where hosts look after each other, a store has [`Leases`] too: entries that vanish when their
+//! host has not been heard of for a time. A single host has no use for them; its [`FileStore`] knows none.
 //!
 //! [`record`] lays typed records over keys and values: JSON with a kind and a version, so that what was written once can always be read.
 //!
@@ -20,27 +20,38 @@
 //! Calls block: a transaction returns when it is durable. A store may be used from any thread.
 //!
 //! # Errors
-//! A condition that does not hold is an answer ([`Outcome::Conflict`]), not an error. A [`StoreError`] means that the store could not
-//! answer; a change may then be done or not, never half. A file that is damaged is not opened ([`OpenError::Damaged`]), is left as it
-//! is, and the error names the backups.
+//! A condition that does not hold is an answer ([`Outcome::Conflict`]), not an error. A [`StoreError`] means that nothing was changed; with
+//! [`StoreError::Unknown`] and [`StoreError::File`], a change may be done or not, never half. A file that is damaged is not opened
+//! ([`OpenError::Damaged`]), is left as it is, and the error names the backups.
 
+pub mod etcd;
 mod file;
 mod lease;
 mod memory;
 pub mod record;
+#[cfg(test)]
+mod testing;
 mod transaction;
 mod watch;
 
+pub use etcd::{EtcdConfig, EtcdStore};
 pub use file::{FileStore, OpenError};
 pub use lease::{Lease, LeaseId, Leases};
 pub use memory::MemoryStore;
 pub use transaction::{Change, Condition, Outcome, Transaction};
 pub use watch::{Changed, Watch};
 
+use std::time::Duration;
+
 /// The longest key in bytes.
 pub const MAX_KEY: usize = 512;
 /// The longest value in bytes.
 pub const MAX_VALUE: usize = 1024 * 1024;
+
+/// How many conditions, and how many changes, a transaction can have. etcd takes as many.
+pub const MAX_OPERATIONS: usize = 128;
+/// How many bytes the keys and values of a transaction's changes can have. etcd takes 1.5 MiB, with what is around them.
+pub const MAX_TRANSACTION: usize = MAX_VALUE + 256 * 1024;
 
 /// Counts the changes of a store; 0 is before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -105,21 +116,48 @@ pub enum StoreError {
         /// Its length in bytes.
         length: usize,
     },
-    /// A watch from too long ago, or from a store that was replaced by its backup.
+    /// Too much at once.
+    #[error("a transaction has at most {MAX_OPERATIONS} conditions and {MAX_OPERATIONS} changes, not {0}: make several")]
+    Operations(usize),
+    /// Too much at once.
     #[error(
-        "changes after revision {after} are not known (known are those after {oldest}, up to {newest}): read everything anew"
+        "the keys and values of a transaction have {0} bytes, and {MAX_TRANSACTION} at most are stored at once: make several"
     )]
+    Transaction(usize),
+    /// A watch from too long ago, or from a store that was replaced by its backup.
+    #[error("changes after revision {after} are not known any more, or not yet (the newest is {newest}): read everything anew")]
     NotKnown {
         /// What was asked for.
         after: Revision,
-        /// The oldest that can be asked for.
-        oldest: Revision,
         /// The newest.
         newest: Revision,
     },
     /// A lease that has ended, or that there never was.
     #[error("the lease {0} has ended: ask for a new one")]
     NoLease(LeaseId),
+    /// Whoever watches does not keep up.
+    #[error("too many changes waited for whoever watched: read everything anew")]
+    Behind,
+    /// No member of the store answers. Nothing was done.
+    #[error("no member of the store has answered within {waited:?}; at last: {reason}")]
+    Unavailable {
+        /// How long answers were waited for.
+        waited: Duration,
+        /// What kept the last one that was asked.
+        reason: String,
+    },
+    /// A change was sent, and nobody has said whether it was done.
+    #[error("whether the change was made is not known ({0}): read what it depends on, and decide anew")]
+    Unknown(String),
+    /// There is no room for changes.
+    #[error("the store's quota is used up: delete what is not needed, compact, defragment, and end the alarm")]
+    Full,
+    /// etcd says no. Nothing was done.
+    #[error("etcd refuses: {}", .0.message())]
+    Refused(Box<tonic::Status>),
+    /// An answer that makes no sense.
+    #[error("etcd's answer is {0}")]
+    Malformed(&'static str),
     /// The engine below.
     #[error("the store's file cannot be used")]
     File(#[from] redb::Error),

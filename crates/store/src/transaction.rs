@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::{LeaseId, MAX_VALUE, Revision, StoreError, check_key};
+use crate::{LeaseId, MAX_OPERATIONS, MAX_TRANSACTION, MAX_VALUE, Revision, StoreError, check_key};
 
 /// What must hold for a transaction to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,15 +130,23 @@ impl Transaction {
 
     /// Refuses what no store takes.
     pub(crate) fn check(&self) -> Result<(), StoreError> {
+        let operations = self.conditions.len().max(self.changes.len());
+        if operations > MAX_OPERATIONS {
+            return Err(StoreError::Operations(operations));
+        }
+        self.conditions.iter().try_for_each(|condition| check_key(condition.key()))?;
+        let mut bytes = 0;
         for change in &self.changes {
-            match change {
-                Change::Put { key, value, .. } if value.len() > MAX_VALUE => {
+            check_key(change.key())?;
+            bytes += change.key().len();
+            if let Change::Put { key, value, .. } = change {
+                if value.len() > MAX_VALUE {
                     return Err(StoreError::Value { key: key.clone(), length: value.len() });
                 }
-                Change::Put { key, .. } | Change::Delete(key) => check_key(key)?,
+                bytes += value.len();
             }
         }
-        Ok(())
+        if bytes > MAX_TRANSACTION { Err(StoreError::Transaction(bytes)) } else { Ok(()) }
     }
 
     /// The changes that count: the last of each key, in their order.

@@ -1,10 +1,15 @@
 //! Hearing of changes.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use crate::Revision;
+use crate::{Revision, StoreError};
+
+/// How many changes may wait for whoever watches.
+const MAX_WAITING: usize = 100_000;
 
 /// One entry that was changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,49 +26,111 @@ pub struct Changed {
 pub struct Watch {
     /// What had happened when the watch began.
     earlier: VecDeque<Changed>,
-    /// What happens since.
-    live: Receiver<Changed>,
+    /// What happens since, and at last why no more is told.
+    live: Receiver<Result<Changed, StoreError>>,
+    waiting: Arc<AtomicUsize>,
+    ended: Option<StoreError>,
 }
 
 impl Watch {
-    /// The next change; waits for it. `None` when the store is closed.
+    /// The next change; waits for it. `None` when the watch has ended.
     pub fn next_change(&mut self) -> Option<Changed> {
-        self.earlier.pop_front().or_else(|| self.live.recv().ok())
+        self.earlier.pop_front().or_else(|| {
+            let next = self.live.recv().ok();
+            self.take(next)
+        })
     }
 
-    /// The next change, if there is one before the time is over or the store is closed.
+    /// The next change, if there is one before the time is over or the watch has ended.
     pub fn next_within(&mut self, time: Duration) -> Option<Changed> {
-        self.earlier.pop_front().or_else(|| self.live.recv_timeout(time).ok())
+        self.earlier.pop_front().or_else(|| {
+            let next = self.live.recv_timeout(time).ok();
+            self.take(next)
+        })
     }
 
     /// The next change, if there is one already.
     pub fn try_next(&mut self) -> Option<Changed> {
-        self.earlier.pop_front().or_else(|| self.live.try_recv().ok())
+        self.earlier.pop_front().or_else(|| {
+            let next = self.live.try_recv().ok();
+            self.take(next)
+        })
+    }
+
+    /// Why the watch has ended, when all that it had to tell was taken: whoever wants to know more reads everything anew. `None` while it
+    /// goes on, and when the store is closed.
+    pub fn ended(&self) -> Option<&StoreError> {
+        self.ended.as_ref()
+    }
+
+    fn take(&mut self, next: Option<Result<Changed, StoreError>>) -> Option<Changed> {
+        match next? {
+            Ok(changed) => {
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                Some(changed)
+            }
+            Err(error) => {
+                self.ended = Some(error);
+                None
+            }
+        }
+    }
+}
+
+/// Begins a watch, with what had happened before.
+pub(crate) fn feed(earlier: Vec<Changed>) -> (Feed, Watch) {
+    let (sender, live) = channel();
+    let waiting = Arc::default();
+    let watch = Watch { earlier: earlier.into(), live, waiting: Arc::clone(&waiting), ended: None };
+    (Feed { sender, waiting }, watch)
+}
+
+/// The other end of a watch.
+pub(crate) struct Feed {
+    sender: Sender<Result<Changed, StoreError>>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Feed {
+    /// Tells of a change. `false` when nobody listens, or nobody has listened for so long that the watch ends.
+    pub fn tell(&self, changed: Changed) -> bool {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= MAX_WAITING {
+            self.end(StoreError::Behind);
+            return false;
+        }
+        self.sender.send(Ok(changed)).is_ok()
+    }
+
+    /// Tells why nothing more will be told.
+    pub fn end(&self, why: StoreError) {
+        // Nobody listens otherwise.
+        let _ = self.sender.send(Err(why));
+    }
+
+    /// Whether someone listens.
+    pub fn is_heard(&self) -> bool {
+        Arc::strong_count(&self.waiting) > 1
     }
 }
 
 /// Those who hear of changes of a store within this program.
 #[derive(Default)]
-pub(crate) struct Watchers(Vec<Watcher>);
-
-struct Watcher {
-    prefix: String,
-    sender: Sender<Changed>,
-}
+pub(crate) struct Watchers(Vec<(String, Feed)>);
 
 impl Watchers {
     /// Begins a watch, with what had happened before.
     pub fn add(&mut self, prefix: &str, earlier: Vec<Changed>) -> Watch {
-        let (sender, live) = channel();
-        self.0.push(Watcher { prefix: prefix.into(), sender });
-        Watch { earlier: earlier.into(), live }
+        let (feed, watch) = feed(earlier);
+        self.0.retain(|(_, feed)| feed.is_heard());
+        self.0.push((prefix.into(), feed));
+        watch
     }
 
     /// Tells of a transaction's changes, and forgets whoever does not listen any more.
     pub fn tell(&mut self, changed: &[Changed]) {
-        self.0.retain(|watcher| {
-            let mut of_interest = changed.iter().filter(|change| change.key.starts_with(&watcher.prefix));
-            of_interest.all(|change| watcher.sender.send(change.clone()).is_ok())
+        self.0.retain(|(prefix, feed)| {
+            let mut of_interest = changed.iter().filter(|change| change.key.starts_with(prefix));
+            of_interest.all(|change| feed.tell(change.clone()))
         });
     }
 }

@@ -3,6 +3,7 @@
 mod flows;
 #[cfg(test)]
 mod tests;
+mod uplinks;
 mod watching;
 
 use std::collections::BTreeMap;
@@ -24,8 +25,8 @@ use crate::ports::virtio::VirtioPort;
 use crate::sandbox;
 use crate::switches::{Named, SwitchError, Switches};
 use crate::tables::Millis;
+use crate::team::TeamStatus;
 use crate::team::config::{TeamConfig, TeamError};
-use crate::team::{Team, TeamStatus};
 use crate::worker::{Device, Ended, Handle, Pool, Worker};
 
 /// The most queue pairs of a port.
@@ -48,6 +49,9 @@ pub enum HostError {
     /// A name that nothing has.
     #[error("there is no port '{0}'")]
     NoPort(String),
+    /// A port that is no uplink.
+    #[error("the port '{0}' is no uplink: only those have NICs")]
+    NoUplink(String),
     /// A name that is none.
     #[error("a port needs a name of 1 to 64 bytes")]
     Name,
@@ -202,6 +206,7 @@ impl Host {
             Request::Flows { .. } | Request::Rules { .. } => false,
             Request::AddSwitch { .. } | Request::RemoveSwitch { .. } => true,
             Request::AddPort { .. } | Request::SetPolicy { .. } | Request::ImportPort { .. } | Request::RemovePort { .. } => true,
+            Request::SetTeam { .. } => true,
         };
         let value = match request {
             Request::Status => to_value(&self.status()?),
@@ -210,7 +215,8 @@ impl Host {
             Request::Switches => to_value(&self.switches()?),
             Request::AddSwitch { name, kind } => self.add_switch(SwitchConfig { name, kind }).map(|()| Value::Null)?,
             Request::RemoveSwitch { name } => self.remove_switch(&name).map(|()| Value::Null)?,
-            Request::AddPort { port } => self.add(port, Missing::Refused).map(|()| Value::Null)?,
+            Request::AddPort { port, missing } => self.add(port, missing).map(|()| Value::Null)?,
+            Request::SetTeam { name, team } => self.set_team(&name, team).map(|()| Value::Null)?,
             Request::SetPolicy { name, policy } => self.set_policy(&name, policy).map(|()| Value::Null)?,
             Request::ExportPort { name } => to_value(&self.export(&name)?),
             Request::ImportPort { name, state } => to_value(&self.import(&name, *state)?),
@@ -322,32 +328,6 @@ impl Host {
         };
         self.ports.insert(config.name.clone(), Entry { worker, number, config, door });
         Ok(())
-    }
-
-    fn add_team(
-        &mut self,
-        worker: &Handle,
-        switch: SwitchNumber,
-        team: TeamConfig,
-        policy: PortPolicy,
-        missing: Missing,
-    ) -> Result<PortNumber, HostError> {
-        team.check()?;
-        for (port, entry) in &self.ports {
-            if let Some(nic) = team.nics.iter().find(|nic| entry.config.backend.nics().contains(nic)) {
-                return Err(TeamError::Used { nic: nic.clone(), port: port.clone() }.into());
-            }
-        }
-        if self.links.is_none() {
-            self.links = Some(Links::start().map_err(HostError::Links)?);
-        }
-        let Some(links) = &self.links else { return Err(Ended.into()) };
-        // Until all is in place no change of a link comes in between.
-        let mut registry = links.lock();
-        let (opened, nics) = registry.open(&team.nics, missing)?;
-        let number = attach(worker, switch, policy, move |now| Device::Team(Box::new(Team::new(&team, nics, now))))?;
-        registry.watch(worker, number, opened);
-        Ok(number)
     }
 
     fn set_policy(&mut self, name: &str, policy: PortPolicy) -> Result<(), HostError> {

@@ -16,6 +16,7 @@
 //!  switches the switches by name
 //!  explain  what is done to a frame, in words
 //!  hex      frames as text
+//!  pcapng   frames in files
 //!  control  the control socket: requests, replies, client
 //!  identity, sandbox   what the switch denies itself
 //! ```
@@ -39,6 +40,7 @@ pub mod host;
 pub mod identity;
 pub mod links;
 pub mod mac;
+pub mod pcapng;
 pub mod pipeline;
 pub mod policy;
 pub mod ports;

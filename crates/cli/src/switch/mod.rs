@@ -4,7 +4,6 @@ mod acl;
 mod capture;
 mod flows;
 mod managed;
-mod pcapng;
 mod place;
 mod policy;
 mod port;

@@ -201,12 +201,16 @@ impl Network {
         shared.outcome.error.clone().or_else(|| shared.outcome.failed.get(port?).cloned())
     }
 
+    /// A connection to the switch, by which it is asked. Blocks.
+    pub fn connect(&self) -> Result<Client, ClientError> {
+        let client = Client::connect(&self.0.files.control())?;
+        client.set_patience(ANSWER)?;
+        Ok(client)
+    }
+
     /// Asks the switch. Blocks.
     pub fn ask<T: DeserializeOwned>(&self, request: &Request) -> Result<T, Cause> {
-        let asked = Client::connect(&self.0.files.control()).and_then(|mut client| {
-            client.set_patience(ANSWER)?;
-            client.call(request)
-        });
+        let asked = self.connect().and_then(|mut client| client.call(request));
         asked.map_err(|error| failed(vmm::error_chain(&error)))
     }
 

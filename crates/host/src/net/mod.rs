@@ -18,7 +18,9 @@ mod host_side;
 mod keeper;
 pub mod policy;
 mod process;
+pub mod team;
 mod wanted;
+pub mod watching;
 
 pub use host_side::parse_address;
 pub use keeper::{Held, Network};

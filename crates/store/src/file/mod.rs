@@ -87,6 +87,13 @@ impl FileStore {
         self.number(REVISION).map(Revision)
     }
 
+    #[cfg(test)]
+    pub(crate) fn forget(&self, up_to: Revision) {
+        let writing = self.database.begin_write().unwrap();
+        writing.open_table(META).unwrap().insert(FORGOTTEN, up_to.0).unwrap();
+        writing.commit().unwrap();
+    }
+
     fn number(&self, name: &str) -> Result<u64, StoreError> {
         let transaction = self.database.begin_read().map_err(file)?;
         let meta = transaction.open_table(META).map_err(file)?;
@@ -213,7 +220,7 @@ impl Store for FileStore {
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
         let (oldest, newest) = (Revision(self.number(FORGOTTEN)?), self.revision()?);
         if after < oldest || after > newest {
-            return Err(StoreError::NotKnown { after, oldest, newest });
+            return Err(StoreError::NotKnown { after, newest });
         }
         let earlier = self.changes_after(prefix, after)?;
         Ok(watchers.add(prefix, earlier))

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::acl::{Direction, ExtendedRule, PrefixRule};
 use crate::counters::CounterReport;
 use crate::explain::{FrameFilter, TraceAction, TraceReport};
+use crate::links::Missing;
 use crate::mac::MacAddress;
 use crate::pipeline::PortState;
 use crate::policy::PortPolicy;
@@ -43,6 +44,17 @@ pub enum Request {
     AddPort {
         /// The port.
         port: PortConfig,
+        /// What a NIC means that is not there: of an uplink.
+        #[serde(default)]
+        missing: Missing,
+    },
+    /// Give an uplink other NICs, or use them in another way. The port stays, with what is known behind it; NICs that it has before and after
+    /// keep their counters. NICs that are not there are waited for.
+    SetTeam {
+        /// The port.
+        name: String,
+        /// All of its team.
+        team: TeamConfig,
     },
     /// Give a port another policy, from the next frame on.
     SetPolicy {
@@ -196,6 +208,15 @@ pub enum Backend {
     Uplink(String),
     /// The wire: some NICs of the host.
     Team(TeamConfig),
+}
+
+impl From<TeamConfig> for Backend {
+    fn from(team: TeamConfig) -> Backend {
+        match team.as_single() {
+            Some(nic) => Backend::Uplink(nic.into()),
+            None => Backend::Team(team),
+        }
+    }
 }
 
 impl Backend {

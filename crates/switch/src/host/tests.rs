@@ -31,7 +31,7 @@ fn ports_are_added_changed_kept_and_removed() {
     let directory = tempfile::tempdir().unwrap();
     let mut client = start(directory.path());
     for name in ["a", "b"] {
-        client.call::<Value>(&Request::AddPort { port: port(directory.path(), name) }).unwrap();
+        client.call::<Value>(&Request::AddPort { port: port(directory.path(), name), missing: Missing::Refused }).unwrap();
     }
     let policy = PortPolicy { router: Permission::Deny, ..PortPolicy::default() };
     client.call::<Value>(&Request::SetPolicy { name: "a".into(), policy: policy.clone() }).unwrap();
@@ -62,6 +62,7 @@ fn switches_are_kept_and_say_what_they_connect() {
     assert!(ask(add("inner", SwitchKind::External)).unwrap_err().contains("'inner' already"));
     let on = |switch: &str, backend| Request::AddPort {
         port: PortConfig { switch: switch.into(), backend, ..port(directory.path(), "a") },
+        missing: Missing::Refused,
     };
     let vm = || port(directory.path(), "a").backend;
     assert!(ask(on("inner", Backend::Tap("t".into()))).unwrap_err().contains("private: its ports are VMs"));
@@ -105,7 +106,7 @@ fn switches_of_two_workers_do_not_wait_for_each_other() {
         // Who has no station is not announced in between.
         let policy = PortPolicy { max_stations: 0, ..PortPolicy::default() };
         let port = PortConfig { name: name.into(), switch: switch.into(), backend, policy };
-        host.execute(Request::AddPort { port }).unwrap();
+        host.execute(Request::AddPort { port, missing: Missing::Refused }).unwrap();
         let mut vm = Vm::new(0);
         vm.connect(&directory.path().join(name));
         (0..8).for_each(|_| vm.receive.offer_room(2048));
@@ -147,7 +148,7 @@ fn an_address_is_another_station_in_another_switch() {
     host.execute(Request::AddSwitch { name: "inner".into(), kind: SwitchKind::Private }).unwrap();
     for (name, switch) in [("a", DEFAULT_SWITCH), ("b", "inner")] {
         let port = PortConfig { switch: switch.into(), ..port(directory.path(), name) };
-        host.execute(Request::AddPort { port }).unwrap();
+        host.execute(Request::AddPort { port, missing: Missing::Refused }).unwrap();
         let stations = vec![StationState { mac: mac(1), vlan: 0 }];
         let state = PortState { stations, ..host.export(name).unwrap() };
         host.execute(Request::ImportPort { name: name.into(), state: Box::new(state) }).unwrap();
@@ -163,7 +164,7 @@ fn an_address_is_another_station_in_another_switch() {
 fn a_ports_state_crosses_the_socket_however_long_it_is() {
     let directory = tempfile::tempdir().unwrap();
     let mut client = start(directory.path());
-    client.call::<Value>(&Request::AddPort { port: port(directory.path(), "a") }).unwrap();
+    client.call::<Value>(&Request::AddPort { port: port(directory.path(), "a"), missing: Missing::Refused }).unwrap();
     let mut state: PortState = client.call(&Request::ExportPort { name: "a".into() }).unwrap();
     let rule = r#"{"effect": {"allow-stateful": {"idle-timeout-s": 60}}, "direction": "outbound", "weight": 1}"#;
     state.policy.extended_acl = vec![serde_json::from_str(rule).unwrap()];
@@ -196,17 +197,21 @@ fn refusals_say_why_and_change_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let mut client = start(directory.path());
     let a = port(directory.path(), "a");
-    client.call::<Value>(&Request::AddPort { port: a.clone() }).unwrap();
+    client.call::<Value>(&Request::AddPort { port: a.clone(), missing: Missing::Refused }).unwrap();
     let mut refused = |request: Request| match client.call::<Value>(&request) {
         Err(ClientError::Refused(failure)) => failure.message,
         other => panic!("{other:?}"),
     };
-    assert!(refused(Request::AddPort { port: a.clone() }).contains("'a' already"));
+    assert!(refused(Request::AddPort { port: a.clone(), missing: Missing::Refused }).contains("'a' already"));
     assert!(refused(Request::RemovePort { name: "x".into() }).contains("no port 'x'"));
     let elsewhere = Backend::VhostUser { socket: directory.path().join("no/such/place"), mode: 0o600, queues: 1 };
     let lost = PortConfig { backend: elsewhere, ..port(directory.path(), "c") };
-    assert!(refused(Request::AddPort { port: lost }).contains("no/such/place"));
+    assert!(refused(Request::AddPort { port: lost, missing: Missing::Refused }).contains("no/such/place"));
     let many = Backend::VhostUser { socket: directory.path().join("d"), mode: 0o600, queues: 65 };
-    assert!(refused(Request::AddPort { port: PortConfig { backend: many, ..port(directory.path(), "d") } }).contains("65"));
+    let many = PortConfig { backend: many, ..port(directory.path(), "d") };
+    assert!(refused(Request::AddPort { port: many, missing: Missing::Refused }).contains("65"));
+    let team = TeamConfig::single("eth0");
+    assert!(refused(Request::SetTeam { name: "a".into(), team: team.clone() }).contains("'a' is no uplink"));
+    assert!(refused(Request::SetTeam { name: "x".into(), team }).contains("no port 'x'"));
     assert_eq!(client.call::<Vec<PortConfig>>(&Request::Config).unwrap(), [a]);
 }

@@ -119,6 +119,7 @@ mod tests {
     use crate::control::{Backend, Client, ClientError, PortConfig, Request};
     use crate::explain::TraceAction;
     use crate::frame::build::{ethernet, mac};
+    use crate::links::Missing;
     use crate::policy::PortPolicy;
     use crate::ports::tests::Vm;
     use crate::vlan::VlanMode;
@@ -129,7 +130,7 @@ mod tests {
         for name in ["a", "b"] {
             let backend = Backend::VhostUser { socket: directory.join(name), mode: 0o600, queues: 2 };
             let port = PortConfig { backend, ..port(directory, name) };
-            client.call::<Value>(&Request::AddPort { port }).unwrap();
+            client.call::<Value>(&Request::AddPort { port, missing: Missing::Refused }).unwrap();
         }
         let mut vm = Vm::new(0);
         vm.connect(&directory.join("a"));

@@ -12,6 +12,8 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::pipeline::PortNumber;
 use crate::ports::fd::{FdPort, FdPortError};
 use crate::sandbox::{ThreadKind, confine_thread};
@@ -43,9 +45,11 @@ pub enum LinkError {
 }
 
 /// Whether NICs have to be there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Missing {
     /// One that is not is most likely misspelt.
+    #[default]
     Refused,
     /// One that is not may come.
     Awaited,

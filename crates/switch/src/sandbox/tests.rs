@@ -17,6 +17,7 @@ use crate::control::{
 };
 use crate::frame::build::{ethernet, mac};
 use crate::host::Host;
+use crate::links::Missing;
 use crate::policy::PortPolicy;
 use crate::ports::tests::Vm;
 use crate::ring::bus_error;
@@ -244,10 +245,11 @@ fn a_confined_switch_does_all_that_it_does() {
         policy: PortPolicy::default(),
     };
     for (name, switch) in [("a", "inner"), ("b", "inner"), ("c", "default")] {
-        other.ask(Request::AddPort { port: port(directory.path(), name, switch) });
+        other.ask(Request::AddPort { port: port(directory.path(), name, switch), missing: Missing::Refused });
     }
     let elsewhere = tempfile::tempdir().unwrap();
-    let refused = other.client.call::<Value>(&Request::AddPort { port: port(elsewhere.path(), "d", "inner") });
+    let refused =
+        other.client.call::<Value>(&Request::AddPort { port: port(elsewhere.path(), "d", "inner"), missing: Missing::Refused });
     let Err(ClientError::Refused(failure)) = refused else { panic!("{refused:?}") };
     // A kernel without Landlock lets it.
     assert!(failure.message.contains("--allow"), "{}", failure.message);

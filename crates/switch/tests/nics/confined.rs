@@ -8,6 +8,7 @@ use std::time::Instant;
 use confine::inspect::unconfined_threads;
 use serde_json::Value;
 use switch::control::{Backend, Client, DEFAULT_SWITCH, PortConfig, Request, Status};
+use switch::links::Missing;
 use switch::policy::PortPolicy;
 
 use super::echo;
@@ -38,7 +39,7 @@ impl Program {
 
     fn add(&mut self, name: &str, backend: Backend) {
         let port = PortConfig { name: name.into(), switch: DEFAULT_SWITCH.into(), backend, policy: PortPolicy::default() };
-        self.client.call::<Value>(&Request::AddPort { port }).unwrap();
+        self.client.call::<Value>(&Request::AddPort { port, missing: Missing::Refused }).unwrap();
     }
 
     fn is_connected(&mut self, name: &str) -> bool {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use switch::control::{Backend, DEFAULT_SWITCH, PortConfig, PortStatus, Request, Status};
 use switch::host::Host;
+use switch::links::Missing;
 use switch::mac::MacAddress;
 use switch::policy::PortPolicy;
 use switch::ports::fd::FdPort;
@@ -112,7 +113,7 @@ impl Station {
 
     pub fn add(&mut self, name: &str, backend: Backend, policy: PortPolicy) {
         let port = PortConfig { name: name.into(), switch: DEFAULT_SWITCH.into(), backend, policy };
-        self.ask(Request::AddPort { port }).unwrap();
+        self.ask(Request::AddPort { port, missing: Missing::Refused }).unwrap();
     }
 
     /// A TAP with an address.
@@ -131,13 +132,17 @@ impl Station {
         status.ports.into_iter().find(|port| port.name == name).unwrap()
     }
 
+    pub fn set_team(&mut self, config: TeamConfig) {
+        self.ask(Request::SetTeam { name: "wire".into(), team: config }).unwrap();
+    }
+
     pub fn nics(&mut self) -> Vec<NicStatus> {
         self.port("wire").team.unwrap().nics
     }
 
     pub fn refusal(&mut self, backend: Backend) -> String {
         let port = PortConfig { name: "refused".into(), switch: DEFAULT_SWITCH.into(), backend, policy: PortPolicy::default() };
-        self.ask(Request::AddPort { port }).unwrap_err()
+        self.ask(Request::AddPort { port, missing: Missing::Refused }).unwrap_err()
     }
 }
 
