@@ -21,7 +21,7 @@ help: ## list the targets
 ## Try
 
 .PHONY: demo
-demo: deps build ## start a virtual host with a VM in it, and show what it does
+demo: deps build ## start two virtual hosts with VMs that talk through virtual switches, and show what they do
 	@scripts/demo
 
 ## Build

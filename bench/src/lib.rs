@@ -18,3 +18,4 @@ pub mod protocol;
 pub mod stage;
 pub mod stats;
 pub mod table;
+pub mod vswitch;

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 pub use ureq::http::Method;
 use ureq::http::{Request, Response};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
-use ureq::{Agent, Body, RequestExt, SendBody};
+use ureq::{Agent, Body, BodyReader, RequestExt, SendBody};
 
 pub use crate::websocket::WebSocket;
 use crate::{BASE, Error, Event, Page, Task};
@@ -227,6 +227,17 @@ impl Client {
             Some(error) => Err(ClientError::TaskFailed(error)),
             None => Ok(task),
         }
+    }
+
+    /// Has something done whose answer goes on; it is read as it comes.
+    pub fn stream(&self, path: &str, body: &impl Serialize) -> Result<BodyReader<'static>, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Strange { status: 0, reason: error.to_string() })?;
+        let response = self.send(Method::POST, path, &[("content-type", "application/json")], &body)?;
+        let status = response.status().as_u16();
+        if status != 200 {
+            return Err(understand::<()>(response).err().unwrap_or(ClientError::Strange { status, reason: "no content".into() }));
+        }
+        Ok(response.into_body().into_reader())
     }
 
     /// Follows events, from now on or behind one with this number, until `take` has had enough or the server goes away.

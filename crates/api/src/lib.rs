@@ -20,10 +20,12 @@ mod policy;
 mod resources;
 mod switch;
 mod task;
+mod team;
 mod token;
 mod usage;
 mod vm;
 mod volume;
+mod watching;
 #[cfg(feature = "client")]
 mod websocket;
 
@@ -44,6 +46,7 @@ pub use policy::{
 pub use resources::{Burst, DiskLimits, NetLimits, Rate, Resources};
 pub use switch::{NewSwitch, Port, PortCounters, PortKind, RuleCounters, Station, Switch, SwitchChange, SwitchKind};
 pub use task::{LogLine, Operation, Progress, ProgressUnit, Task, TaskState};
+pub use team::{LacpMux, LacpRate, LacpReceive, Nic, NicCounters, NicLacp, NicPartner, Team, TeamChange, TeamMode};
 pub use token::{CreatedToken, NewToken, Role, Token};
 pub use usage::Usage;
 pub use vm::{
@@ -51,6 +54,7 @@ pub use vm::{
     Net, SavedVm, Vm, VmSpec, VmState,
 };
 pub use volume::{NewVolume, Volume, VolumeChange, VolumeKind, VolumeLevel};
+pub use watching::{Flow, FrameFilter, NewCapture, NewTrace, NewWatch, Trace, TraceAction, TraceStep, WatchEnd, Watched};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::PortPolicy;
+use crate::{Nic, PortPolicy, Team, TeamChange};
 
 /// A virtual switch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -18,6 +18,15 @@ pub struct Switch {
     /// The NIC of the host that is its way out, if it is external.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uplink: Option<String>,
+    /// The NICs of the host that are its way out, if it is external and they are a team.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<Team>,
+    /// What its wire carries, in bits a second, if it was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_bps: Option<u64>,
+    /// The NICs of its way out, one or more, as they are now; none while the process that switches does not run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<Nic>,
     /// The interface by which the host itself is on it, if it is internal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_interface: Option<String>,
@@ -65,10 +74,17 @@ pub struct NewSwitch {
     pub name: String,
     /// Whom VMs reach over it.
     pub kind: SwitchKind,
-    /// The NIC of the host that is its way out: of an external switch, which needs one.
+    /// The NIC of the host that is its way out: of an external switch, which needs one, or a team.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "eth1")]
     pub uplink: Option<String>,
+    /// Instead of one NIC: some, as one way out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<Team>,
+    /// What its wire carries, in bits a second, 8000 or more: of an external switch. Those who send to it share that by their policies, and
+    /// wait while it is full; without it, what the wire does not take is dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_bps: Option<u64>,
     /// The host's interface, which is made: of an internal switch. Its name if left out, as far as interfaces have such names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "lan0")]
@@ -83,9 +99,15 @@ pub struct NewSwitch {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SwitchChange {
-    /// Another NIC, of an external switch.
+    /// Another NIC, of an external switch; a team is none any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uplink: Option<String>,
+    /// Other NICs, or another use of them, of an external switch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<TeamChange>,
+    /// What its wire carries, in bits a second, 8000 or more; 0 for what nobody knows. Of an external switch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_bps: Option<u64>,
     /// Another address of the host, of an internal switch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_address: Option<String>,

@@ -177,6 +177,10 @@ pub struct Net {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "52:54:00:12:34:56")]
     pub mac: Option<String>,
+    /// What its guest is told that it is called: 1 to 63 printable characters of ASCII.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "storage")]
+    pub name: Option<String>,
     /// A virtual switch of the host, by its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "lan")]

@@ -113,7 +113,7 @@ fn surroundings(options: &Options) -> anyhow::Result<Surroundings> {
     let ledger =
         Ledger::new(Capacity { memory_bytes: web::memory().0, overcommit_percent: options.memory_overcommit, cpus: cpus as u32 });
     let switch = options.switch.clone().or_else(|| find_program("maru-switch"));
-    let network = Network::new(switch, &run_directory, &cgroups);
+    let network = Network::new(switch, &run_directory, &cgroups, options.unconfined);
     Ok(Surroundings {
         network,
         monitor,

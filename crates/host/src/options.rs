@@ -22,7 +22,7 @@ usage: marud [options]
   --boot-id FILE     what changes with each start of the host, after which VMs are started (/proc/sys/kernel/random/boot_id)
   --monitor FILE     the program that is a VM, instead of the maru-vmm beside marud or on PATH
   --switch FILE      the program that is the virtual switches, instead of the maru-switch beside marud or on PATH
-  --unconfined       do not confine monitors: for finding errors only
+  --unconfined       do not confine monitors and the virtual switch: for finding errors only
   --version          print the version
   --help             print this
 

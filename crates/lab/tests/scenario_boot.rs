@@ -27,7 +27,7 @@ fn a_stock_kernel_sees_what_it_was_given_and_powers_off() {
             "--net",
             "tap=t0,mac=52:54:00:00:00:01",
             "--net",
-            "tap=t1,mac=52:54:00:00:00:02",
+            "tap=t1,mac=52:54:00:00:00:02,name=storage network",
         ],
     );
     let (status, output) = vm.wait();
@@ -40,6 +40,8 @@ fn a_stock_kernel_sees_what_it_was_given_and_powers_off() {
     assert_eq!(facts["disks"][0]["size_bytes"], 32 << 20);
     assert_eq!(facts["disks"][1]["read_only"], true);
     assert_eq!(facts["nics"][1]["mac"], "52:54:00:00:00:02");
+    let named = |nic: usize| (facts["nics"][nic]["label"].as_str().unwrap(), facts["nics"][nic]["acpi_index"].as_u64().unwrap());
+    assert_eq!([named(0), named(1)], [("", 0), ("storage network", 2)], "names by which udev knows cards");
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! The switch's ports by name, and what is behind them.
 
 mod flows;
+#[cfg(test)]
+mod tests;
+mod uplinks;
 mod watching;
 
 use std::collections::BTreeMap;
@@ -8,24 +11,29 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use flows::settle;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::control::{Backend, PortConfig, PortStatus, Request, StationStatus, Status, Stream, SwitchConfig, SwitchStatus};
+use crate::control::{Backend, PortConfig, PortStatus, Request, StationStatus, Status, Stream, SwitchConfig, SwitchStatus, Work};
 use crate::links::{LinkError, Links, Missing};
-use crate::pipeline::{ImportError, Imported, PortError, PortNumber, PortState, SwitchNumber};
+use crate::pipeline::{ImportError, Imported, Limits, PortError, PortNumber, PortState, SwitchNumber};
 use crate::policy::PortPolicy;
 use crate::ports::fd::{FdPort, FdPortError};
 use crate::ports::vhost_user::FrontDoor;
 use crate::ports::virtio::VirtioPort;
-use crate::switches::{SwitchError, Switches};
+use crate::sandbox;
+use crate::switches::{Named, SwitchError, Switches};
 use crate::tables::Millis;
+use crate::team::TeamStatus;
 use crate::team::config::{TeamConfig, TeamError};
-use crate::team::{Team, TeamStatus};
-use crate::worker::{Device, Ended, Handle, Worker};
+use crate::worker::{Device, Ended, Handle, Pool, Worker};
 
 /// The most queue pairs of a port.
 const MAX_PAIRS: u16 = 64;
+
+/// Why a confined switch may not listen somewhere.
+const OUTSIDE: &str = ": is it in a directory that --allow names or, without that, in the one of the control socket?";
 
 /// So many places of a table are looked at before frames have their turn.
 const PLACES_AT_ONCE: usize = 4096;
@@ -41,6 +49,9 @@ pub enum HostError {
     /// A name that nothing has.
     #[error("there is no port '{0}'")]
     NoPort(String),
+    /// A port that is no uplink.
+    #[error("the port '{0}' is no uplink: only those have NICs")]
+    NoUplink(String),
     /// A name that is none.
     #[error("a port needs a name of 1 to 64 bytes")]
     Name,
@@ -96,10 +107,12 @@ pub enum HostError {
     #[error("cannot hear of changes of the NICs' links")]
     Links(#[source] io::Error),
     /// The socket.
-    #[error("cannot listen at {path}")]
+    #[error("cannot listen at {path}{hint}")]
     Socket {
         /// Where.
         path: PathBuf,
+        /// What may help.
+        hint: &'static str,
         /// Why.
         #[source]
         source: io::Error,
@@ -116,12 +129,17 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
-    /// The worker.
+    /// A worker that cannot be had.
+    #[error("cannot start another thread for frames")]
+    Worker(#[source] io::Error),
+    /// A worker that is gone.
     #[error(transparent)]
     Ended(#[from] Ended),
 }
 
 struct Entry {
+    worker: Handle,
+    /// At the worker.
     number: PortNumber,
     config: PortConfig,
     door: Option<FrontDoor>,
@@ -147,7 +165,7 @@ pub struct Answer {
 
 /// The owner of the ports.
 pub struct Host {
-    worker: Handle,
+    workers: Pool,
     switches: Switches,
     ports: BTreeMap<String, Entry>,
     /// Once there is an uplink.
@@ -158,15 +176,15 @@ pub struct Host {
 impl Host {
     /// A host whose ports are kept in a file, if one is given; those that it has now are added. A port that cannot be added is left
     /// out, with a word: the others must not wait for it.
-    pub fn new(worker: Handle, state: Option<PathBuf>) -> io::Result<Host> {
-        let mut host = Host { worker, switches: Switches::default(), ports: BTreeMap::new(), links: None, state: None };
+    pub fn new(workers: Pool, state: Option<PathBuf>) -> io::Result<Host> {
+        let mut host = Host { workers, switches: Switches::default(), ports: BTreeMap::new(), links: None, state: None };
         let kept = match state.as_deref().map(std::fs::read) {
             None => Kept::default(),
             Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => Kept::default(),
             Some(bytes) => serde_json::from_slice::<Kept>(&bytes?)?,
         };
         for switch in kept.switches {
-            host.switches.add(switch).map_err(io::Error::other)?;
+            host.switches.add(switch, host.workers.most()).map_err(io::Error::other)?;
         }
         for port in kept.ports {
             let name = port.name.clone();
@@ -188,15 +206,17 @@ impl Host {
             Request::Flows { .. } | Request::Rules { .. } => false,
             Request::AddSwitch { .. } | Request::RemoveSwitch { .. } => true,
             Request::AddPort { .. } | Request::SetPolicy { .. } | Request::ImportPort { .. } | Request::RemovePort { .. } => true,
+            Request::SetTeam { .. } => true,
         };
         let value = match request {
             Request::Status => to_value(&self.status()?),
             Request::Config => to_value(&self.config()),
             Request::Stations => to_value(&self.stations()?),
             Request::Switches => to_value(&self.switches()?),
-            Request::AddSwitch { name, kind } => self.switches.add(SwitchConfig { name, kind }).map(|()| Value::Null)?,
+            Request::AddSwitch { name, kind } => self.add_switch(SwitchConfig { name, kind }).map(|()| Value::Null)?,
             Request::RemoveSwitch { name } => self.remove_switch(&name).map(|()| Value::Null)?,
-            Request::AddPort { port } => self.add(port, Missing::Refused).map(|()| Value::Null)?,
+            Request::AddPort { port, missing } => self.add(port, missing).map(|()| Value::Null)?,
+            Request::SetTeam { name, team } => self.set_team(&name, team).map(|()| Value::Null)?,
             Request::SetPolicy { name, policy } => self.set_policy(&name, policy).map(|()| Value::Null)?,
             Request::ExportPort { name } => to_value(&self.export(&name)?),
             Request::ImportPort { name, state } => to_value(&self.import(&name, *state)?),
@@ -227,6 +247,10 @@ impl Host {
         Kept { switches: self.switches.added(), ports: self.config().into_iter().cloned().collect() }
     }
 
+    fn add_switch(&mut self, config: SwitchConfig) -> Result<(), HostError> {
+        Ok(self.switches.add(config, self.workers.most())?)
+    }
+
     fn remove_switch(&mut self, name: &str) -> Result<(), HostError> {
         let ports = self.ports.values().filter(|entry| entry.config.switch == name).count();
         Ok(self.switches.remove(name, ports)?)
@@ -234,16 +258,30 @@ impl Host {
 
     fn switches(&self) -> Result<Vec<SwitchStatus>, HostError> {
         let mut stations = BTreeMap::<u16, usize>::new();
-        for station in self.worker.call(|worker| worker.switch.stations().copied().collect::<Vec<_>>())? {
-            *stations.entry(station.domain.switch).or_default() += 1;
+        for worker in self.workers.started() {
+            for station in worker.call(|worker| worker.switch.stations().copied().collect::<Vec<_>>())? {
+                *stations.entry(station.domain.switch).or_default() += 1;
+            }
         }
-        let status = |(number, config): (u16, &SwitchConfig)| SwitchStatus {
+        let status = |(number, Named { config, worker }): (u16, &Named)| SwitchStatus {
             ports: self.ports.values().filter(|entry| entry.config.switch == config.name).count(),
             stations: stations.get(&number).copied().unwrap_or(0),
             name: config.name.clone(),
             kind: config.kind,
+            worker: *worker,
         };
         Ok(self.switches.iter().map(status).collect())
+    }
+
+    /// The ports that a worker has.
+    fn ports_of(&self, worker: &Handle) -> impl Iterator<Item = &Entry> {
+        self.ports.values().filter(move |entry| entry.worker == *worker)
+    }
+
+    /// The worker that has a port, and its number there.
+    fn place(&self, name: &str) -> Result<(Handle, PortNumber), HostError> {
+        let entry = self.ports.get(name).ok_or_else(|| HostError::NoPort(name.into()))?;
+        Ok((entry.worker.clone(), entry.number))
     }
 
     fn entry(&mut self, name: &str) -> Result<&mut Entry, HostError> {
@@ -257,94 +295,57 @@ impl Host {
         if self.ports.contains_key(&config.name) {
             return Err(HostError::Exists(config.name));
         }
-        let switch = self.switches.admit(&config.switch, &config.backend)?;
+        let most = Limits::default().ports;
+        if self.ports.len() >= most {
+            return Err(PortError::TooMany(most).into());
+        }
+        let (switch, worker) = self.switches.admit(&config.switch, &config.backend)?;
+        let worker = self.workers.get(worker).map_err(HostError::Worker)?;
         let policy = config.policy.clone();
         let number = match &config.backend {
             Backend::VhostUser { queues, .. } if !(1..=MAX_PAIRS).contains(queues) => return Err(HostError::Pairs(*queues)),
-            Backend::VhostUser { .. } => self.attach(switch, policy, |_| Device::Virtio(VirtioPort::default()))?,
+            Backend::VhostUser { .. } => attach(&worker, switch, policy, |_| Device::Virtio(VirtioPort::default()))?,
             Backend::Tap(name) => {
                 let tap = FdPort::tap(name)?;
-                self.attach(switch, policy, |_| Device::Fd(tap))?
+                attach(&worker, switch, policy, |_| Device::Fd(tap))?
             }
-            Backend::Uplink(name) => self.add_team(switch, TeamConfig::single(name), policy, missing)?,
-            Backend::Team(team) => self.add_team(switch, team.clone(), policy, missing)?,
+            Backend::Uplink(name) => self.add_team(&worker, switch, TeamConfig::single(name), policy, missing)?,
+            Backend::Team(team) => self.add_team(&worker, switch, team.clone(), policy, missing)?,
         };
         let door = match &config.backend {
             Backend::VhostUser { socket, mode, queues } => {
-                match FrontDoor::open(socket, *mode, self.worker.clone(), number, *queues) {
+                match FrontDoor::open(socket, *mode, worker.clone(), number, *queues) {
                     Ok(door) => Some(door),
                     Err(source) => {
-                        self.worker.call(move |worker| forget(worker, number))?;
-                        return Err(HostError::Socket { path: socket.clone(), source });
+                        worker.call(move |worker| forget(worker, number))?;
+                        let is_outside = source.kind() == io::ErrorKind::PermissionDenied && sandbox::is_confined();
+                        let hint = if is_outside { OUTSIDE } else { "" };
+                        return Err(HostError::Socket { path: socket.clone(), hint, source });
                     }
                 }
             }
             Backend::Tap(_) | Backend::Uplink(_) | Backend::Team(_) => None,
         };
-        self.ports.insert(config.name.clone(), Entry { number, config, door });
+        self.ports.insert(config.name.clone(), Entry { worker, number, config, door });
         Ok(())
     }
 
-    /// Adds a port with what `make` puts behind it, at the worker's time.
-    fn attach(
-        &self,
-        switch: SwitchNumber,
-        policy: PortPolicy,
-        make: impl FnOnce(Millis) -> Device + Send + 'static,
-    ) -> Result<PortNumber, HostError> {
-        self.worker.call(move |worker| -> Result<PortNumber, HostError> {
-            let number = worker.switch.add_port_to(switch, policy)?;
-            let device = make(worker.now());
-            if let Device::Team(team) = &device {
-                worker.switch.set_reflecting(number, team.is_reflecting());
-            }
-            worker.attach(number, device).map_err(HostError::Attach).inspect_err(|_| forget(worker, number))?;
-            Ok(number)
-        })?
-    }
-
-    fn add_team(
-        &mut self,
-        switch: SwitchNumber,
-        team: TeamConfig,
-        policy: PortPolicy,
-        missing: Missing,
-    ) -> Result<PortNumber, HostError> {
-        team.check()?;
-        for (port, entry) in &self.ports {
-            if let Some(nic) = team.nics.iter().find(|nic| entry.config.backend.nics().contains(nic)) {
-                return Err(TeamError::Used { nic: nic.clone(), port: port.clone() }.into());
-            }
-        }
-        if self.links.is_none() {
-            self.links = Some(Links::start(self.worker.clone()).map_err(HostError::Links)?);
-        }
-        let Some(links) = &self.links else { return Err(Ended.into()) };
-        // Until all is in place no change of a link comes in between.
-        let mut registry = links.lock();
-        let (opened, nics) = registry.open(&team.nics, missing)?;
-        let number = self.attach(switch, policy, move |now| Device::Team(Box::new(Team::new(&team, nics, now))))?;
-        registry.watch(number, opened);
-        Ok(number)
-    }
-
     fn set_policy(&mut self, name: &str, policy: PortPolicy) -> Result<(), HostError> {
-        let worker = self.worker.clone();
         let entry = self.entry(name)?;
         let (number, new) = (entry.number, policy.clone());
-        worker.call(move |worker| worker.switch.set_policy(number, new))??;
+        entry.worker.call(move |worker| worker.switch.set_policy(number, new))??;
         entry.config.policy = policy;
         Ok(())
     }
 
-    fn export(&mut self, name: &str) -> Result<PortState, HostError> {
-        let number = self.entry(name)?.number;
-        self.settle()?;
-        let mut state = self.worker.call(move |worker| worker.switch.export_port(number))??;
+    fn export(&self, name: &str) -> Result<PortState, HostError> {
+        let (worker, number) = self.place(name)?;
+        settle(&worker)?;
+        let mut state = worker.call(move |worker| worker.switch.export_port(number))??;
         let mut next = Some(0);
         while let Some(from) = next {
             let part = move |worker: &mut Worker| worker.switch.export_connections(number, from, PLACES_AT_ONCE, worker.now());
-            let (connections, more) = self.worker.call(part)?;
+            let (connections, more) = worker.call(part)?;
             state.connections.extend(connections);
             next = more;
         }
@@ -352,15 +353,15 @@ impl Host {
     }
 
     fn import(&mut self, name: &str, state: PortState) -> Result<Imported, HostError> {
-        let number = self.entry(name)?.number;
+        let (worker, number) = self.place(name)?;
         let (policy, connections) = (state.policy.clone(), state.connections.clone());
         let all_else = move |worker: &mut Worker| worker.switch.import_port(number, &state, worker.now());
-        let mut imported = self.worker.call(all_else)??;
+        let mut imported = worker.call(all_else)??;
         self.entry(name)?.config.policy = policy;
         for part in connections.chunks(CONNECTIONS_AT_ONCE) {
             let connections = part.to_vec();
             let some = move |worker: &mut Worker| worker.switch.import_connections(number, &connections, worker.now());
-            let standing = self.worker.call(some)??;
+            let standing = worker.call(some)??;
             imported.connections += standing;
             imported.connections_left_out += part.len() - standing;
         }
@@ -373,48 +374,81 @@ impl Host {
         drop(entry.door);
         let number = entry.number;
         if let Some(links) = &self.links {
-            links.lock().forget(number);
+            links.lock().forget(&entry.worker, number);
         }
-        Ok(self.worker.call(move |worker| forget(worker, number))?)
+        Ok(entry.worker.call(move |worker| forget(worker, number))?)
     }
 
     fn status(&self) -> Result<Status, HostError> {
-        let numbers: Vec<PortNumber> = self.ports.values().map(|entry| entry.number).collect();
-        let (counts, teams, stations, connections, decisions, work) = self.worker.call(move |worker| {
-            let teams: Vec<Option<TeamStatus>> = numbers.iter().map(|number| worker.team_status(*number)).collect();
-            let switch = &worker.switch;
-            let count = |number: &PortNumber| {
-                let meters = switch.meters(*number)?.collect();
-                Ok::<_, PortError>((switch.counters(*number)?.report(), meters))
-            };
-            let counts = numbers.iter().map(count).collect::<Result<Vec<_>, _>>();
-            (counts, teams, switch.stations().count(), switch.connections(), switch.decisions(), worker.work())
-        })?;
-        let ports = self.ports.values().zip(counts?).zip(teams).map(|((entry, (counters, meters)), team)| PortStatus {
-            name: entry.config.name.clone(),
-            switch: entry.config.switch.clone(),
-            backend: entry.config.backend.clone(),
-            connected: match (&entry.door, &team) {
-                (Some(door), _) => door.is_connected(),
-                (None, Some(team)) => team.nics.iter().any(|nic| nic.is_active),
-                (None, None) => true,
-            },
-            counters,
-            meters,
-            team,
-        });
-        Ok(Status { pid: std::process::id(), stations, connections, decisions, work, ports: ports.collect() })
+        let (pid, confined) = (std::process::id(), sandbox::is_confined());
+        let work = Work::default();
+        let mut status = Status { pid, confined, stations: 0, connections: 0, decisions: 0, work, ports: Vec::new() };
+        for worker in self.workers.started() {
+            let numbers: Vec<PortNumber> = self.ports_of(worker).map(|entry| entry.number).collect();
+            let (counts, teams, stations, connections, decisions, work) = worker.call(move |worker| {
+                let teams: Vec<Option<TeamStatus>> = numbers.iter().map(|number| worker.team_status(*number)).collect();
+                let switch = &worker.switch;
+                let count = |number: &PortNumber| {
+                    let meters = switch.meters(*number)?.collect();
+                    Ok::<_, PortError>((switch.counters(*number)?.report(), meters))
+                };
+                let counts = numbers.iter().map(count).collect::<Result<Vec<_>, _>>();
+                (counts, teams, switch.stations().count(), switch.connections(), switch.decisions(), worker.work())
+            })?;
+            status.stations += stations;
+            status.connections += connections;
+            status.decisions += decisions;
+            status.work = status.work + work;
+            let ports = self.ports_of(worker).zip(counts?).zip(teams);
+            status.ports.extend(ports.map(|((entry, (counters, meters)), team)| PortStatus {
+                name: entry.config.name.clone(),
+                switch: entry.config.switch.clone(),
+                backend: entry.config.backend.clone(),
+                connected: match (&entry.door, &team) {
+                    (Some(door), _) => door.is_connected(),
+                    (None, Some(team)) => team.nics.iter().any(|nic| nic.is_active),
+                    (None, None) => true,
+                },
+                counters,
+                meters,
+                team,
+            }));
+        }
+        status.ports.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(status)
     }
 
     fn stations(&self) -> Result<Vec<StationStatus>, HostError> {
-        let stations = self.worker.call(|worker| worker.switch.stations().copied().collect::<Vec<_>>())?;
-        let ports: BTreeMap<PortNumber, &PortConfig> = self.ports.values().map(|entry| (entry.number, &entry.config)).collect();
-        let known = stations.iter().filter_map(|station| {
-            let PortConfig { name, switch, .. } = ports.get(&station.port)?;
-            Some(StationStatus { mac: station.mac, vlan: station.domain.vlan, switch: switch.clone(), port: name.clone() })
-        });
-        Ok(known.collect())
+        let mut all = Vec::new();
+        for worker in self.workers.started() {
+            let stations = worker.call(|worker| worker.switch.stations().copied().collect::<Vec<_>>())?;
+            let ports: BTreeMap<PortNumber, &PortConfig> =
+                self.ports_of(worker).map(|entry| (entry.number, &entry.config)).collect();
+            all.extend(stations.iter().filter_map(|station| {
+                let PortConfig { name, switch, .. } = ports.get(&station.port)?;
+                Some(StationStatus { mac: station.mac, vlan: station.domain.vlan, switch: switch.clone(), port: name.clone() })
+            }));
+        }
+        Ok(all)
     }
+}
+
+/// Adds a port with what `make` puts behind it, at the worker's time.
+fn attach(
+    worker: &Handle,
+    switch: SwitchNumber,
+    policy: PortPolicy,
+    make: impl FnOnce(Millis) -> Device + Send + 'static,
+) -> Result<PortNumber, HostError> {
+    worker.call(move |worker| -> Result<PortNumber, HostError> {
+        let number = worker.switch.add_port_to(switch, policy)?;
+        let device = make(worker.now());
+        if let Device::Team(team) = &device {
+            worker.switch.set_reflecting(number, team.is_reflecting());
+        }
+        worker.attach(number, device).map_err(HostError::Attach).inspect_err(|_| forget(worker, number))?;
+        Ok(number)
+    })?
 }
 
 fn forget(worker: &mut Worker, number: PortNumber) {
@@ -436,137 +470,4 @@ fn keep(path: &Path, kept: &Kept) -> io::Result<()> {
     file.write_all(&serde_json::to_vec_pretty(kept)?)?;
     file.sync_all()?;
     std::fs::rename(next, path)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use packet::Listener;
-
-    use super::*;
-    use crate::acl::Direction;
-    use crate::control::{Client, ClientError, DEFAULT_SWITCH, SwitchKind, serve};
-    use crate::pipeline::{ConnectionState, Limits, Switch};
-    use crate::policy::Permission;
-
-    pub(super) fn start(directory: &Path) -> Client {
-        let (worker, _) = Worker::start(Switch::new(Limits::default()), Duration::ZERO).unwrap();
-        let host = Host::new(worker, Some(directory.join("state"))).unwrap();
-        let control = directory.join("control");
-        let listener = Listener::bind(&control).unwrap();
-        std::thread::spawn(move || serve(listener, host));
-        Client::connect(&control).unwrap()
-    }
-
-    pub(super) fn port(directory: &Path, name: &str) -> PortConfig {
-        let backend = Backend::VhostUser { socket: directory.join(name), mode: 0o600, queues: 1 };
-        PortConfig { name: name.into(), switch: DEFAULT_SWITCH.into(), backend, policy: PortPolicy::default() }
-    }
-
-    #[test]
-    fn ports_are_added_changed_kept_and_removed() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut client = start(directory.path());
-        for name in ["a", "b"] {
-            client.call::<Value>(&Request::AddPort { port: port(directory.path(), name) }).unwrap();
-        }
-        let policy = PortPolicy { router: Permission::Deny, ..PortPolicy::default() };
-        client.call::<Value>(&Request::SetPolicy { name: "a".into(), policy: policy.clone() }).unwrap();
-        client.call::<Value>(&Request::RemovePort { name: "b".into() }).unwrap();
-        assert!(!directory.path().join("b").exists());
-        let status: Status = client.call(&Request::Status).unwrap();
-        assert_eq!(status.ports.iter().map(|port| (port.name.as_str(), port.connected)).collect::<Vec<_>>(), [("a", false)]);
-        // Another switch with the same file, as after a crash.
-        let other = tempfile::tempdir().unwrap();
-        std::fs::copy(directory.path().join("state"), other.path().join("state")).unwrap();
-        std::fs::remove_file(directory.path().join("a")).unwrap();
-        let kept: Vec<PortConfig> = start(other.path()).call(&Request::Config).unwrap();
-        assert_eq!(kept, [PortConfig { policy, ..port(directory.path(), "a") }]);
-    }
-
-    #[test]
-    fn switches_are_kept_and_say_what_they_connect() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut client = start(directory.path());
-        let mut ask = |request: Request| match client.call::<Value>(&request) {
-            Ok(value) => Ok(value),
-            Err(ClientError::Refused(failure)) => Err(failure.message),
-            Err(error) => panic!("{error}"),
-        };
-        let add = |name: &str, kind| Request::AddSwitch { name: name.into(), kind };
-        ask(add("inner", SwitchKind::Private)).unwrap();
-        ask(add("spare", SwitchKind::Internal)).unwrap();
-        assert!(ask(add("inner", SwitchKind::External)).unwrap_err().contains("'inner' already"));
-        let on = |switch: &str, backend| Request::AddPort {
-            port: PortConfig { switch: switch.into(), backend, ..port(directory.path(), "a") },
-        };
-        let vm = || port(directory.path(), "a").backend;
-        assert!(ask(on("inner", Backend::Tap("t".into()))).unwrap_err().contains("private: its ports are VMs"));
-        assert!(ask(on("spare", Backend::Uplink("e".into()))).unwrap_err().contains("internal: its ports are VMs and the host"));
-        assert!(ask(on("other", vm())).unwrap_err().contains("no switch 'other'"));
-        ask(on("inner", vm())).unwrap();
-        let remove = |name: &str| Request::RemoveSwitch { name: name.into() };
-        assert!(ask(remove("inner")).unwrap_err().contains("1 ports"));
-        assert!(ask(remove(DEFAULT_SWITCH)).unwrap_err().contains("always there"));
-        ask(remove("spare")).unwrap();
-        let other = tempfile::tempdir().unwrap();
-        std::fs::copy(directory.path().join("state"), other.path().join("state")).unwrap();
-        std::fs::remove_file(directory.path().join("a")).unwrap();
-        let switches: Vec<SwitchStatus> = start(other.path()).call(&Request::Switches).unwrap();
-        let status = |name: &str, kind, ports| SwitchStatus { name: name.into(), kind, ports, stations: 0 };
-        assert_eq!(switches, [status(DEFAULT_SWITCH, SwitchKind::External, 0), status("inner", SwitchKind::Private, 1)]);
-    }
-
-    #[test]
-    fn a_ports_state_crosses_the_socket_however_long_it_is() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut client = start(directory.path());
-        client.call::<Value>(&Request::AddPort { port: port(directory.path(), "a") }).unwrap();
-        let mut state: PortState = client.call(&Request::ExportPort { name: "a".into() }).unwrap();
-        let rule = r#"{"effect": {"allow-stateful": {"idle-timeout-s": 60}}, "direction": "outbound", "weight": 1}"#;
-        state.policy.extended_acl = vec![serde_json::from_str(rule).unwrap()];
-        state.connections = (0..5000u16)
-            .map(|number| ConnectionState {
-                local: "10.0.0.1".parse().unwrap(),
-                remote: "10.0.0.2".parse().unwrap(),
-                protocol: 6,
-                local_port: number,
-                remote_port: 80,
-                opened: Direction::Outbound,
-                // One of them is over.
-                idle_ms: if number == 0 { 60_001 } else { 30_000 },
-                idle_timeout_ms: 60_000,
-            })
-            .collect();
-        assert!(serde_json::to_vec(&state).unwrap().len() > 4 * packet::MAX_PACKET);
-        let import = Request::ImportPort { name: "a".into(), state: Box::new(state.clone()) };
-        let imported: Imported = client.call(&import).unwrap();
-        assert_eq!((imported.connections, imported.connections_left_out), (4999, 1));
-        let again: PortState = client.call(&Request::ExportPort { name: "a".into() }).unwrap();
-        assert_eq!((again.policy, again.connections.len()), (state.policy.clone(), 4999));
-        assert!(again.connections.iter().all(|one| (30_000..60_000).contains(&one.idle_ms)));
-        let kept: Vec<PortConfig> = client.call(&Request::Config).unwrap();
-        assert_eq!(kept[0].policy, state.policy);
-    }
-
-    #[test]
-    fn refusals_say_why_and_change_nothing() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut client = start(directory.path());
-        let a = port(directory.path(), "a");
-        client.call::<Value>(&Request::AddPort { port: a.clone() }).unwrap();
-        let mut refused = |request: Request| match client.call::<Value>(&request) {
-            Err(ClientError::Refused(failure)) => failure.message,
-            other => panic!("{other:?}"),
-        };
-        assert!(refused(Request::AddPort { port: a.clone() }).contains("'a' already"));
-        assert!(refused(Request::RemovePort { name: "x".into() }).contains("no port 'x'"));
-        let elsewhere = Backend::VhostUser { socket: directory.path().join("no/such/place"), mode: 0o600, queues: 1 };
-        let lost = PortConfig { backend: elsewhere, ..port(directory.path(), "c") };
-        assert!(refused(Request::AddPort { port: lost }).contains("no/such/place"));
-        let many = Backend::VhostUser { socket: directory.path().join("d"), mode: 0o600, queues: 65 };
-        assert!(refused(Request::AddPort { port: PortConfig { backend: many, ..port(directory.path(), "d") } }).contains("65"));
-        assert_eq!(client.call::<Vec<PortConfig>>(&Request::Config).unwrap(), [a]);
-    }
 }

@@ -11,12 +11,14 @@
 //!  ports    VMs (vhost-user), the host (TAP), the wire (AF_PACKET)
 //!  team     NICs that are one uplink; LACP
 //!  links    what the kernel says of NICs
-//!  worker   the thread that owns the core and the ports
+//!  worker   the threads that own cores and ports: a switch has one of them
 //!  host     the ports by name, with what is behind them, and the file that keeps them
 //!  switches the switches by name
 //!  explain  what is done to a frame, in words
 //!  hex      frames as text
+//!  pcapng   frames in files
 //!  control  the control socket: requests, replies, client
+//!  identity, sandbox   what the switch denies itself
 //! ```
 //!
 //! # Life cycle
@@ -38,10 +40,12 @@ pub mod host;
 pub mod identity;
 pub mod links;
 pub mod mac;
+pub mod pcapng;
 pub mod pipeline;
 pub mod policy;
 pub mod ports;
 pub mod ring;
+pub mod sandbox;
 pub mod switches;
 pub mod tables;
 pub mod team;

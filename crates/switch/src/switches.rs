@@ -44,19 +44,29 @@ pub enum SwitchError {
     },
 }
 
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// As it was asked for.
+    pub config: SwitchConfig,
+    /// The number of the worker that moves its frames.
+    pub worker: usize,
+}
+
 /// All of them.
 #[derive(Debug)]
-pub struct Switches(BTreeMap<SwitchNumber, SwitchConfig>);
+pub struct Switches(BTreeMap<SwitchNumber, Named>);
 
 impl Default for Switches {
     fn default() -> Switches {
-        Switches([(0, SwitchConfig { name: DEFAULT_SWITCH.into(), kind: SwitchKind::External })].into())
+        let config = SwitchConfig { name: DEFAULT_SWITCH.into(), kind: SwitchKind::External };
+        Switches([(0, Named { config, worker: 0 })].into())
     }
 }
 
 impl Switches {
-    /// Adds one.
-    pub fn add(&mut self, switch: SwitchConfig) -> Result<(), SwitchError> {
+    /// Adds one, for the worker that has the fewest of so many.
+    pub fn add(&mut self, switch: SwitchConfig, workers: usize) -> Result<(), SwitchError> {
         if !(1..=64).contains(&switch.name.len()) {
             return Err(SwitchError::Name);
         }
@@ -65,7 +75,9 @@ impl Switches {
         }
         let mut numbers = 0..MAX_SWITCHES as SwitchNumber;
         let number = numbers.find(|number| !self.0.contains_key(number)).ok_or(SwitchError::TooMany)?;
-        self.0.insert(number, switch);
+        let load = |worker: &usize| self.0.values().filter(|switch| switch.worker == *worker).count();
+        let worker = (0..workers).min_by_key(load).unwrap_or(0);
+        self.0.insert(number, Named { config: switch, worker });
         Ok(())
     }
 
@@ -82,28 +94,30 @@ impl Switches {
         Ok(())
     }
 
-    /// The number of the switch, if a port with this behind it may be one of its.
-    pub fn admit(&self, name: &str, backend: &Backend) -> Result<SwitchNumber, SwitchError> {
+    /// The number of the switch and of its worker, if a port with this behind it may be one of its.
+    pub fn admit(&self, name: &str, backend: &Backend) -> Result<(SwitchNumber, usize), SwitchError> {
         let (number, switch) = self.find(name)?;
         let refused = |kind| Err(SwitchError::Kind { name: name.into(), kind });
-        match (switch.kind, backend) {
-            (SwitchKind::External, _) | (_, Backend::VhostUser { .. }) | (SwitchKind::Internal, Backend::Tap(_)) => Ok(number),
+        match (switch.config.kind, backend) {
+            (SwitchKind::External, _) | (_, Backend::VhostUser { .. }) | (SwitchKind::Internal, Backend::Tap(_)) => {
+                Ok((number, switch.worker))
+            }
             (SwitchKind::Internal, _) => refused("internal: its ports are VMs and the host"),
             (SwitchKind::Private, _) => refused("private: its ports are VMs"),
         }
     }
 
-    fn find(&self, name: &str) -> Result<(SwitchNumber, &SwitchConfig), SwitchError> {
-        self.iter().find(|(_, switch)| switch.name == name).ok_or_else(|| SwitchError::None(name.into()))
+    fn find(&self, name: &str) -> Result<(SwitchNumber, &Named), SwitchError> {
+        self.iter().find(|(_, switch)| switch.config.name == name).ok_or_else(|| SwitchError::None(name.into()))
     }
 
     /// All of them, by number.
-    pub fn iter(&self) -> impl Iterator<Item = (SwitchNumber, &SwitchConfig)> {
+    pub fn iter(&self) -> impl Iterator<Item = (SwitchNumber, &Named)> {
         self.0.iter().map(|(number, switch)| (*number, switch))
     }
 
     /// Those that were added.
     pub fn added(&self) -> Vec<SwitchConfig> {
-        self.0.values().filter(|switch| switch.name != DEFAULT_SWITCH).cloned().collect()
+        self.0.values().map(|switch| &switch.config).filter(|config| config.name != DEFAULT_SWITCH).cloned().collect()
     }
 }

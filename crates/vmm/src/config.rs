@@ -242,6 +242,9 @@ pub struct NetConfig {
     pub id: String,
     /// Its address.
     pub mac: MacAddress,
+    /// What the guest is told that it is called: 1 to 63 printable characters of ASCII.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Receive and transmit queues in pairs.
     #[serde(default = "one")]
     pub queue_pairs: u16,
@@ -374,6 +377,11 @@ pub enum ConfigError {
     /// A name that cannot be used.
     #[error("'{0}' cannot be a device's name: use 1 to 64 letters, digits, '-', '_' and '.'")]
     BadId(String),
+    /// A name that a guest cannot be told.
+    #[error(
+        "'{0}' cannot be a network card's name in the guest: use 1 to 63 printable characters of ASCII, with no space at the ends"
+    )]
+    BadNetName(String),
     /// A context id that is taken.
     #[error("context id {0}: guests have 3 to 4294967294")]
     BadCid(u32),
@@ -419,6 +427,7 @@ impl VmConfig {
             }
         }
         for net in &self.nets {
+            net.name.as_deref().map_or(Ok(()), check_net_name)?;
             if !net.limits.is_none() && matches!(net.backend, NetBackend::VhostUser(_)) {
                 return Err(ConfigError::SwitchLimits(net.id.clone()));
             }
@@ -432,6 +441,15 @@ impl VmConfig {
 
 /// Names that the monitor gives to devices itself.
 pub const BUILT_IN_IDS: [&str; 6] = ["rng", "balloon", "console", "guest-agent", "vsock", "memory"];
+
+/// Checks what a guest is to be told that a network card is called.
+pub fn check_net_name(name: &str) -> Result<(), ConfigError> {
+    let fine = |c: char| c.is_ascii_graphic() || c == ' ';
+    match (1..=63).contains(&name.len()) && name.trim() == name && name.chars().all(fine) {
+        true => Ok(()),
+        false => Err(ConfigError::BadNetName(name.into())),
+    }
+}
 
 /// Checks a device's name.
 pub fn check_id(id: &str) -> Result<(), ConfigError> {

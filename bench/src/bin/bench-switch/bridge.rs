@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bench::vswitch::HEADER;
 
 use crate::pingpong::pin;
-use crate::segments::{HEADER, segment};
+use crate::segments::segment;
 
 const BRIDGE: &str = "marubench";
 const TAPS: [&str; 2] = ["marubench0", "marubench1"];

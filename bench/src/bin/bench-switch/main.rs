@@ -5,6 +5,7 @@
 //!  core 0                           core 1
 //!  maru-switch | ovs-vswitchd  ◀──▶ dpdk-testpmd: two virtio-user ports that send on what they get
 //!  maru-switch                 ◀──▶ segments: two ports of our own, frames of 64 KiB
+//!  maru-switch                 ◀──▶ shares: ports of our own that contend for one, each with its limits
 //!  kernel: bridge, two TAPs    ◀──▶ writer on core 0, reader on core 1
 //! ```
 //!
@@ -27,6 +28,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bench::stats::Summary;
 use bench::table::table;
+use bench::vswitch::shares::{cases, measure};
 use lexopt::prelude::*;
 use testpmd::Testpmd;
 
@@ -37,7 +39,7 @@ usage: bench-switch [options]
 
   --rounds N     rounds in which all contenders take turns; default 3
   --seconds N    seconds that each is measured; default 3
-  --case NAME    only this case: hit, learn, stateful, long, segments, idle
+  --case NAME    only this case: hit, learn, stateful, long, segments, shares, idle
   --help         print this
 
 It needs root (huge pages, TAPs), two cores that have nothing else to do, and the Debian packages that `make bench-switch` installs.
@@ -47,6 +49,8 @@ It needs root (huge pages, TAPs), two cores that have nothing else to do, and th
 const SWITCH_CORE: usize = 0;
 /// The core that makes the load.
 const LOAD_CORE: usize = 1;
+/// What is shared in the case `shares`: bits in a second.
+const SHARED_BPS: u64 = 1_000_000_000;
 /// Huge pages of 2 MiB for DPDK while it runs.
 const HUGE_PAGES: u32 = 1024;
 
@@ -146,15 +150,20 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<()> {
     let wanted = |name: &str| options.case.as_deref().is_none_or(|case| case == name);
-    let names = Case::ALL.map(Case::name).into_iter().chain(["segments", "idle"]);
+    let names = Case::ALL.map(Case::name).into_iter().chain(["segments", "shares", "idle"]);
     ensure!(names.into_iter().any(wanted), "there is no case '{}'", options.case.as_deref().unwrap_or_default());
     let directory = tempfile::tempdir()?;
-    let _pages = HugePages::take(&huge(directory.path()))?;
-    for case in Case::ALL.into_iter().filter(|case| wanted(case.name())) {
+    let cases: Vec<Case> = Case::ALL.into_iter().filter(|case| wanted(case.name())).collect();
+    // Only DPDK needs them.
+    let _pages = if cases.is_empty() { None } else { Some(HugePages::take(&huge(directory.path()))?) };
+    for case in cases {
         compare(case, options, directory.path())?;
     }
     if wanted("segments") {
         segments(options, directory.path())?;
+    }
+    if wanted("shares") {
+        shares(options, directory.path())?;
     }
     if wanted("idle") {
         let share = maru::idle(directory.path(), 64, Duration::from_secs(10))?;
@@ -207,11 +216,11 @@ fn compare(case: Case, options: &Options, directory: &Path) -> Result<()> {
 }
 
 fn measure_maru(case: Case, options: &Options, directory: &Path) -> Result<Measured> {
-    let mut switch = maru::Switch::start(directory, SWITCH_CORE, case)?;
-    let load = Testpmd::start(&huge(directory), &switch.sockets(), LOAD_CORE, case.bytes())?;
-    let before = (load.frames()?, switch.work()?);
+    let mut switch = maru::start(directory, SWITCH_CORE, case)?;
+    let load = Testpmd::start(&huge(directory), &[0, 1].map(|port| switch.sockets()[port].clone()), LOAD_CORE, case.bytes())?;
+    let before = (load.frames()?, switch.status()?.work);
     std::thread::sleep(options.time);
-    let after = (load.frames()?, switch.work()?);
+    let after = (load.frames()?, switch.status()?.work);
     let packets = after.1.packets - before.1.packets;
     ensure!(packets > 0, "nothing passed the switch");
     eprintln!("frames in a pass: {:.1}", packets as f64 / (after.1.passes - before.1.passes) as f64);
@@ -236,8 +245,8 @@ fn segments(options: &Options, directory: &Path) -> Result<()> {
     let show = |gigabits: &f64| format!("{gigabits:.1} Gbit/s");
     let (ours, theirs) = in_turns(options.rounds, "segments of 64 KiB", "bridge and TAPs", show, |is_ours| {
         let rate = if is_ours {
-            let switch = maru::Switch::start(directory, SWITCH_CORE, Case::Hit)?;
-            segments::measure(&switch.sockets(), LOAD_CORE, options.time)?
+            let switch = maru::start(directory, SWITCH_CORE, Case::Hit)?;
+            segments::measure(switch.sockets(), LOAD_CORE, options.time)?
         } else {
             bridge::measure(SWITCH_CORE, LOAD_CORE, options.time)?
         };
@@ -252,6 +261,29 @@ fn segments(options: &Options, directory: &Path) -> Result<()> {
             vec!["ratio".into(), Summary::of_ratios(&ours, &theirs).to_string()],
         ])
     );
+    Ok(())
+}
+
+fn shares(options: &Options, directory: &Path) -> Result<()> {
+    let mut rows =
+        vec![["shares of 1 Gbit/s, frames of 1514 B", "expected ‰", "measured ‰", "off by at most"].map(String::from).to_vec()];
+    for case in cases(SHARED_BPS) {
+        let measure = || {
+            pingpong::pin(LOAD_CORE);
+            measure(&case, directory, Some(SWITCH_CORE), Duration::ZERO, options.time)
+        };
+        let measured = std::thread::scope(|scope| scope.spawn(measure).join().expect("the load"))?;
+        let parts: Vec<f64> = measured.iter().map(|bytes| bytes * 8000.0 / SHARED_BPS as f64).collect();
+        let off =
+            parts.iter().zip(&case.expected).map(|(part, expected)| (part / *expected as f64 - 1.0).abs()).fold(0.0, f64::max);
+        rows.push(vec![
+            case.name.into(),
+            format!("{:?}", case.expected),
+            format!("{parts:.1?}"),
+            format!("{:.1} %", 100.0 * off),
+        ]);
+    }
+    println!("{}", table(&rows));
     Ok(())
 }
 

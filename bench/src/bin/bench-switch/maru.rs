@@ -1,13 +1,12 @@
 //! Our switch, with what a case needs.
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use bench::vswitch::Switch;
 use switch::acl::{Direction, Effect, ExtendedRule};
-use switch::control::{Backend, Client, DEFAULT_SWITCH, PortConfig, Request, Status, Work};
 use switch::policy::{Permission, PortPolicy};
 use switch::vlan::{Vlan, VlanMode};
 
@@ -16,68 +15,10 @@ use crate::{Case, testpmd::MACS};
 /// Rules that do not match, in the cases that have some.
 pub const RULES: u32 = 100;
 
-/// A switch that runs.
-pub struct Switch {
-    child: Child,
-    client: Client,
-    sockets: Vec<PathBuf>,
-}
-
-impl Switch {
-    /// Starts one with two ports, which polls all the time, on one core.
-    pub fn start(directory: &Path, core: usize, case: Case) -> Result<Switch> {
-        let policies = MACS.map(|mac| policy(case, mac));
-        Switch::with(directory, Some(core), &policies.into_iter().collect::<Result<Vec<_>>>()?)
-    }
-
-    fn with(directory: &Path, core: Option<usize>, policies: &[PortPolicy]) -> Result<Switch> {
-        let control = directory.join("control");
-        let program = std::env::current_exe()?.with_file_name("maru-switch");
-        let mut command = match core {
-            None => Command::new(program),
-            Some(core) => {
-                let mut command = Command::new("taskset");
-                command.args(["-c", &core.to_string()]).arg(program).args(["--poll-us", "60000000"]);
-                command
-            }
-        };
-        let child = command.arg("--control").arg(&control).spawn().context("maru-switch")?;
-        let begun = Instant::now();
-        let client = loop {
-            match Client::connect(&control) {
-                Ok(client) => break client,
-                Err(error) if begun.elapsed() > Duration::from_secs(10) => return Err(error.into()),
-                Err(_) => std::thread::sleep(Duration::from_millis(10)),
-            }
-        };
-        let mut switch = Switch { child, client, sockets: Vec::new() };
-        for (number, policy) in policies.iter().enumerate() {
-            let socket = directory.join(format!("port{number}"));
-            let backend = Backend::VhostUser { socket: socket.clone(), mode: 0o600, queues: 1 };
-            let port =
-                PortConfig { name: format!("port{number}"), switch: DEFAULT_SWITCH.into(), backend, policy: policy.clone() };
-            switch.client.call::<()>(&Request::AddPort { port })?;
-            switch.sockets.push(socket);
-        }
-        Ok(switch)
-    }
-
-    /// Where the two ports are.
-    pub fn sockets(&self) -> [PathBuf; 2] {
-        [self.sockets[0].clone(), self.sockets[1].clone()]
-    }
-
-    /// What its core has done until now.
-    pub fn work(&mut self) -> Result<Work> {
-        Ok(self.client.call::<Status>(&Request::Status)?.work)
-    }
-}
-
-impl Drop for Switch {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Starts a switch with two ports, which polls all the time, on one core.
+pub fn start(directory: &Path, core: usize, case: Case) -> Result<Switch> {
+    let policies = MACS.map(|mac| policy(case, mac));
+    Switch::start(directory, Some(core), &policies.into_iter().collect::<Result<Vec<_>>>()?)
 }
 
 /// The policy of a case for the port of a station.
@@ -116,8 +57,8 @@ fn policy(case: Case, mac: &str) -> Result<PortPolicy> {
 
 /// The part of a core that a switch takes with so many ports and nothing to do.
 pub fn idle(directory: &Path, ports: usize, time: Duration) -> Result<f64> {
-    let switch = Switch::with(directory, None, &vec![PortPolicy::default(); ports])?;
-    let stat = format!("/proc/{}/stat", switch.child.id());
+    let switch = Switch::start(directory, None, &vec![PortPolicy::default(); ports])?;
+    let stat = format!("/proc/{}/stat", switch.pid());
     let ticks = || -> Result<u64> {
         let text = std::fs::read_to_string(&stat)?;
         let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();

@@ -9,7 +9,7 @@ use crate::size::ByteSize;
 pub const MANAGED_DISK_FORM: &str =
     "VOLUME:PATH|size=SIZE|image=IMAGE[,size=SIZE][,file=VOLUME:PATH][,format=raw|vhdx|vhd][,ro][,direct][,id=ID]";
 /// The form of a network card.
-pub const MANAGED_NET_FORM: &str = "switch=NAME[,vlan=VLAN][,mac=MAC][,id=ID][,disconnected]|tap=NAME[,...]";
+pub const MANAGED_NET_FORM: &str = "switch=NAME[,vlan=VLAN][,mac=MAC][,name=NAME][,id=ID][,disconnected]|tap=NAME[,...]";
 
 /// A disk as it is written on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl FromStr for ManagedNet {
         }
         let policy = vlan.map(|vlan| api::PortPolicy { vlan: api::VlanMode::Access { vlan }, ..api::PortPolicy::default() });
         let (id, mac, disconnected) = (parts.text("id")?, parts.text("mac")?, parts.flag("disconnected")?);
-        let net = api::Net { id, mac, switch, policy, tap, disconnected };
+        let net = api::Net { id, mac, name: parts.text("name")?, switch, policy, tap, disconnected };
         parts.finish()?;
         Ok(ManagedNet(net))
     }
@@ -100,8 +100,9 @@ mod tests {
         assert_eq!((new.0.image.as_deref(), new.0.size_bytes, new.0.file.as_str()), (Some("debian12"), Some(20 << 30), ""));
         let net: ManagedNet = "tap=t0,mac=52:54:00:00:00:01".parse().unwrap();
         assert_eq!((net.0.tap.as_deref(), net.0.mac.as_deref(), net.0.id), (Some("t0"), Some("52:54:00:00:00:01"), None));
-        let net: ManagedNet = "switch=lan,vlan=10".parse().unwrap();
+        let net: ManagedNet = "switch=lan,vlan=10,name=front".parse().unwrap();
         assert_eq!((net.0.switch.as_deref(), net.0.policy.unwrap().vlan), (Some("lan"), api::VlanMode::Access { vlan: 10 }));
+        assert_eq!(net.0.name.as_deref(), Some("front"));
         for (error, expected) in [
             ("local:a,format=qcow2".parse::<ManagedDisk>().unwrap_err(), "'qcow2' is no format"),
             ("local:a,rw".parse::<ManagedDisk>().unwrap_err(), "no part 'rw'"),

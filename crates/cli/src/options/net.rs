@@ -8,7 +8,7 @@ use super::disk::device_id;
 use super::{OptionError, Parts, absolute};
 
 /// The form of a network card.
-pub const NET_FORM: &str = "tap=NAME|vhost-user=SOCKET[,mac=MAC][,queues=N][,mtu=N][,id=ID]";
+pub const NET_FORM: &str = "tap=NAME|vhost-user=SOCKET[,mac=MAC][,name=NAME][,queues=N][,mtu=N][,id=ID]";
 /// The form of another host side for a saved VM's network card.
 const NET_OVERRIDE_FORM: &str = "ID=tap=NAME or ID=vhost-user=SOCKET (with --restore)";
 
@@ -17,6 +17,7 @@ const NET_OVERRIDE_FORM: &str = "ID=tap=NAME or ID=vhost-user=SOCKET (with --res
 pub struct NetOption {
     backend: NetBackend,
     mac: Option<MacAddress>,
+    name: Option<String>,
     queue_pairs: u16,
     mtu: Option<u16>,
     id: Option<String>,
@@ -30,6 +31,7 @@ impl FromStr for NetOption {
         let option = NetOption {
             backend: backend(&mut parts)?,
             mac: parts.value("mac")?,
+            name: parts.text("name")?,
             queue_pairs: parts.number("queues")?.unwrap_or(1),
             mtu: parts.number("mtu")?,
             id: device_id(&mut parts)?,
@@ -52,6 +54,7 @@ impl NetOption {
         NetConfig {
             id: self.id.unwrap_or_else(default_id),
             mac: self.mac.unwrap_or_else(default_mac),
+            name: self.name,
             queue_pairs: self.queue_pairs,
             mtu: self.mtu,
             backend: self.backend,
@@ -120,10 +123,10 @@ mod tests {
 
     #[test]
     fn every_part_in_any_order_arrives() {
-        let net = parse("id=lan,mtu=9000,queues=4,mac=52:54:00:aa:bb:cc,vhost-user=/run/s").unwrap();
+        let net = parse("id=lan,mtu=9000,queues=4,mac=52:54:00:aa:bb:cc,name=storage,vhost-user=/run/s").unwrap();
         assert_eq!((net.id.as_str(), net.queue_pairs, net.mtu), ("lan", 4, Some(9000)));
         assert_eq!(net.backend, NetBackend::VhostUser("/run/s".into()));
-        assert_eq!(net.mac.to_string(), "52:54:00:aa:bb:cc");
+        assert_eq!((net.mac.to_string().as_str(), net.name.as_deref()), ("52:54:00:aa:bb:cc", Some("storage")));
     }
 
     #[test]

@@ -92,7 +92,8 @@ pub fn spec_fields(spec: &VmSpec) -> Vec<(&'static str, String)> {
         let mac = net.mac.as_deref().unwrap_or("?");
         let cable = if net.disconnected { ", disconnected" } else { "" };
         let on = net.switch.as_ref().or(net.tap.as_ref()).map_or("?", String::as_str);
-        fields.push(("network card", format!("{}: {on}, {mac}{cable}", net.id.as_deref().unwrap_or("?"))));
+        let name = net.name.as_ref().map(|name| format!(", '{name}' in the guest")).unwrap_or_default();
+        fields.push(("network card", format!("{}: {on}, {mac}{name}{cable}", net.id.as_deref().unwrap_or("?"))));
     }
     let policy = match spec.auto_start.policy {
         api::AutoStartPolicy::Never => None,

@@ -6,6 +6,8 @@ use api::{NewSwitch, Port, Station, Switch, SwitchChange, SwitchKind};
 use clap::{Args, ValueEnum};
 
 use super::place::card;
+use super::policy::rate;
+use super::team::{self, TeamArgs};
 use crate::output::Output;
 use crate::remote::{RemoteError, fields, show_one, shown_size, table};
 use crate::vm::manage::{ShowArgs, segment};
@@ -19,8 +21,16 @@ pub struct CreateArgs {
     #[arg(long, value_enum)]
     kind: Option<KindOption>,
     /// The NIC that is its way out; makes it external
-    #[arg(long, value_name = "NIC")]
+    #[arg(long, value_name = "NIC", conflicts_with = "team")]
     uplink: Option<String>,
+    /// The NICs that are its way out together; makes it external
+    #[arg(long, value_name = "NIC,NIC...", value_delimiter = ',')]
+    team: Vec<String>,
+    #[command(flatten)]
+    team_options: TeamArgs,
+    /// What its wire carries, like 10G: those who send to it share that by their policies
+    #[arg(long, value_name = "BITS", value_parser = rate)]
+    capacity: Option<u64>,
     /// The host's interface there, which is made; makes it internal. Called as the switch if nothing else is said
     #[arg(long, value_name = "NAME")]
     host_interface: Option<String>,
@@ -48,9 +58,12 @@ pub struct EditArgs {
     /// Its name
     #[arg(value_name = "SWITCH")]
     switch_name: String,
-    /// Another NIC
+    /// Another NIC, alone (maru team add, for one more)
     #[arg(long, value_name = "NIC")]
     uplink: Option<String>,
+    /// What its wire carries, like 10G; 0 for what nobody knows
+    #[arg(long, value_name = "BITS", value_parser = rate)]
+    capacity: Option<u64>,
     /// Another address of the host
     #[arg(long, value_name = "ADDRESS/LENGTH")]
     host_address: Option<String>,
@@ -58,7 +71,7 @@ pub struct EditArgs {
     show: ShowArgs,
 }
 
-fn path(switch: &str) -> String {
+pub(super) fn path(switch: &str) -> String {
     format!("/switches/{}", segment(switch))
 }
 
@@ -68,7 +81,7 @@ impl CreateArgs {
             Some(KindOption::External) => SwitchKind::External,
             Some(KindOption::Internal) => SwitchKind::Internal,
             Some(KindOption::Private) => SwitchKind::Private,
-            None if self.uplink.is_some() => SwitchKind::External,
+            None if self.uplink.is_some() || !self.team.is_empty() => SwitchKind::External,
             None if self.host_interface.is_some() || self.host_address.is_some() => SwitchKind::Internal,
             None => SwitchKind::Private,
         };
@@ -76,6 +89,8 @@ impl CreateArgs {
             name: self.name.clone(),
             kind,
             uplink: self.uplink.clone(),
+            team: (!self.team.is_empty()).then(|| self.team_options.wanted(self.team.clone())),
+            capacity_bps: self.capacity,
             host_interface: self.host_interface.clone(),
             host_address: self.host_address.clone(),
         }
@@ -90,7 +105,12 @@ pub fn create(args: &CreateArgs) -> Result<(), RemoteError> {
 
 /// Changes one.
 pub fn edit(args: &EditArgs) -> Result<(), RemoteError> {
-    let change = SwitchChange { uplink: args.uplink.clone(), host_address: args.host_address.clone() };
+    let change = SwitchChange {
+        uplink: args.uplink.clone(),
+        team: None,
+        capacity_bps: args.capacity,
+        host_address: args.host_address.clone(),
+    };
     if change == SwitchChange::default() {
         return Err(RemoteError::NothingToDo);
     }
@@ -108,16 +128,18 @@ pub fn delete(names: &[String], client: &Client) -> Result<(), RemoteError> {
     names.iter().try_for_each(|name| Ok(client.call::<()>(Method::DELETE, &path(name), None::<&()>)?))
 }
 
-fn show_switch(output: Output, switch: &Switch) -> Result<(), RemoteError> {
+pub(super) fn show_switch(output: Output, switch: &Switch) -> Result<(), RemoteError> {
     show_one(output, switch, || {
         let mut shown = vec![("name", switch.name.clone()), ("kind", switch.kind.to_string())];
         shown.extend(switch.uplink.clone().map(|nic| ("uplink", nic)));
+        shown.extend(switch.team.as_ref().map(|team| ("team", team::line(team))));
+        shown.extend(switch.capacity_bps.map(|bits| ("capacity", format!("{bits} bits a second"))));
         shown.extend(switch.host_interface.clone().map(|name| ("host interface", name)));
         shown.extend(switch.host_address.clone().map(|address| ("host address", address)));
         shown.push(("network cards", switch.nets.to_string()));
         shown.extend(switch.pid.map(|pid| ("process", pid.to_string())));
         shown.extend(switch.error.clone().map(|error| ("error", error)));
-        fields(&shown)
+        fields(&shown) + &team::managed_nics(&switch.nics)
     })
 }
 
@@ -126,7 +148,8 @@ pub fn list(client: &Client, output: Output) -> Result<(), RemoteError> {
     let switches: Vec<Switch> = client.list("/switches")?;
     show_one(output, &switches, || {
         let row = |switch: &Switch| {
-            let beyond = [&switch.uplink, &switch.host_interface, &switch.host_address].into_iter().flatten().cloned();
+            let team = switch.team.as_ref().map(|team| team.nics.join(","));
+            let beyond = [&switch.uplink, &team, &switch.host_interface, &switch.host_address].into_iter().flatten().cloned();
             let beyond: Vec<String> = beyond.collect();
             let works = if switch.error.is_some() { "no" } else { "yes" };
             [switch.name.clone(), switch.kind.to_string(), beyond.join(" "), switch.nets.to_string(), works.into()]

@@ -4,7 +4,6 @@ mod acl;
 mod capture;
 mod flows;
 mod managed;
-mod pcapng;
 mod place;
 mod policy;
 mod port;
@@ -157,8 +156,8 @@ pub fn run(command: SwitchCommand) -> anyhow::Result<()> {
             Place::Direct(mut client) => {
                 let switches: Vec<SwitchStatus> = client.call(&Request::Switches)?;
                 let line = |switch: &SwitchStatus| {
-                    let SwitchStatus { name, kind, ports, stations } = switch;
-                    format!("{name}: {}, {ports} ports, {stations} stations\n", kind_text(*kind))
+                    let SwitchStatus { name, kind, ports, stations, worker } = switch;
+                    format!("{name}: {}, {ports} ports, {stations} stations, thread {worker}\n", kind_text(*kind))
                 };
                 show(look.output, &switches, || switches.iter().map(line).collect())
             }
@@ -181,10 +180,11 @@ fn show(output: Output, value: &impl serde::Serialize, text: impl FnOnce() -> St
 }
 
 fn status_text(status: &Status) -> String {
-    let Status { pid, stations, connections, decisions, work, ports } = status;
+    let Status { pid, confined, stations, connections, decisions, work, ports } = status;
     let busy = 100.0 * work.busy_cycles as f64 / work.cycles.max(1) as f64;
+    let unconfined = if *confined { "" } else { ", UNCONFINED" };
     let head = format!(
-        "switch {pid}: {stations} stations, {connections} connections, {decisions} flows decided, {} frames, busy {busy:.1} % of the time\n",
+        "switch {pid}{unconfined}: {stations} stations, {connections} connections, {decisions} flows decided, {} frames, busy {busy:.1} % of the time\n",
         work.packets
     );
     ports.iter().map(port_text).fold(head, |text, port| text + &port)

@@ -37,6 +37,15 @@ pub struct Look {
     pub output: Output,
 }
 
+/// Which switch.
+#[derive(Debug, Args)]
+pub struct Where {
+    #[command(flatten)]
+    direct: Direct,
+    #[command(flatten)]
+    connect: Connect,
+}
+
 /// Which switch, and how a change is waited for.
 #[derive(Debug, Args)]
 pub struct Change {
@@ -72,11 +81,24 @@ impl Look {
     }
 }
 
+impl Where {
+    /// Who is asked.
+    pub fn find(&self) -> anyhow::Result<Place> {
+        find(&self.direct, &self.connect)
+    }
+}
+
 impl Change {
     /// Who is asked.
     pub fn find(&self) -> anyhow::Result<Place> {
         find(&self.direct, &self.task.connect)
     }
+}
+
+/// The address of the port of a network card of `marud`'s, with what is asked of it there.
+pub fn card_path(port: &str, what: &str) -> anyhow::Result<String> {
+    let (vm, net) = card(port)?;
+    Ok(format!("/vms/{}/nets/{}/port{what}", segment(vm), segment(net)))
 }
 
 /// A port's policy as it was found.
@@ -103,8 +125,7 @@ impl Place {
                 Ok(Found { policy, tag: String::new() })
             }
             Place::Managed(client) => {
-                let (vm, net) = card(port)?;
-                let path = format!("/vms/{}/nets/{}/port", segment(vm), segment(net));
+                let path = card_path(port, "")?;
                 let (port, tag): (api::Port, String) = client.get_tagged(&path)?;
                 Ok(Found { policy: serde_json::from_value(serde_json::to_value(&port.policy)?)?, tag })
             }

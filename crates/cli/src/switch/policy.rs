@@ -126,7 +126,7 @@ fn private(text: &str) -> Result<Value, String> {
 }
 
 /// Bits in a second.
-fn rate(text: &str) -> Result<u64, String> {
+pub fn rate(text: &str) -> Result<u64, String> {
     if text == "none" {
         return Ok(0);
     }

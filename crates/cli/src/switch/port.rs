@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 use switch::control::{Backend, DEFAULT_SWITCH, Imported, PortConfig, PortState, Request, Status};
+use switch::links::Missing;
 
 use super::place::{Change, Look, Place};
 use super::policy::PolicyArgs;
@@ -167,7 +168,7 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
             };
             let policy = serde_json::from_value(policy.read()?).context("that is no policy")?;
             let port = PortConfig { name, switch, backend, policy };
-            socket.connect()?.call::<Value>(&Request::AddPort { port })?;
+            socket.connect()?.call::<Value>(&Request::AddPort { port, missing: Missing::Refused })?;
         }
         PortCommand::Set(args) => {
             let SetArgs { port_name: port, policy, change } = *args;

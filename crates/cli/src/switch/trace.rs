@@ -1,19 +1,22 @@
 //! `maru port trace`.
 
+use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
 
 use anyhow::{Context, bail, ensure};
+use api::client::{Client as Remote, Method};
 use clap::Args;
 use serde_json::Value;
 use switch::acl::Prefix;
 use switch::control::{Client, PortConfig, Request, Streamed};
-use switch::explain::{FrameFilter, TraceAction, TraceReport};
+use switch::explain::{FrameFilter, TraceAction, TraceReport, TraceStep};
 use switch::frame::{HEADER_BYTES, MAX_FRAME_BYTES};
 use switch::hex::to_hex;
 use switch::mac::MacAddress;
 use switch::vlan::Vlan;
 
-use super::{Output, Socket, show};
+use super::place::{Look, Place, card_path};
+use super::{Output, show};
 use crate::output::print;
 
 const TCP: u8 = 6;
@@ -28,18 +31,19 @@ const SENDER: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
 pub(super) const HELP: &str = "\
 EXAMPLES
   Would web reach db, and if not, which rule is it?
-    maru port trace web --dst-mac 52:54:00:00:00:02 --src-ip 10.0.0.1 --dst-ip 10.0.0.2 --dst-port 5432
+    maru port trace web/net0 --dst-mac 52:54:00:00:00:02 --src-ip 10.0.0.1 --dst-ip 10.0.0.2 --dst-port 5432
 
   What is done to the next five packets from web to port 443:
-    maru port trace web --live --count 5 --protocol tcp --dst-port 443";
+    maru port trace web/net0 --live --count 5 --protocol tcp --dst-port 443";
 
 /// What to trace.
 #[derive(Debug, Args)]
 pub struct TraceArgs {
     #[command(flatten)]
-    socket: Socket,
-    /// The port that the frame comes from
-    name: String,
+    look: Look,
+    /// The port that the frame comes from: VM/CARD
+    #[arg(value_name = "PORT")]
+    port_name: String,
     /// The next frames that come from the port; the options below then say which ones
     #[arg(long)]
     live: bool,
@@ -54,9 +58,6 @@ pub struct TraceArgs {
     /// The frame's length in bytes, without a checksum; default: as short as it can be
     #[arg(long, value_name = "BYTES", conflicts_with = "live")]
     length: Option<usize>,
-    /// How to show it
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Output,
 }
 
 /// What a frame says.
@@ -206,26 +207,45 @@ fn finish(head: Vec<u8>, length: Option<usize>) -> anyhow::Result<(Vec<u8>, usiz
 }
 
 pub(super) fn run(args: TraceArgs) -> anyhow::Result<()> {
-    let TraceArgs { socket, name, live, count, hex, header, length, output } = args;
-    let mut client = socket.connect()?;
+    let TraceArgs { look, port_name: name, live, count, hex, header, length } = args;
+    let output = look.output;
+    let mut place = look.find()?;
     if live {
-        return follow(client, name, count, header.filter(), output);
+        return match place {
+            Place::Direct(client) => follow(client, name, count, header.filter(), output),
+            Place::Managed(client) => follow_managed(&client, &name, count, &header, output),
+        };
     }
     let (frame, length) = match hex {
         Some(hex) => (hex, length),
         None => {
-            let (head, length) = header.frame(address_of(&mut client, &name)?, length)?;
+            let (head, length) = header.frame(address_of(&mut place, &name)?, length)?;
             (to_hex(&head[..head.len().min(HEADER_BYTES)]), Some(length))
         }
     };
-    let report: TraceReport = client.call(&Request::Trace { name, frame, length })?;
+    let report = match &mut place {
+        Place::Direct(client) => client.call::<TraceReport>(&Request::Trace { name, frame, length })?,
+        Place::Managed(client) => {
+            let wanted = api::NewTrace { frame, length: length.map(u32::try_from).transpose()? };
+            let trace: api::Trace = client.call(Method::POST, &card_path(&name, "/trace")?, Some(&wanted))?;
+            report_of(trace)
+        }
+    };
     show(output, &report, || text(&report))
 }
 
-/// The address that a port's policy names.
-fn address_of(client: &mut Client, name: &str) -> anyhow::Result<MacAddress> {
-    let ports: Vec<PortConfig> = client.call(&Request::Config)?;
-    Ok(ports.into_iter().find(|port| port.name == name).and_then(|port| port.policy.mac).unwrap_or(SENDER))
+/// The address that a port has.
+fn address_of(place: &mut Place, name: &str) -> anyhow::Result<MacAddress> {
+    match place {
+        Place::Direct(client) => {
+            let ports: Vec<PortConfig> = client.call(&Request::Config)?;
+            Ok(ports.into_iter().find(|port| port.name == name).and_then(|port| port.policy.mac).unwrap_or(SENDER))
+        }
+        Place::Managed(client) => {
+            let port: api::Port = client.get(&card_path(name, "")?)?;
+            Ok(port.mac.and_then(|mac| mac.parse().ok()).unwrap_or(SENDER))
+        }
+    }
 }
 
 fn follow(mut client: Client, name: String, count: u64, filter: FrameFilter, output: Output) -> anyhow::Result<()> {
@@ -233,13 +253,70 @@ fn follow(mut client: Client, name: String, count: u64, filter: FrameFilter, out
     loop {
         match client.receive()? {
             Streamed::Trace(report) => print(&output.render_next(&report, || text(&report))?)?,
-            Streamed::End { missed: 0 } => return Ok(()),
-            Streamed::Frames { .. } => {}
             Streamed::End { missed } => {
-                eprintln!("maru: {missed} more frames passed, for which there was no time");
+                tell_missed(missed);
                 return Ok(());
             }
+            Streamed::Frames { .. } => {}
         }
+    }
+}
+
+fn tell_missed(missed: u64) {
+    if missed > 0 {
+        eprintln!("maru: {missed} more frames passed, for which there was no time");
+    }
+}
+
+/// How long `marud` looks at most, in seconds.
+const LONGEST: u32 = 3600;
+
+fn follow_managed(client: &Remote, name: &str, count: u64, header: &HeaderArgs, output: Output) -> anyhow::Result<()> {
+    let FrameFilter { source_mac, destination_mac, source_ip, destination_ip, protocol, source_port, destination_port, vlan } =
+        header.filter();
+    let filter = api::FrameFilter {
+        source_mac: source_mac.map(|mac| mac.to_string()),
+        destination_mac: destination_mac.map(|mac| mac.to_string()),
+        source_ip: source_ip.map(String::from),
+        destination_ip: destination_ip.map(String::from),
+        protocol,
+        source_port,
+        destination_port,
+        vlan,
+    };
+    let wanted = api::NewWatch { count: u32::try_from(count)?, seconds: LONGEST, filter: Some(filter) };
+    let seen = BufReader::new(client.stream(&card_path(name, "/watch")?, &wanted)?);
+    for line in seen.lines() {
+        match serde_json::from_str(&line.context("the switch or marud has ended")?)? {
+            api::Watched::Trace(trace) => {
+                let report = report_of(trace);
+                print(&output.render_next(&report, || text(&report))?)?;
+            }
+            api::Watched::End(api::WatchEnd { missed }) => tell_missed(missed),
+        }
+    }
+    Ok(())
+}
+
+/// A trace of `marud`'s as one of a switch.
+fn report_of(trace: api::Trace) -> TraceReport {
+    let api::Trace { port, frame, steps, actions } = trace;
+    let step = |api::TraceStep { layer, port, passes, why }| TraceStep { layer, port, passes, why };
+    TraceReport {
+        port,
+        frame,
+        steps: steps.into_iter().map(step).collect(),
+        actions: actions.into_iter().map(action_of).collect(),
+    }
+}
+
+pub(super) fn action_of(action: api::TraceAction) -> TraceAction {
+    match action {
+        api::TraceAction::Track => TraceAction::Track,
+        api::TraceAction::Limit => TraceAction::Limit,
+        api::TraceAction::Meter { port, rule } => TraceAction::Meter { port, rule },
+        api::TraceAction::Deliver { port, tag } => TraceAction::Deliver { port, tag },
+        api::TraceAction::Drop { port, reason } => TraceAction::Drop { port, reason },
     }
 }
 

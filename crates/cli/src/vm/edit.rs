@@ -81,6 +81,9 @@ pub struct EditArgs {
     /// Plug a network card's cable in or out
     #[arg(long = "link", value_name = "ID=up|down")]
     links: Vec<Change<Link>>,
+    /// What the guest is told that a network card is called; nothing for no name. Of a VM that is off
+    #[arg(long = "net-name", value_name = "ID=NAME")]
+    net_names: Vec<Change<String>>,
     #[command(flatten)]
     task: TaskArgs,
 }
@@ -159,13 +162,17 @@ fn patch(args: &EditArgs, mut spec: api::VmSpec) -> Result<Value, RemoteError> {
         spec.disks.extend(args.add_disks.iter().map(|disk| disk.0.clone()));
         set("disks", Some(serde_json::to_value(spec.disks)?));
     }
-    if !(args.add_nets.is_empty() && args.remove_nets.is_empty() && args.links.is_empty()) {
+    if !(args.add_nets.is_empty() && args.remove_nets.is_empty() && args.links.is_empty() && args.net_names.is_empty()) {
         for id in &args.remove_nets {
             spec.nets.remove(find(&spec.nets, id, |net| net.id.as_deref())?);
         }
         for link in &args.links {
             let index = find(&spec.nets, &link.id, |net| net.id.as_deref())?;
             spec.nets[index].disconnected = matches!(link.value, Link::Down);
+        }
+        for name in &args.net_names {
+            let index = find(&spec.nets, &name.id, |net| net.id.as_deref())?;
+            spec.nets[index].name = Some(name.value.clone()).filter(|name| !name.is_empty());
         }
         spec.nets.extend(args.add_nets.iter().map(|net| net.0.clone()));
         set("nets", Some(serde_json::to_value(spec.nets)?));
@@ -211,6 +218,7 @@ mod tests {
         let ids: Vec<_> = disks["disks"].as_array().unwrap().iter().map(|disk| (&disk["id"], &disk["size_bytes"])).collect();
         assert_eq!(ids, [(&json!("disk1"), &json!(1 << 30)), (&Value::Null, &json!(2_u64 << 30))]);
         assert_eq!(patch(&["--link", "net0=down"]).unwrap()["nets"][0]["disconnected"], json!(true));
+        assert_eq!(patch(&["--net-name", "net0=front"]).unwrap()["nets"][0]["name"], json!("front"));
         let said = patch(&["--remove-disk", "x"]).unwrap_err().to_string();
         assert!(said.contains("'x'") && said.contains("disk0, disk1"), "{said}");
         assert!(matches!(patch(&[]), Err(RemoteError::NothingToDo)));

@@ -24,19 +24,16 @@ pub fn parse_address(text: &str) -> Result<(IpAddr, u8), Cause> {
 
 /// Sees to it that the host's side of a switch is as it is to be; its port is there.
 pub fn set_up(kind: &SwitchKindRecord) -> Result<(), Cause> {
-    let name = match kind {
-        SwitchKindRecord::External { uplink } => uplink,
-        SwitchKindRecord::Internal { interface, .. } => interface,
-        SwitchKindRecord::Private => return Ok(()),
-    };
-    let failed = |what: &str, error: io::Error| {
+    let failed = |what: &str, name: &str, error: io::Error| {
         let message = format!("{what} {name}: {error}");
         Cause::new("interface", message, "see `ip link`; marud must be root for this")
     };
-    bring_up(name).map_err(|error| failed("cannot switch on", error))?;
-    if let SwitchKindRecord::Internal { address: Some(address), .. } = kind {
+    // One that is not there must not keep the others of its team off.
+    let up = kind.interfaces().into_iter().map(|name| bring_up(name).map_err(|error| failed("cannot switch on", name, error)));
+    up.fold(Ok(()), Result::and)?;
+    if let SwitchKindRecord::Internal { interface, address: Some(address) } = kind {
         let (address, length) = parse_address(address)?;
-        set_address(name, address, length).map_err(|error| failed("cannot set the address of", error))?;
+        set_address(interface, address, length).map_err(|error| failed("cannot set the address of", interface, error))?;
     }
     Ok(())
 }

@@ -47,6 +47,8 @@ struct Inner {
     run_directory: PathBuf,
     files: Files,
     cgroups: Cgroups,
+    /// Whether the process is left unconfined.
+    unconfined: bool,
     shared: Mutex<Shared>,
     changed: Condvar,
     told: Mutex<Option<(Instant, Arc<Status>)>>,
@@ -104,12 +106,13 @@ fn failed(message: impl Into<String>) -> Cause {
 
 impl Network {
     /// The switches that this program is to be. Nothing is started before [`Network::keep`].
-    pub fn new(program: Option<PathBuf>, run_directory: &Path, cgroups: &Cgroups) -> Network {
+    pub fn new(program: Option<PathBuf>, run_directory: &Path, cgroups: &Cgroups, unconfined: bool) -> Network {
         Network(Arc::new(Inner {
             program,
             run_directory: run_directory.into(),
             files: Files::new(run_directory),
             cgroups: cgroups.clone(),
+            unconfined,
             shared: Mutex::default(),
             changed: Condvar::new(),
             told: Mutex::default(),
@@ -198,12 +201,16 @@ impl Network {
         shared.outcome.error.clone().or_else(|| shared.outcome.failed.get(port?).cloned())
     }
 
+    /// A connection to the switch, by which it is asked. Blocks.
+    pub fn connect(&self) -> Result<Client, ClientError> {
+        let client = Client::connect(&self.0.files.control())?;
+        client.set_patience(ANSWER)?;
+        Ok(client)
+    }
+
     /// Asks the switch. Blocks.
     pub fn ask<T: DeserializeOwned>(&self, request: &Request) -> Result<T, Cause> {
-        let asked = Client::connect(&self.0.files.control()).and_then(|mut client| {
-            client.set_patience(ANSWER)?;
-            client.call(request)
-        });
+        let asked = self.connect().and_then(|mut client| client.call(request));
         asked.map_err(|error| failed(vmm::error_chain(&error)))
     }
 
@@ -421,7 +428,7 @@ impl Keeper {
 
     /// The switch that runs, or a new one if one is needed.
     fn find_or_start(&mut self, needed: bool) -> Result<Option<Running>, Cause> {
-        let Inner { files, cgroups, program, .. } = &*self.network.0;
+        let Inner { files, cgroups, program, unconfined, .. } = &*self.network.0;
         let not_found = |error: io::Error| failed(format!("the virtual switch that runs cannot be found: {error}"));
         let process = match files.find().map_err(not_found)? {
             Some(process) => process,
@@ -434,7 +441,7 @@ impl Keeper {
                     let way_out = "install it there, or name it with marud's --switch";
                     Cause::new("no-switch-program", "there is no maru-switch beside marud or on PATH", way_out)
                 })?;
-                let spawned = files.spawn(program, cgroups);
+                let spawned = files.spawn(program, cgroups, *unconfined);
                 spawned.map_err(|error| failed(format!("{} cannot be started: {error}", program.display())))?
             }
         };

@@ -12,13 +12,15 @@
 //! # Rights
 //! A `marud` that is root gives the process a user of its own, and of root's rights only `CAP_NET_ADMIN` (to make TAPs) and `CAP_NET_RAW`
 //! (to hear NICs); those of its children, too, if it had any. The sockets of a VM's ports are in a directory in which the switch may write and
-//! the VM's monitor, by its group, may find what it knows: nobody else gets there.
+//! the VM's monitor, by its group, may find what it knows: nobody else gets there. It [confines itself](switch::sandbox) to these directories.
 
 mod host_side;
 mod keeper;
 pub mod policy;
 mod process;
+pub mod team;
 mod wanted;
+pub mod watching;
 
 pub use host_side::parse_address;
 pub use keeper::{Held, Network};

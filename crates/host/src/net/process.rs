@@ -97,13 +97,17 @@ impl Files {
     }
 
     /// Starts it, without ports. None may run.
-    pub fn spawn(&self, program: &Path, cgroups: &Cgroups) -> io::Result<Process> {
+    pub fn spawn(&self, program: &Path, cgroups: &Cgroups, unconfined: bool) -> io::Result<Process> {
         self.make()?;
         let start = Start::begin(&self.lock())?.ok_or_else(|| io::Error::other("it runs already"))?;
         let log = process::open(&self.log(), true)?;
         let group = cgroups.enter(CGROUP)?;
         let mut command = Command::new(program);
         command.env_clear().current_dir("/").arg("--control").arg(self.control());
+        match unconfined {
+            true => command.arg("--unconfined"),
+            false => command.arg("--allow").arg(self.ports()),
+        };
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         if let Some(own) = &self.identity {
             command.arg("--user").arg(own.uid.to_string());

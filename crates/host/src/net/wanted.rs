@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use switch::control::{Backend, PortConfig, Request, SwitchKind};
-use switch::policy::PortPolicy;
+use switch::links::Missing;
+use switch::policy::{Bandwidth, PortPolicy};
+use switch::team::config::TeamConfig;
 use switch::vlan::VlanMode;
 use uuid::Uuid;
 
@@ -41,10 +43,12 @@ impl Config {
     pub fn wanted(switches: &[SwitchRecord], vms: &[(Uuid, Vec<NetRecord>)], run_directory: &Path) -> Config {
         let mut config = Config::default();
         for switch in switches {
+            let mut bandwidth = Bandwidth::default();
             let (kind, backend, vlan) = match &switch.kind {
                 // Everything may go out, as it is.
-                SwitchKindRecord::External { uplink } => {
-                    (SwitchKind::External, Some(Backend::Uplink(uplink.clone())), VlanMode::all())
+                SwitchKindRecord::External { uplink, capacity_bps } => {
+                    bandwidth.capacity_bps = *capacity_bps;
+                    (SwitchKind::External, Some(Backend::from(uplink.team())), VlanMode::all())
                 }
                 SwitchKindRecord::Internal { interface, .. } => {
                     (SwitchKind::Internal, Some(Backend::Tap(interface.clone())), VlanMode::Untagged)
@@ -53,7 +57,7 @@ impl Config {
             };
             config.switches.insert(switch.name.clone(), kind);
             if let Some((name, backend)) = port_of_switch(switch).zip(backend) {
-                let policy = PortPolicy { vlan, ..PortPolicy::default() };
+                let policy = PortPolicy { vlan, bandwidth, ..PortPolicy::default() };
                 config.add(PortConfig { name, switch: switch.name.clone(), backend, policy });
             }
         }
@@ -72,27 +76,46 @@ impl Config {
         self.ports.insert(port.name.clone(), port);
     }
 
-    /// Whether a port of this is one of the other, its policy left aside.
-    fn has(&self, port: &PortConfig, other: &Config) -> bool {
-        let same_switch = self.switches.get(&port.switch) == other.switches.get(&port.switch);
-        let same = |own: &PortConfig| PortConfig { policy: own.policy.clone(), ..port.clone() } == *own;
-        same_switch && self.ports.get(&port.name).is_some_and(same)
+    /// Whether a port can stay when this becomes what is wanted. An uplink gets other NICs while it is there, but for one that another port has
+    /// now.
+    fn keeps(&self, name: &str, wanted: &Config) -> bool {
+        let (Some(own), Some(new)) = (self.ports.get(name), wanted.ports.get(name)) else { return false };
+        let kind = |config: &Config| config.switches.get(&own.switch).copied();
+        if own.switch != new.switch || kind(self) != kind(wanted) {
+            return false;
+        }
+        let (before, after) = (own.backend.nics(), new.backend.nics());
+        let mut others = self.ports.values().filter(|port| port.name != name);
+        let is_taken = others.any(|port| port.backend.nics().iter().any(|nic| after.contains(nic)));
+        own.backend == new.backend || !(before.is_empty() || after.is_empty() || is_taken)
     }
 
     /// What must be asked for so that this becomes what is wanted: first what goes, then what changes, then what comes.
     pub fn plan(&self, wanted: &Config) -> Vec<Request> {
         let stays = |(name, kind): &(&String, &SwitchKind)| wanted.switches.get(*name) == Some(kind);
         let is_there = |(name, kind): &(&String, &SwitchKind)| self.switches.get(*name) == Some(kind);
-        let gone = self.ports.values().filter(|port| !wanted.has(port, self));
-        let mut requests: Vec<Request> = gone.map(|port| Request::RemovePort { name: port.name.clone() }).collect();
+        let gone = self.ports.keys().filter(|name| !self.keeps(name, wanted));
+        let mut requests: Vec<Request> = gone.map(|name| Request::RemovePort { name: name.clone() }).collect();
         let gone = self.switches.iter().filter(|switch| !stays(switch));
         requests.extend(gone.map(|(name, _)| Request::RemoveSwitch { name: name.clone() }));
-        let changed = wanted.ports.values().filter(|port| self.has(port, wanted) && self.ports.get(&port.name) != Some(port));
-        requests.extend(changed.map(|port| Request::SetPolicy { name: port.name.clone(), policy: port.policy.clone() }));
+        let kept = wanted.ports.values().filter(|port| self.keeps(&port.name, wanted));
+        for (own, port) in kept.filter_map(|port| Some((self.ports.get(&port.name)?, port))) {
+            let name = port.name.clone();
+            match &port.backend {
+                backend if *backend == own.backend => {}
+                Backend::Uplink(nic) => requests.push(Request::SetTeam { name, team: TeamConfig::single(nic) }),
+                Backend::Team(team) => requests.push(Request::SetTeam { name, team: team.clone() }),
+                Backend::VhostUser { .. } | Backend::Tap(_) => {}
+            }
+            if port.policy != own.policy {
+                requests.push(Request::SetPolicy { name: port.name.clone(), policy: port.policy.clone() });
+            }
+        }
         let new = wanted.switches.iter().filter(|switch| !is_there(switch));
         requests.extend(new.map(|(name, kind)| Request::AddSwitch { name: name.clone(), kind: *kind }));
-        let new = wanted.ports.values().filter(|port| !self.has(port, wanted));
-        requests.extend(new.map(|port| Request::AddPort { port: port.clone() }));
+        let new = wanted.ports.values().filter(|port| !self.keeps(&port.name, wanted));
+        // A NIC that is not there may be plugged in.
+        requests.extend(new.map(|port| Request::AddPort { port: port.clone(), missing: Missing::Awaited }));
         requests
     }
 }
@@ -100,8 +123,8 @@ impl Config {
 /// The name of the port or switch that a request of a plan is about.
 pub fn subject(request: &Request) -> &str {
     match request {
-        Request::AddPort { port } => &port.name,
-        Request::SetPolicy { name, .. } | Request::RemovePort { name } => name,
+        Request::AddPort { port, .. } => &port.name,
+        Request::SetPolicy { name, .. } | Request::SetTeam { name, .. } | Request::RemovePort { name } => name,
         Request::AddSwitch { name, .. } | Request::RemoveSwitch { name } => name,
         _ => "",
     }
@@ -116,11 +139,16 @@ mod tests {
 
     fn net(id: &str, switch: &str) -> NetRecord {
         let attachment = AttachmentRecord::Switch { switch: switch.into(), policy: PortPolicy::default().into() };
-        NetRecord { id: id.into(), mac: "52:54:00:00:00:01".into(), attachment, disconnected: false }
+        NetRecord { id: id.into(), mac: "52:54:00:00:00:01".into(), name: None, attachment, disconnected: false }
+    }
+
+    fn external(nics: &[&str], capacity_bps: u64) -> SwitchKindRecord {
+        let nics = nics.iter().map(ToString::to_string).collect();
+        SwitchKindRecord::External { uplink: TeamConfig { nics, ..TeamConfig::single("") }.into(), capacity_bps }
     }
 
     fn wanted(nets: Vec<NetRecord>) -> Config {
-        let external = SwitchRecord { name: "wan".into(), kind: SwitchKindRecord::External { uplink: "eth1".into() } };
+        let external = SwitchRecord { name: "wan".into(), kind: external(&["eth1"], 0) };
         let private = SwitchRecord { name: "lan".into(), kind: SwitchKindRecord::Private };
         Config::wanted(&[external, private], &[(VM, nets)], Path::new("/run/maru"))
     }
@@ -145,17 +173,37 @@ mod tests {
         changed.policy.storm_limit = 9;
         let changed = changed.clone();
         after.ports.get_mut("wan").unwrap().backend = Backend::Uplink("eth2".into());
+        after.ports.get_mut("wan").unwrap().policy.bandwidth.capacity_bps = 8000;
         after.switches.insert("more".into(), SwitchKind::Private);
         let new = after.ports[&port_name(VM, "net2")].clone();
         let expected = [
             Request::RemovePort { name: port_name(VM, "net1") },
-            Request::RemovePort { name: "wan".into() },
             Request::SetPolicy { name: changed.name, policy: changed.policy },
+            Request::SetTeam { name: "wan".into(), team: TeamConfig::single("eth2") },
+            Request::SetPolicy { name: "wan".into(), policy: after.ports["wan"].policy.clone() },
             Request::AddSwitch { name: "more".into(), kind: SwitchKind::Private },
-            Request::AddPort { port: new },
-            Request::AddPort { port: after.ports["wan"].clone() },
+            Request::AddPort { port: new, missing: Missing::Awaited },
         ];
         assert_eq!(before.plan(&after), expected);
+    }
+
+    #[test]
+    fn a_nic_that_another_uplink_has_is_taken_away_from_it_first() {
+        let switches = |first: &[&str], second: &[&str]| {
+            let switch = |name: &str, nics: &[&str]| SwitchRecord { name: name.into(), kind: external(nics, 0) };
+            Config::wanted(&[switch("a", first), switch("b", second)], &[], Path::new("/run/maru"))
+        };
+        let before = switches(&["eth1", "eth2"], &["eth3"]);
+        let after = switches(&["eth1"], &["eth2", "eth3"]);
+        let expected = [
+            Request::RemovePort { name: "b".into() },
+            Request::SetTeam { name: "a".into(), team: TeamConfig::single("eth1") },
+            Request::AddPort { port: after.ports["b"].clone(), missing: Missing::Awaited },
+        ];
+        assert_eq!(before.plan(&after), expected);
+        let crossed = switches(&["eth3"], &["eth1", "eth2"]);
+        let removed = before.plan(&crossed).into_iter().filter(|request| matches!(request, Request::RemovePort { .. }));
+        assert_eq!(removed.count(), 2);
     }
 
     #[test]
@@ -168,7 +216,7 @@ mod tests {
             Request::RemovePort { name: port.name.clone() },
             Request::RemoveSwitch { name: "lan".into() },
             Request::AddSwitch { name: "lan".into(), kind: SwitchKind::Internal },
-            Request::AddPort { port },
+            Request::AddPort { port, missing: Missing::Awaited },
         ];
         assert_eq!(before.plan(&after), expected);
         let nothing = Config::default();

@@ -37,7 +37,7 @@ pub use cloud_init::{CloudInitRecord, CloudNetRecord};
 pub use event::{EventKind, EventRecord, Pruned};
 pub use image::{ImageFormatRecord, ImageRecord, ImageSourceRecord, ImportImageRecord};
 pub use resources::{CpuRecord, DiskLimitsRecord, NetLimitsRecord, RateRecord, ResourcesRecord};
-pub use switch::{SwitchKindRecord, SwitchRecord};
+pub use switch::{SwitchKindRecord, SwitchRecord, UplinkRecord};
 pub use task::{
     Cause, CheckpointOperation, CloneRecord, DeleteDisks, ImportRecord, ImportedFile, LogRecord, OperationRecord, Otherwise,
     ProgressRecord, TaskRecord, TaskStateRecord,

@@ -40,12 +40,14 @@ fn records_of_version_1_are_read_and_written_as_ever() {
             NetRecord {
                 id: "net0".into(),
                 mac: "52:54:00:12:34:56".into(),
+                name: None,
                 attachment: AttachmentRecord::Tap { tap: "tap0".into() },
                 disconnected: true,
             },
             NetRecord {
                 id: "net1".into(),
                 mac: "52:54:00:12:34:57".into(),
+                name: None,
                 attachment: AttachmentRecord::Switch {
                     switch: "lan".into(),
                     policy: ::switch::policy::PortPolicy::default().into(),
@@ -85,6 +87,10 @@ fn records_of_version_1_are_read_and_written_as_ever() {
         },
     };
     stays(&vm, include_str!("golden/vm-1.json"));
+    let named = NetRecord { name: Some("storage".into()), ..vm.nets[0].clone() };
+    let golden = r#"{"id":"net0","mac":"52:54:00:12:34:56","name":"storage","tap":"tap0","disconnected":true}"#;
+    assert_eq!(serde_json::to_string(&named).unwrap(), golden);
+    assert_eq!(serde_json::from_str::<NetRecord>(golden).unwrap(), named);
     let task = TaskRecord {
         id: TASK,
         vm: Some(VM),
@@ -132,6 +138,12 @@ fn records_of_version_1_are_read_and_written_as_ever() {
     stays(&image, include_str!("golden/image-1.json"));
     let kind = SwitchKindRecord::Internal { interface: "lan0".into(), address: Some("10.0.0.1/24".into()) };
     stays(&SwitchRecord { name: "lan".into(), kind }, include_str!("golden/switch-1.json"));
+    let kind = SwitchKindRecord::External { uplink: UplinkRecord::Nic { uplink: "eth1".into() }, capacity_bps: 0 };
+    stays(&SwitchRecord { name: "wan".into(), kind }, include_str!("golden/switch-nic-1.json"));
+    let text = r#"{"nics": ["eth1", "eth2"], "mode": "active-standby", "primary": "eth2"}"#;
+    let uplink = UplinkRecord::Team { team: serde_json::from_str(text).unwrap() };
+    let kind = SwitchKindRecord::External { uplink, capacity_bps: 1_000_000_000 };
+    stays(&SwitchRecord { name: "wan".into(), kind }, include_str!("golden/switch-team-1.json"));
     stays(&NameRecord { vm: VM }, include_str!("golden/name-1.json"));
     let booted = BootedRecord { boot_id: "b".into(), pending: vec![PendingStart { vm: VM, at: AT }] };
     stays(&booted, include_str!("golden/booted-1.json"));

@@ -163,6 +163,9 @@ pub struct NetRecord {
     pub id: String,
     /// Its address.
     pub mac: String,
+    /// What its guest is told that it is called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// What it is on.
     #[serde(flatten)]
     pub attachment: AttachmentRecord,
@@ -336,7 +339,8 @@ impl From<&NetRecord> for api::Net {
                 (Some(switch.clone()), (policy != api::PortPolicy::default()).then_some(policy), None)
             }
         };
-        api::Net { id: Some(net.id.clone()), mac: Some(net.mac.clone()), switch, policy, tap, disconnected: net.disconnected }
+        let (id, mac, name) = (Some(net.id.clone()), Some(net.mac.clone()), net.name.clone());
+        api::Net { id, mac, name, switch, policy, tap, disconnected: net.disconnected }
     }
 }
 

@@ -307,7 +307,7 @@ fn nets(spec: &api::VmSpec, vm: Uuid) -> Result<Vec<NetRecord>, Cause> {
     let nets = spec.nets.iter().zip(ids).map(|(net, id)| {
         let attachment = attachment(net, &id)?;
         let mac = net.mac.clone().or_else(|| free.next()).unwrap_or_default();
-        Ok(NetRecord { id, mac, attachment, disconnected: net.disconnected })
+        Ok(NetRecord { id, mac, name: net.name.clone(), attachment, disconnected: net.disconnected })
     });
     nets.collect()
 }
@@ -407,7 +407,8 @@ pub fn monitor_net(net: &NetRecord, resources: &ResourcesRecord, sockets: &Path)
         AttachmentRecord::Switch { .. } => NetBackend::VhostUser(sockets.join(&net.id)),
     };
     let limits = resources::net(resources, &net.id);
-    Ok(NetConfig { id: net.id.clone(), mac, queue_pairs: 1, mtu: None, backend, slot: None, limits })
+    let (id, name) = (net.id.clone(), net.name.clone());
+    Ok(NetConfig { id, mac, name, queue_pairs: 1, mtu: None, backend, slot: None, limits })
 }
 
 #[cfg(test)]

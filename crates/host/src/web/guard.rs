@@ -114,6 +114,9 @@ mod tests {
         assert_eq!(needed(&Method::DELETE, "/volumes/local"), api::Role::Admin);
         assert_eq!(needed(&Method::POST, "/api/v1/switches"), api::Role::Admin);
         assert_eq!(needed(&Method::PATCH, "/vms/web/nets/net0/policy"), api::Role::Operator);
+        for looks in ["trace", "watch", "capture"] {
+            assert_eq!(needed(&Method::POST, &format!("/vms/web/nets/net0/port/{looks}")), api::Role::Operator, "{looks}");
+        }
         for path in ["/tokens", "/api/v1/tokens", "/api/v1/tokens/x", "/tokens/x"] {
             assert_eq!(needed(&Method::GET, path), api::Role::Admin, "{path}");
         }

@@ -16,7 +16,7 @@
 //! | 412 | it is not what `If-Match` says any more |
 //! | 413, 415 | the body is too long, or is not JSON |
 //! | 422 | the request is well-formed and makes no sense: it will never be right |
-//! | 429 | too many tasks wait for this VM |
+//! | 429 | too many tasks wait for this VM, or too many look at ports |
 //! | 503 | the store, or the virtual switch, cannot be used now |
 //!
 //! Each answer from 400 on has an [`api::Error`] as its body.
@@ -48,6 +48,7 @@ mod upload;
 mod usage;
 mod vms;
 mod volumes;
+mod watching;
 
 use document::Common;
 pub use error::Refusal;
@@ -103,6 +104,10 @@ pub fn router(app: App) -> Router {
         .route("/switches/{switch}/stations", get(switches::stations))
         .route("/ports", get(ports::list))
         .route("/vms/{vm}/nets/{net}/port", get(ports::show))
+        .route("/vms/{vm}/nets/{net}/port/trace", post(watching::trace))
+        .route("/vms/{vm}/nets/{net}/port/watch", post(watching::watch))
+        .route("/vms/{vm}/nets/{net}/port/capture", post(watching::capture))
+        .route("/vms/{vm}/nets/{net}/port/flows", get(watching::flows))
         .route("/vms/{vm}/nets/{net}/policy", put(ports::replace).patch(ports::change))
         .route("/images", get(images::list).post(images::import))
         .route("/images/{image}", get(images::show).put(upload::upload).patch(images::change).delete(images::delete))
@@ -164,6 +169,7 @@ pub fn router(app: App) -> Router {
         volumes::list, volumes::create, volumes::show, volumes::change, volumes::delete,
         switches::list, switches::create, switches::show, switches::change, switches::delete, switches::stations,
         ports::list, ports::show, ports::replace, ports::change,
+        watching::trace, watching::watch, watching::capture, watching::flows,
         images::list, images::import, upload::upload, images::show, images::change, images::delete,
         vms::list, vms::create, vms::show, vms::delete, vms::start, vms::stop, vms::reset, vms::pause, vms::resume,
         console::open, console::log,

@@ -56,11 +56,16 @@ pub fn told(state: &State, network: &Network) -> Result<Vec<api::Port>, StateErr
     let mut ports = Vec::new();
     for switch in state.all::<SwitchRecord>()?.into_iter().map(|stored| stored.record) {
         let Some(name) = port_of_switch(&switch) else { continue };
-        let (kind, vlan) = match switch.kind {
-            SwitchKindRecord::External { .. } => (api::PortKind::Uplink, VlanMode::all()),
-            _ => (api::PortKind::Host, VlanMode::Untagged),
+        let mut policy = PortPolicy::default();
+        let kind = match switch.kind {
+            SwitchKindRecord::External { capacity_bps, .. } => {
+                policy.vlan = VlanMode::all();
+                policy.bandwidth.capacity_bps = capacity_bps;
+                api::PortKind::Uplink
+            }
+            _ => api::PortKind::Host,
         };
-        let policy = policies::told(&PortPolicy { vlan, ..PortPolicy::default() });
+        let policy = policies::told(&policy);
         let port = api::Port { kind, ..port(name.clone(), switch.name, policy) };
         ports.push(observed(port, &name, network, status.as_deref()));
     }
@@ -153,7 +158,8 @@ pub async fn list(Shared(app): Shared<App>, Params(params): Params<ListParams>) 
     Ok(Json(page(ports, params.after.as_deref(), limit, |port| port.name.clone())))
 }
 
-fn on_switch<'a>(vm: &'a VmRecord, net: &str) -> Result<&'a NetRecord, Refusal> {
+/// The network card of this name, if it is on a switch.
+pub fn on_switch<'a>(vm: &'a VmRecord, net: &str) -> Result<&'a NetRecord, Refusal> {
     let found = vm.nets.iter().find(|card| card.id == net && card.switch().is_some());
     found.ok_or_else(|| {
         let what = format!("network card '{net}' on a switch in the VM '{}'", vm.name);

@@ -5,34 +5,55 @@ use axum::extract::State as Shared;
 use axum::http::StatusCode;
 use store::{Outcome, Transaction};
 use switch::control::{DEFAULT_SWITCH, Request, StationStatus};
+use switch::policy::{Bandwidth, PortPolicy};
 use vmm::config::check_id;
 
 use super::extract::{Body, Name, PageParams, Params};
 use super::suggest::did_you_mean;
 use super::{App, Refusal, ports};
-use crate::net;
-use crate::records::{Cause, EventKind, EventRecord, NetRecord, SwitchKindRecord, SwitchRecord, VmRecord};
+use crate::net::{self, team};
+use crate::records::{Cause, EventKind, EventRecord, NetRecord, SwitchKindRecord, SwitchRecord, UplinkRecord, VmRecord};
 use crate::state::{Records, State, StateError};
 use crate::vm::{Surroundings, checkpoints};
 
 /// All switches, as they are told.
 pub fn told(state: &State, surroundings: &Surroundings) -> Result<Vec<api::Switch>, StateError> {
     let vms = state.all::<VmRecord>()?;
+    let status = surroundings.network.status();
     let count = |name: &str| {
         let nets = vms.iter().flat_map(|vm| &vm.record.nets);
         nets.filter(|net| net.switch().is_some_and(|(switch, _)| switch == name)).count() as u32
     };
     let tell = |switch: SwitchRecord| {
-        let (kind, uplink, host_interface, host_address) = match &switch.kind {
-            SwitchKindRecord::External { uplink } => (api::SwitchKind::External, Some(uplink.clone()), None, None),
-            SwitchKindRecord::Internal { interface, address } => {
-                (api::SwitchKind::Internal, None, Some(interface.clone()), address.clone())
-            }
-            SwitchKindRecord::Private => (api::SwitchKind::Private, None, None, None),
+        let told = api::Switch {
+            nets: count(&switch.name),
+            pid: surroundings.network.pid(),
+            error: surroundings.network.error(Some(&switch.name)).map(|cause| cause.message),
+            name: switch.name,
+            kind: api::SwitchKind::Private,
+            uplink: None,
+            team: None,
+            capacity_bps: None,
+            nics: Vec::new(),
+            host_interface: None,
+            host_address: None,
         };
-        let error = surroundings.network.error(Some(&switch.name)).map(|cause| cause.message);
-        let (nets, pid) = (count(&switch.name), surroundings.network.pid());
-        api::Switch { name: switch.name, kind, uplink, host_interface, host_address, nets, pid, error }
+        match switch.kind {
+            SwitchKindRecord::External { uplink, capacity_bps } => {
+                let port = status.iter().flat_map(|status| &status.ports).find(|port| port.name == told.name);
+                let (uplink, team) = match uplink {
+                    UplinkRecord::Nic { uplink } => (Some(uplink), None),
+                    UplinkRecord::Team { team } => (None, Some(team::told(&team))),
+                };
+                let capacity_bps = Some(capacity_bps).filter(|bits| *bits > 0);
+                let nics = port.and_then(|port| port.team.as_ref()).map(team::nics).unwrap_or_default();
+                api::Switch { kind: api::SwitchKind::External, uplink, team, capacity_bps, nics, ..told }
+            }
+            SwitchKindRecord::Internal { interface, address } => {
+                api::Switch { kind: api::SwitchKind::Internal, host_interface: Some(interface), host_address: address, ..told }
+            }
+            SwitchKindRecord::Private => told,
+        }
     };
     Ok(state.all::<SwitchRecord>()?.into_iter().map(|stored| tell(stored.record)).collect())
 }
@@ -58,13 +79,14 @@ fn bad(message: impl Into<String>, way_out: &str) -> Refusal {
 }
 
 fn interface(name: String) -> Result<String, Refusal> {
-    match net::is_interface(&name) {
-        true => Ok(name),
-        false => Err(bad(
-            format!("'{name}' is no name of an interface"),
-            "name one of 1 to 15 characters; `ip link` lists those that there are",
-        )),
-    }
+    team::interface(name).map_err(Refusal::senseless)
+}
+
+fn capacity(bits: u64) -> Result<u64, Refusal> {
+    let bandwidth = Bandwidth { capacity_bps: bits, ..Bandwidth::default() };
+    let policy = PortPolicy { bandwidth, ..PortPolicy::default() };
+    policy.check().map_err(|error| bad(error.to_string(), "tell what the wire carries in bits a second, or 0"))?;
+    Ok(bits)
 }
 
 fn address(text: &str) -> Result<String, Refusal> {
@@ -72,50 +94,50 @@ fn address(text: &str) -> Result<String, Refusal> {
 }
 
 fn kind(wanted: &api::NewSwitch) -> Result<SwitchKindRecord, Refusal> {
-    let api::NewSwitch { uplink, host_interface, host_address, .. } = wanted.clone();
-    match (wanted.kind, uplink, host_interface, host_address) {
-        (api::SwitchKind::External, Some(uplink), None, None) => Ok(SwitchKindRecord::External { uplink: interface(uplink)? }),
-        (api::SwitchKind::External, None, None, None) => Err(bad("an external switch without a way out", "name a NIC: uplink")),
-        (api::SwitchKind::External, ..) => Err(bad(
+    let api::NewSwitch { name: switch, kind, uplink, team, capacity_bps, host_interface, host_address } = wanted.clone();
+    let has_way_out = uplink.is_some() || team.is_some() || capacity_bps.is_some();
+    let has_host = host_interface.is_some() || host_address.is_some();
+    match kind {
+        api::SwitchKind::External if has_host => Err(bad(
             "an external switch with an interface of the host",
             "make an internal one for the host; leave the interface and the address out",
         )),
-        (api::SwitchKind::Internal, None, name, address) => {
-            let interface = interface(name.unwrap_or_else(|| wanted.name.clone()))?;
-            let address = address.as_deref().map(self::address).transpose()?;
+        api::SwitchKind::External => {
+            let uplink = match (uplink, team) {
+                (Some(nic), None) => UplinkRecord::Nic { uplink: interface(nic)? },
+                (None, Some(team)) => team::record(team).map_err(Refusal::senseless)?.into(),
+                (None, None) => return Err(bad("an external switch without a way out", "name a NIC: uplink; or some: team")),
+                (Some(_), Some(_)) => return Err(bad("a NIC and a team as the way out", "name all NICs in the team")),
+            };
+            Ok(SwitchKindRecord::External { uplink, capacity_bps: capacity(capacity_bps.unwrap_or(0))? })
+        }
+        _ if has_way_out => Err(bad(
+            format!("a way out of a switch that is {kind}"),
+            "make it external, or leave the NICs and what their wire carries out",
+        )),
+        api::SwitchKind::Internal => {
+            let interface = interface(host_interface.unwrap_or(switch))?;
+            let address = host_address.as_deref().map(address).transpose()?;
             Ok(SwitchKindRecord::Internal { interface, address })
         }
-        (api::SwitchKind::Private, None, None, None) => Ok(SwitchKindRecord::Private),
-        (api::SwitchKind::Internal | api::SwitchKind::Private, Some(_), ..) => {
-            Err(bad(format!("an uplink of a switch that is {}", wanted.kind), "make it external, or leave the uplink out"))
-        }
-        (api::SwitchKind::Private, ..) => Err(bad(
+        api::SwitchKind::Private if has_host => Err(bad(
             "an interface of the host on a private switch",
             "make it internal, or leave the interface and the address out",
         )),
-    }
-}
-
-/// The interface of the host that a switch has.
-fn interface_of(kind: &SwitchKindRecord) -> Option<&str> {
-    match kind {
-        SwitchKindRecord::External { uplink } => Some(uplink),
-        SwitchKindRecord::Internal { interface, .. } => Some(interface),
-        SwitchKindRecord::Private => None,
+        api::SwitchKind::Private => Ok(SwitchKindRecord::Private),
     }
 }
 
 /// Refuses an interface that another switch has.
 fn check_interface(state: &State, name: &str, kind: &SwitchKindRecord) -> Result<(), Refusal> {
-    let Some(interface) = interface_of(kind) else { return Ok(()) };
-    let others = state.all::<SwitchRecord>()?.into_iter().map(|stored| stored.record).filter(|other| other.name != name);
-    match others.into_iter().find(|other| interface_of(&other.kind) == Some(interface)) {
-        None => Ok(()),
-        Some(other) => {
+    let wanted = kind.interfaces();
+    for other in state.all::<SwitchRecord>()?.into_iter().map(|stored| stored.record).filter(|other| other.name != name) {
+        if let Some(interface) = other.kind.interfaces().into_iter().find(|interface| wanted.contains(interface)) {
             let message = format!("the switch '{}' has the interface {interface}", other.name);
-            Err(Refusal::conflict("interface-in-use", message, "name another one, or delete that switch first"))
+            return Err(Refusal::conflict("interface-in-use", message, "name another one, or delete that switch first"));
         }
     }
+    Ok(())
 }
 
 /// List virtual switches
@@ -180,7 +202,7 @@ fn wait_for(surroundings: &Surroundings) -> Result<(), Refusal> {
 
 /// Change a virtual switch
 ///
-/// Its way out, or the host's address there. VMs stay attached.
+/// Its way out, or the host's address there. VMs stay attached, and so do the ports of those that run; NICs that stay go on meanwhile.
 #[utoipa::path(patch, path = "/switches/{switch}", tag = "switches", operation_id = "change_switch", request_body = api::SwitchChange,
     params(("switch" = String, Path, description = "Its name")), responses(
     (status = 200, description = "The switch", body = api::Switch),
@@ -198,25 +220,42 @@ fn edit(state: &State, surroundings: &Surroundings, name: &str, wanted: &api::Sw
     loop {
         let stored = state.read::<SwitchRecord>(name)?.ok_or_else(|| missing(name, &[]))?;
         let mut record = stored.record.clone();
-        match (&mut record.kind, wanted.clone()) {
-            (_, api::SwitchChange { uplink: None, host_address: None }) => return Ok(()),
-            (SwitchKindRecord::External { uplink }, api::SwitchChange { uplink: Some(other), host_address: None }) => {
-                *uplink = interface(other)?;
-            }
-            (SwitchKindRecord::Internal { address, .. }, api::SwitchChange { uplink: None, host_address: Some(other) }) => {
-                *address = Some(self::address(&other)?);
-            }
-            _ => {
-                let way_out =
-                    "an external switch has an uplink, an internal one an address of the host; a private one has neither";
-                return Err(bad(format!("the switch '{name}' has nothing of this kind"), way_out));
-            }
+        if *wanted == api::SwitchChange::default() {
+            return Ok(());
         }
+        change_kind(name, &mut record.kind, wanted.clone())?;
         check_interface(state, name, &record.kind)?;
         let event = EventRecord::now(EventKind::SwitchChanged, format!("the switch '{name}' was changed"));
         let transaction = Transaction::new().if_still(name, &stored).write(name, &record).tell(&event);
         if let Outcome::Committed(_) = state.commit(&transaction)? {
             return wait_for(surroundings);
+        }
+    }
+}
+
+fn change_kind(name: &str, kind: &mut SwitchKindRecord, wanted: api::SwitchChange) -> Result<(), Refusal> {
+    let api::SwitchChange { uplink, team, capacity_bps, host_address } = wanted;
+    let has_way_out = uplink.is_some() || team.is_some() || capacity_bps.is_some();
+    match kind {
+        SwitchKindRecord::External { uplink: own, capacity_bps: capacity } if host_address.is_none() => {
+            match (uplink, team) {
+                (Some(_), Some(_)) => {
+                    return Err(bad("another NIC, and another team", "change one of them; a team has all NICs"));
+                }
+                (Some(nic), None) => *own = UplinkRecord::Nic { uplink: interface(nic)? },
+                (None, Some(change)) => *own = team::changed(own, change).map_err(Refusal::senseless)?.into(),
+                (None, None) => {}
+            }
+            *capacity = capacity_bps.map_or(Ok(*capacity), self::capacity)?;
+            Ok(())
+        }
+        SwitchKindRecord::Internal { address, .. } if !has_way_out => {
+            *address = host_address.as_deref().map(self::address).transpose()?.or(address.take());
+            Ok(())
+        }
+        _ => {
+            let way_out = "an external switch has NICs, an internal one an address of the host; a private one has neither";
+            Err(bad(format!("the switch '{name}' has nothing of this kind"), way_out))
         }
     }
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs)]
 
 pub mod managed;
+pub mod wire;
 
 use std::fmt::Display;
 use std::path::PathBuf;

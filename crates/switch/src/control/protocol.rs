@@ -1,6 +1,7 @@
 //! Requests and replies: the types on the wire.
 
 use std::collections::BTreeMap;
+use std::ops::Add;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::acl::{Direction, ExtendedRule, PrefixRule};
 use crate::counters::CounterReport;
 use crate::explain::{FrameFilter, TraceAction, TraceReport};
+use crate::links::Missing;
 use crate::mac::MacAddress;
 use crate::pipeline::PortState;
 use crate::policy::PortPolicy;
@@ -42,6 +44,17 @@ pub enum Request {
     AddPort {
         /// The port.
         port: PortConfig,
+        /// What a NIC means that is not there: of an uplink.
+        #[serde(default)]
+        missing: Missing,
+    },
+    /// Give an uplink other NICs, or use them in another way. The port stays, with what is known behind it; NICs that it has before and after
+    /// keep their counters. NICs that are not there are waited for.
+    SetTeam {
+        /// The port.
+        name: String,
+        /// All of its team.
+        team: TeamConfig,
     },
     /// Give a port another policy, from the next frame on.
     SetPolicy {
@@ -168,6 +181,8 @@ pub struct SwitchStatus {
     pub ports: usize,
     /// Stations that are known in it.
     pub stations: usize,
+    /// The thread that moves its frames, as `worker-0` is number 0. One may have several switches.
+    pub worker: usize,
 }
 
 /// What is behind a port.
@@ -192,6 +207,15 @@ pub enum Backend {
     Uplink(String),
     /// The wire: some NICs of the host.
     Team(TeamConfig),
+}
+
+impl From<TeamConfig> for Backend {
+    fn from(team: TeamConfig) -> Backend {
+        match team.as_single() {
+            Some(nic) => Backend::Uplink(nic.into()),
+            None => Backend::Team(team),
+        }
+    }
 }
 
 impl Backend {
@@ -276,19 +300,21 @@ pub struct Failure {
 pub struct Status {
     /// The switch's process.
     pub pid: u32,
+    /// Whether system calls and files are confined.
+    pub confined: bool,
     /// Stations that are known.
     pub stations: usize,
     /// Connections that stateful rules remember.
     pub connections: usize,
     /// Flows that were decided since the switch started.
     pub decisions: u64,
-    /// What its thread did.
+    /// What its workers did, together.
     pub work: Work,
     /// The ports, by name.
     pub ports: Vec<PortStatus>,
 }
 
-/// What the thread that moves frames did since the switch started.
+/// What threads that move frames did since they started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Work {
@@ -300,6 +326,19 @@ pub struct Work {
     pub busy_cycles: u64,
     /// Cycles in all.
     pub cycles: u64,
+}
+
+impl Add for Work {
+    type Output = Work;
+
+    fn add(self, other: Work) -> Work {
+        Work {
+            packets: self.packets + other.packets,
+            passes: self.passes + other.passes,
+            busy_cycles: self.busy_cycles + other.busy_cycles,
+            cycles: self.cycles + other.cycles,
+        }
+    }
 }
 
 /// What a port does.

@@ -8,6 +8,7 @@ use packet::{Connection, Listener};
 
 use super::{Failure, Reply, Request, Stream};
 use crate::host::{Answer, Host};
+use crate::sandbox::{ThreadKind, confine_thread};
 
 /// A request, and who wants the answer.
 type Asked = (Request, std::sync::mpsc::SyncSender<(Reply, Option<Stream>)>);
@@ -15,7 +16,10 @@ type Asked = (Request, std::sync::mpsc::SyncSender<(Reply, Option<Stream>)>);
 /// Serves clients for ever. Each has a thread that waits for it; the requests are done here, one after the other.
 pub fn serve(listener: Listener, mut host: Host) -> io::Result<()> {
     let (sender, requests) = channel::<Asked>();
-    thread::Builder::new().name("clients".into()).spawn(move || accept(&listener, &sender))?;
+    thread::Builder::new().name("clients".into()).spawn(move || {
+        confine_thread(ThreadKind::Clients);
+        accept(&listener, &sender);
+    })?;
     for (request, answer) in requests {
         let reply = match host.execute(request) {
             Ok(Answer { value, rest }) => (Reply::Ok(value), rest),
@@ -33,6 +37,7 @@ fn accept(listener: &Listener, requests: &Sender<Asked>) {
             Ok(connection) => {
                 let requests = requests.clone();
                 let spawned = thread::Builder::new().name("client".into()).spawn(move || {
+                    confine_thread(ThreadKind::Client);
                     // The end of one client is nobody else's.
                     let _ = serve_client(&connection, &requests);
                 });

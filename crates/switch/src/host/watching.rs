@@ -34,12 +34,13 @@ impl Drop for Watching {
 }
 
 impl Host {
-    pub(super) fn names(&self) -> Names {
-        self.ports.values().map(|entry| (entry.number, entry.config.name.clone())).collect()
+    /// The names of a worker's ports.
+    pub(super) fn names(&self, worker: &Handle) -> Names {
+        self.ports_of(worker).map(|entry| (entry.number, entry.config.name.clone())).collect()
     }
 
-    pub(super) fn trace(&mut self, name: &str, frame: &str, length: Option<usize>) -> Result<TraceReport, HostError> {
-        let number = self.entry(name)?.number;
+    pub(super) fn trace(&self, name: &str, frame: &str, length: Option<usize>) -> Result<TraceReport, HostError> {
+        let (worker, number) = self.place(name)?;
         let mut head = from_hex(frame).ok_or(HostError::Hex)?;
         let length = length.unwrap_or(head.len());
         if length < head.len() {
@@ -47,21 +48,21 @@ impl Host {
         }
         // What lies behind the headers says nothing.
         head.resize(length.min(HEADER_BYTES), 0);
-        let trace = self.worker.call(move |worker| worker.switch.trace(number, &head, length, worker.now()))??;
-        Ok(report(&trace, number, &self.names()))
+        let trace = worker.call(move |worker| worker.switch.trace(number, &head, length, worker.now()))??;
+        Ok(report(&trace, number, &self.names(&worker)))
     }
 
-    pub(super) fn trace_live(&mut self, name: &str, count: u64, filter: FrameFilter) -> Result<Stream, HostError> {
-        let number = self.entry(name)?.number;
+    pub(super) fn trace_live(&self, name: &str, count: u64, filter: FrameFilter) -> Result<Stream, HostError> {
+        let (worker, number) = self.place(name)?;
         if !(1..=MAX_TRACES).contains(&count) {
             return Err(HostError::Count { count, most: MAX_TRACES });
         }
         let (sender, traces) = sync_channel(QUEUE);
         let missed = Arc::new(AtomicU64::new(0));
         let tracer = Tracer::new(filter, count, sender, missed.clone());
-        let id = self.worker.call(move |worker| worker.watches.add(number, Watcher::Tracer(tracer)))?;
-        let watching = Watching { worker: self.worker.clone(), id };
-        let names = self.names();
+        let id = worker.call(move |worker| worker.watches.add(number, Watcher::Tracer(tracer)))?;
+        let names = self.names(&worker);
+        let watching = Watching { worker, id };
         Ok(Box::new(move |connection| {
             stream(connection, &traces, |trace| Streamed::Trace(report(&trace, number, &names)))?;
             drop(watching);
@@ -70,21 +71,21 @@ impl Host {
     }
 
     pub(super) fn capture(
-        &mut self,
+        &self,
         name: &str,
         direction: Option<Direction>,
         count: Option<u64>,
         snap_bytes: usize,
     ) -> Result<Stream, HostError> {
-        let number = self.entry(name)?.number;
+        let (worker, number) = self.place(name)?;
         if count == Some(0) {
             return Err(HostError::Count { count: 0, most: u64::MAX });
         }
         let (sender, frames) = channel();
         let room = Arc::new(Room::default());
         let capture = Capture::new(direction, snap_bytes, count.unwrap_or(u64::MAX), sender, room.clone());
-        let id = self.worker.call(move |worker| worker.watches.add(number, Watcher::Capture(capture)))?;
-        let watching = Watching { worker: self.worker.clone(), id };
+        let id = worker.call(move |worker| worker.watches.add(number, Watcher::Capture(capture)))?;
+        let watching = Watching { worker, id };
         Ok(Box::new(move |connection| {
             let batch = |first: Captured| {
                 let batch = std::iter::once(first).chain(frames.try_iter().take(BATCH - 1));
@@ -118,6 +119,7 @@ mod tests {
     use crate::control::{Backend, Client, ClientError, PortConfig, Request};
     use crate::explain::TraceAction;
     use crate::frame::build::{ethernet, mac};
+    use crate::links::Missing;
     use crate::policy::PortPolicy;
     use crate::ports::tests::Vm;
     use crate::vlan::VlanMode;
@@ -128,7 +130,7 @@ mod tests {
         for name in ["a", "b"] {
             let backend = Backend::VhostUser { socket: directory.join(name), mode: 0o600, queues: 2 };
             let port = PortConfig { backend, ..port(directory, name) };
-            client.call::<Value>(&Request::AddPort { port }).unwrap();
+            client.call::<Value>(&Request::AddPort { port, missing: Missing::Refused }).unwrap();
         }
         let mut vm = Vm::new(0);
         vm.connect(&directory.join("a"));

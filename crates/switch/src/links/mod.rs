@@ -1,4 +1,4 @@
-//! Links of NICs: a thread that hears of each change from the kernel and tells the worker.
+//! Links of NICs: a thread that hears of each change from the kernel and tells the port's worker.
 //!
 //! The kernel tells at once of the first change in a second, and keeps later losses back until the second is over (`linkwatch`). So that
 //! no dead link is used for longer than [`LOOK`], the thread also asks the NICs themselves.
@@ -12,8 +12,11 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::pipeline::PortNumber;
 use crate::ports::fd::{FdPort, FdPortError};
+use crate::sandbox::{ThreadKind, confine_thread};
 use crate::team::nic::LinkState;
 use crate::worker::{Ended, Handle};
 use netlink::{Link, Message, Socket};
@@ -24,7 +27,8 @@ pub const LOOK: Duration = Duration::from_millis(50);
 /// `ethtool.h`.
 const ETHTOOL_GSET: u32 = 1;
 const ETHTOOL_GLINK: u32 = 10;
-const SIOCETHTOOL: libc::c_ulong = 0x8946;
+/// Asks a NIC's driver.
+pub(crate) const SIOCETHTOOL: libc::c_ulong = 0x8946;
 
 /// Why NICs could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +45,11 @@ pub enum LinkError {
 }
 
 /// Whether NICs have to be there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Missing {
     /// One that is not is most likely misspelt.
+    #[default]
     Refused,
     /// One that is not may come.
     Awaited,
@@ -52,6 +58,7 @@ pub enum Missing {
 /// A NIC of a port.
 #[derive(Debug)]
 struct Watch {
+    worker: Handle,
     port: PortNumber,
     nic: usize,
     name: String,
@@ -86,11 +93,14 @@ pub struct Opened {
 
 impl Links {
     /// Starts it.
-    pub fn start(worker: Handle) -> io::Result<Links> {
+    pub fn start() -> io::Result<Links> {
         let socket = Socket::listen()?;
         let watches = Arc::new(Mutex::new(Vec::new()));
-        let listener = Listener { watches: watches.clone(), worker, socket };
-        std::thread::Builder::new().name("links".into()).spawn(move || listener.run())?;
+        let listener = Listener { watches: watches.clone(), socket };
+        std::thread::Builder::new().name("links".into()).spawn(move || {
+            confine_thread(ThreadKind::Links);
+            listener.run();
+        })?;
         Ok(Links { watches })
     }
 
@@ -125,25 +135,24 @@ impl Registry<'_> {
     }
 
     /// Watches NICs for a port that has them now.
-    pub fn watch(&mut self, port: PortNumber, opened: Opened) {
+    pub fn watch(&mut self, worker: &Handle, port: PortNumber, opened: Opened) {
         let nics = opened.names.into_iter().zip(opened.found).enumerate();
-        self.0.extend(nics.map(|(nic, (name, found))| Watch { port, nic, name, found }));
+        self.0.extend(nics.map(|(nic, (name, found))| Watch { worker: worker.clone(), port, nic, name, found }));
     }
 
     /// No longer does.
-    pub fn forget(&mut self, port: PortNumber) {
-        self.0.retain(|watch| watch.port != port);
+    pub fn forget(&mut self, worker: &Handle, port: PortNumber) {
+        self.0.retain(|watch| watch.port != port || watch.worker != *worker);
     }
 }
 
 struct Listener {
     watches: Arc<Mutex<Vec<Watch>>>,
-    worker: Handle,
     socket: Socket,
 }
 
 impl Listener {
-    /// Until the worker ends.
+    /// Until a worker ends.
     fn run(mut self) {
         loop {
             let mut poll = libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
@@ -168,8 +177,8 @@ impl Listener {
                 },
             };
             let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-            let told = messages.into_iter().try_for_each(|message| take(&mut watches, &self.worker, message));
-            if told.and_then(|()| look(&mut watches, &self.worker)).is_err() {
+            let told = messages.into_iter().try_for_each(|message| take(&mut watches, message));
+            if told.and_then(|()| look(&mut watches)).is_err() {
                 return;
             }
         }
@@ -177,23 +186,23 @@ impl Listener {
 }
 
 /// Takes in what the kernel says.
-fn take(watches: &mut [Watch], worker: &Handle, message: Message) -> Result<(), Ended> {
+fn take(watches: &mut [Watch], message: Message) -> Result<(), Ended> {
     match message {
         Message::Link(link) => {
             for watch in watches.iter_mut() {
                 let is_same = watch.found.is_some_and(|found| found.index == link.index);
                 match (watch.name == link.name, is_same) {
-                    (true, true) => set_link(watch, worker, Some(Found { index: link.index, link: state_of(&link) }))?,
-                    (true, false) => reopen(watch, worker, &link)?,
+                    (true, true) => set_link(watch, Some(Found { index: link.index, link: state_of(&link) }))?,
+                    (true, false) => reopen(watch, &link)?,
                     // It has another name now.
-                    (false, true) => set_link(watch, worker, None)?,
+                    (false, true) => set_link(watch, None)?,
                     (false, false) => {}
                 }
             }
         }
         Message::Gone(index) => {
             for watch in watches.iter_mut().filter(|watch| watch.found.is_some_and(|found| found.index == index)) {
-                set_link(watch, worker, None)?;
+                set_link(watch, None)?;
             }
         }
         Message::Done | Message::Refused(_) => {}
@@ -202,37 +211,37 @@ fn take(watches: &mut [Watch], worker: &Handle, message: Message) -> Result<(), 
 }
 
 /// Asks each NIC that is said to have a link whether it has.
-fn look(watches: &mut [Watch], worker: &Handle) -> Result<(), Ended> {
+fn look(watches: &mut [Watch]) -> Result<(), Ended> {
     for watch in watches.iter_mut() {
         if let Some(found) = watch.found.filter(|found| found.link.is_up)
             && ethtool(&watch.name, [ETHTOOL_GLINK, 0]).is_some_and(|answer| answer[1] == 0)
         {
             let link = LinkState { is_up: false, ..found.link };
-            set_link(watch, worker, Some(Found { link, ..found }))?;
+            set_link(watch, Some(Found { link, ..found }))?;
         }
     }
     Ok(())
 }
 
-fn set_link(watch: &mut Watch, worker: &Handle, found: Option<Found>) -> Result<(), Ended> {
+fn set_link(watch: &mut Watch, found: Option<Found>) -> Result<(), Ended> {
     watch.found = found;
     let (port, nic, link) = (watch.port, watch.nic, found.map(|found| found.link));
-    worker.call(move |worker| worker.set_link(port, nic, link))
+    watch.worker.call(move |worker| worker.set_link(port, nic, link))
 }
 
-fn reopen(watch: &mut Watch, worker: &Handle, link: &Link) -> Result<(), Ended> {
+fn reopen(watch: &mut Watch, link: &Link) -> Result<(), Ended> {
     let socket = match FdPort::nic(&watch.name, link.index) {
         Ok(socket) => socket,
         Err(error) => {
             // It may be gone again already, which the next message says.
             eprintln!("maru-switch: {}", crate::error_chain(&error));
-            return set_link(watch, worker, None);
+            return set_link(watch, None);
         }
     };
     let state = state_of(link);
     watch.found = Some(Found { index: link.index, link: state });
     let (port, nic) = (watch.port, watch.nic);
-    let attached = worker.call(move |worker| worker.set_nic(port, nic, socket, state))?;
+    let attached = watch.worker.call(move |worker| worker.set_nic(port, nic, socket, state))?;
     attached.unwrap_or_else(|error| eprintln!("maru-switch: cannot wait for the frames of {}: {error}", watch.name));
     Ok(())
 }

@@ -2,7 +2,8 @@
 //!
 //! A port's limits are buckets of bytes that fill with time; a frame passes while there is something in them, and may leave a debt, so
 //! the rate is exact whatever the frames' sizes. A wire's capacity is divided among the ports that send to it: in each step, who asked
-//! for it lately gets what it was promised, then its part by weight of what is left; what somebody does not use is everybody's.
+//! for it lately gets what it was promised, then its part by weight of what is left; what somebody does not use is everybody's. Only what
+//! nobody has room for is: a byte that is left over by rounding would let a whole frame of whoever comes first pass.
 //!
 //! Time comes from outside, in nanoseconds that passed.
 
@@ -91,12 +92,19 @@ impl Share {
     }
 }
 
-/// A wire that senders share.
+/// Of a byte: in these a wire is divided, so that a small part of a slow one is not rounded away in each step.
+const UNIT: i64 = 1024;
+/// Nanoseconds that count at most, if the switch stood still: nobody has sent in them.
+const LONGEST: u64 = 1_000_000_000;
+
+/// A wire that senders share. All of it is in parts of a byte.
 #[derive(Debug)]
 struct Wire {
     rate: Rate,
-    /// What nobody has used.
+    /// What nobody had room for.
     spare: i64,
+    /// What could not be divided, for the next step.
+    rest: i64,
     /// The most that is kept for a sender, and of what is spare.
     most: i64,
     /// By the sender's port.
@@ -105,17 +113,17 @@ struct Wire {
 
 impl Wire {
     fn new(bps: u64) -> Option<Wire> {
-        let most = burst(bps / 8, SHARE_MS);
-        (bps > 0).then(|| Wire { rate: Rate::new(bps), spare: most, most, shares: Vec::new() })
+        let most = burst(bps / 8, SHARE_MS) * UNIT;
+        (bps > 0).then(|| Wire { rate: Rate::new(bps), spare: most, rest: 0, most, shares: Vec::new() })
     }
 
     fn refill(&mut self, nanos: u64) {
-        let most = self.most;
-        let new = self.rate.bytes(nanos);
+        let (most, nanos) = (self.most, nanos.min(LONGEST));
+        let new = self.rate.bytes(nanos) * UNIT;
         let mut active: Vec<(&mut Share, i64)> = Vec::new();
         for share in &mut self.shares {
             share.silent = share.silent.saturating_add(1);
-            let promised = share.promised.bytes(nanos);
+            let promised = share.promised.bytes(nanos) * UNIT;
             if share.silent <= ACTIVE {
                 active.push((share, promised));
             }
@@ -123,7 +131,7 @@ impl Wire {
         let promised: i64 = active.iter().map(|(_, promised)| promised).sum();
         // Promises beyond the wire are kept in proportion.
         let (kept, of) = if promised > new { (new, promised) } else { (1, 1) };
-        let mut left = new + std::mem::take(&mut self.spare);
+        let mut left = new + std::mem::take(&mut self.spare) + std::mem::take(&mut self.rest);
         for (share, promised) in &mut active {
             left -= share.give(part_of(*promised, kept, of), most);
         }
@@ -140,7 +148,10 @@ impl Wire {
                 break;
             }
         }
-        self.spare = left.min(most);
+        match active.iter().any(|(share, _)| share.credit < most) {
+            true => self.rest = left,
+            false => self.spare = left.min(most),
+        }
     }
 
     fn may(&mut self, sender: u16) -> bool {
@@ -154,11 +165,16 @@ impl Wire {
     }
 
     fn take(&mut self, sender: u16, bytes: u64) {
-        let purse = match self.shares.get_mut(usize::from(sender)) {
-            Some(share) if share.credit > 0 => &mut share.credit,
-            _ => &mut self.spare,
-        };
-        *purse = purse.saturating_sub_unsigned(bytes);
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX).saturating_mul(UNIT);
+        match self.shares.get_mut(usize::from(sender)) {
+            Some(share) => {
+                // What it borrows beyond what is spare, it owes alone.
+                let lent = if share.credit > 0 { 0 } else { bytes.min(self.spare.max(0)) };
+                self.spare -= lent;
+                share.credit = share.credit.saturating_sub(bytes - lent);
+            }
+            None => self.spare = self.spare.saturating_sub(bytes),
+        }
     }
 }
 
@@ -229,16 +245,21 @@ mod tests {
     /// Bytes that senders bring over a wire of 1 Gbit/s in a second, each with frames of 1500 bytes and as many as it may, up to what it
     /// wants in a step.
     fn run(senders: &[(Bandwidth, u64)]) -> Vec<u64> {
-        let mut limits = Limits::new(&Bandwidth { capacity_bps: 1_000_000_000, ..Bandwidth::default() }).unwrap();
+        run_at(1_000_000_000, STEP, senders)
+    }
+
+    /// The same over another wire, in 10,000 steps of so many nanoseconds.
+    fn run_at(capacity_bps: u64, step_nanos: u64, senders: &[(Bandwidth, u64)]) -> Vec<u64> {
+        let mut limits = Limits::new(&Bandwidth { capacity_bps, ..Bandwidth::default() }).unwrap();
         limits.share(senders.iter().map(|(policy, _)| Some(policy)));
         let mut sent = vec![0; senders.len()];
         let steps = 10_000;
         for step in 0..2 * steps {
-            // The first second is for the bursts.
+            // The first half is for the bursts.
             if step == steps {
                 sent.fill(0);
             }
-            limits.refill(STEP);
+            limits.refill(step_nanos);
             let mut wanted: Vec<u64> = senders.iter().map(|(_, bytes)| *bytes).collect();
             let mut goes = true;
             while std::mem::take(&mut goes) {
@@ -270,6 +291,22 @@ mod tests {
     fn a_full_wire_is_shared_by_weight() {
         assert_eq!(shares(&[(weight(10), ALL), (weight(30), ALL), (weight(60), ALL)]), [100, 300, 600]);
         assert_eq!(shares(&[(weight(1), ALL)]), [1000], "alone it has all of it");
+    }
+
+    #[test]
+    fn what_cannot_be_divided_lets_nobody_pass_out_of_turn() {
+        // In each step some bytes are left over, and the first sender is always the first to ask.
+        for (capacity, step) in [(4_000_000, 1_000_007), (999_999_937, STEP), (16_000_000, 1_234_567)] {
+            let weights = [1, 3, 7];
+            let sent = run_at(capacity, step, &weights.map(|part| (weight(part), 10 * ALL)));
+            let all: u64 = sent.iter().sum();
+            for (sent, part) in sent.iter().zip(weights) {
+                let expected = all * u64::from(part) / 11;
+                assert!(sent.abs_diff(expected) * 100 < expected, "{sent} bytes instead of {expected} of {all}, at {capacity}");
+            }
+            let full = capacity as f64 / 8.0 * 1e-5 * step as f64;
+            assert!((all as f64 / full - 1.0).abs() < 0.01, "{all} bytes of {full}");
+        }
     }
 
     #[test]

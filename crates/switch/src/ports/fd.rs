@@ -101,8 +101,10 @@ impl FdPort {
             move |source| FdPortError::Kernel { what, name, hint, source }
         };
         let open = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun");
-        let file =
-            open.map_err(failed("open /dev/net/tun for", ": load the kernel module tun, or let the switch's user open it"))?;
+        let file = open.map_err(failed(
+            "open /dev/net/tun for",
+            ": load the kernel module tun before the switch starts, or let the switch's user open it",
+        ))?;
         request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
         let fd = file.as_raw_fd();
         // SAFETY: the request is valid, and the kernel writes within it.

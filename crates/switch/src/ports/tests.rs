@@ -42,7 +42,7 @@ fn socket(directory: &Path, port: u16) -> PathBuf {
 
 impl Host {
     fn start(directory: &Path, policies: &[PortPolicy]) -> Host {
-        let (worker, thread) = Worker::start(Switch::new(Limits::default()), Duration::from_micros(50)).unwrap();
+        let (worker, thread) = Worker::start(0, Switch::new(Limits::default()), Duration::from_micros(50)).unwrap();
         let mut doors = Vec::new();
         for policy in policies.iter().cloned() {
             let add = |worker: &mut Worker| {

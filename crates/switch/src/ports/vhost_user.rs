@@ -17,6 +17,7 @@ use vhost::vhost_user::{BackendReqHandler, VhostUserBackendReqHandlerMut};
 
 use super::session::Session;
 use crate::pipeline::PortNumber;
+use crate::sandbox::{ThreadKind, confine_thread};
 use crate::worker::Handle;
 
 /// A port's socket.
@@ -54,9 +55,10 @@ impl FrontDoor {
         std::fs::set_permissions(path, Permissions::from_mode(mode))?;
         let state = Arc::new(State::default());
         let (theirs, door) = (state.clone(), listener.try_clone()?);
-        let thread = std::thread::Builder::new()
-            .name(format!("port-{port}"))
-            .spawn(move || while serve_one(&door, &theirs, &worker, port, pairs).is_some() {})?;
+        let thread = std::thread::Builder::new().name(format!("port-{port}")).spawn(move || {
+            confine_thread(ThreadKind::FrontDoor);
+            while serve_one(&door, &theirs, &worker, port, pairs).is_some() {}
+        })?;
         Ok(FrontDoor { path: path.into(), listener, state, thread: Some(thread) })
     }
 

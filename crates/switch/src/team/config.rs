@@ -86,6 +86,12 @@ impl TeamConfig {
         }
     }
 
+    /// The NIC, if it is one alone and nothing else is said.
+    pub fn as_single(&self) -> Option<&str> {
+        let nic = self.nics.first()?;
+        (*self == TeamConfig::single(nic)).then_some(nic)
+    }
+
     /// Whether it makes sense.
     pub fn check(&self) -> Result<(), TeamError> {
         if !(1..=MAX_NICS).contains(&self.nics.len()) {

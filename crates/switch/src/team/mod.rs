@@ -114,6 +114,20 @@ impl Team {
         team
     }
 
+    /// Takes over from the team that was there before: what NICs of the same names have counted, and which of them was in use.
+    pub fn keep_of(&mut self, before: &TeamStatus) {
+        for (index, nic) in self.nics.iter_mut().enumerate() {
+            let Some(same) = before.nics.iter().find(|same| same.name == nic.name()) else { continue };
+            nic.set_counters(same.counters);
+            if same.is_active && before.mode == TeamMode::ActiveStandby {
+                self.active = Some(index);
+            }
+        }
+        // Weights that nothing has: all is arranged anew.
+        self.weights.clear();
+        self.arrange();
+    }
+
     /// Whether what it sends may come back to it: it has several NICs, and switches at their other ends that do not know of it.
     pub fn is_reflecting(&self) -> bool {
         self.nics.len() > 1 && matches!(self.mode, TeamMode::SourcePort | TeamMode::AddressHash)

@@ -107,6 +107,11 @@ impl Nic {
         self.link = link;
     }
 
+    /// Goes on from what it has counted before.
+    pub(super) fn set_counters(&mut self, counters: NicCounters) {
+        self.counters = counters;
+    }
+
     /// Another socket, since it is there again, or none.
     pub(super) fn set_socket(&mut self, socket: Option<FdPort>) {
         self.count_losses();

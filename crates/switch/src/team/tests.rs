@@ -42,6 +42,19 @@ fn without_a_link_there_is_nowhere_to_go() {
 }
 
 #[test]
+fn a_team_that_is_changed_goes_on_with_the_nics_that_stay() {
+    let mut before = team(TeamMode::ActiveStandby, 2).status();
+    before.nics[1].is_active = true;
+    before.nics[1].counters.tx_packets = 7;
+    let nics = ["eth5", "eth1"].map(String::from).to_vec();
+    let mut after = Team::new(&TeamConfig { nics, ..TeamConfig::single("") }, vec![None, None], 0);
+    after.keep_of(&before);
+    let counted: Vec<u64> = after.status().nics.iter().map(|nic| nic.counters.tx_packets).collect();
+    assert_eq!(counted, [0, 7]);
+    assert_eq!(after.active, None, "without a link it is in use no more");
+}
+
+#[test]
 fn a_team_that_makes_no_sense_is_refused() {
     let config = |nics: &[&str], mode, primary: Option<&str>| TeamConfig {
         nics: nics.iter().map(|nic| nic.to_string()).collect(),

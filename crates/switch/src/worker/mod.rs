@@ -1,4 +1,4 @@
-//! The thread that moves frames. It owns the switch and all ports: nothing on a frame's way is locked.
+//! A thread that moves frames. It owns its switches and all their ports: nothing on a frame's way is locked.
 //!
 //! ```text
 //!  control, vhost-user threads ──commands──▶ worker: each port a batch, then the next; nothing left? poll a while, then sleep
@@ -8,6 +8,7 @@ mod announce;
 mod capture;
 mod deliver;
 mod pass;
+mod pool;
 mod team;
 mod watch;
 
@@ -27,6 +28,7 @@ use crate::ports::fd::FdPort;
 use crate::ports::packet::Packet;
 use crate::ports::virtio::VirtioPort;
 use crate::ring::split::Chain;
+use crate::sandbox::{ThreadKind, confine_thread};
 use crate::team::Team;
 use announce::Announcements;
 use deliver::Scratch;
@@ -34,6 +36,7 @@ use pass::BATCH;
 use team::Announcement;
 
 pub use capture::{Capture, Captured, Room};
+pub use pool::Pool;
 pub use watch::{Tracer, Watcher, Watches};
 
 /// A thing that the worker is to do between two batches.
@@ -94,6 +97,12 @@ pub struct Handle {
     wake: std::sync::Arc<EventFd>,
 }
 
+impl PartialEq for Handle {
+    fn eq(&self, other: &Handle) -> bool {
+        std::sync::Arc::ptr_eq(&self.wake, &other.wake)
+    }
+}
+
 /// The worker has ended; with it the program does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the switch is ending")]
@@ -146,7 +155,7 @@ fn cycles() -> u64 {
 
 impl Worker {
     /// Starts the thread. After work it looks for more for `poll` before it sleeps.
-    pub fn start(switch: Switch, poll: Duration) -> io::Result<(Handle, JoinHandle<()>)> {
+    pub fn start(number: usize, switch: Switch, poll: Duration) -> io::Result<(Handle, JoinHandle<()>)> {
         let (sender, commands) = channel();
         let wake = EventFd::new(EFD_NONBLOCK)?;
         let handle = Handle { commands: sender, wake: std::sync::Arc::new(wake.try_clone()?) };
@@ -170,7 +179,10 @@ impl Worker {
             work: Work::default(),
             stopped: false,
         };
-        let thread = std::thread::Builder::new().name("worker".into()).spawn(move || worker.run())?;
+        let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+            confine_thread(ThreadKind::Worker);
+            worker.run();
+        })?;
         Ok((handle, thread))
     }
 

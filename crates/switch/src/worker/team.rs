@@ -105,7 +105,7 @@ impl Worker {
     }
 
     /// Announces stations whose homes have changed where they are now.
-    fn announce_moved(&mut self, uplink: PortNumber) {
+    pub(crate) fn announce_moved(&mut self, uplink: PortNumber) {
         let Some(moved) = self.team(uplink).and_then(Team::take_moved) else { return };
         // What was to be announced for the last change is, if it has moved, among these.
         self.rehomed.retain(|waiting| waiting.uplink != uplink || !moved[usize::from(waiting.station.port as u8)]);

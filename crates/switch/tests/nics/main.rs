@@ -1,5 +1,6 @@
 //! Uplinks and teams with real interfaces.
 
+mod confined;
 mod space;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -240,6 +241,7 @@ fn flows_are_spread_and_each_station_stays_where_switches_know_it() {
     in_namespace("flows_are_spread_and_each_station_stays_where_switches_know_it", || {
         let (mut station, peer) = two_cables();
         station.add_team(team(TeamMode::AddressHash));
+        until("both links", || station.nics().iter().all(|nic| nic.has_link));
         know_station();
         let mut wires = ["w0", "w1"].map(|name| peer.wire(name));
         let own: Vec<MacAddress> = station.nics().iter().map(|nic| nic.mac.unwrap()).collect();
@@ -271,6 +273,61 @@ fn flows_are_spread_and_each_station_stays_where_switches_know_it() {
         assert!(sources.iter().all(|sources| sources.len() == 1), "{sources:?}");
         let first = |nic: usize| *sources[nic].first().unwrap();
         assert!((first(0) == own[0]) != (first(1) == own[1]), "{sources:?} with {own:?}");
+    });
+}
+
+#[test]
+fn nics_come_and_go_under_a_stream_and_the_port_stays() {
+    in_namespace("nics_come_and_go_under_a_stream_and_the_port_stays", || {
+        let (mut station, peer) = two_cables();
+        // At the other end, a bridge that learns where stations are.
+        peer.ip("link add br0 type bridge");
+        for nic in ["w0", "w1"] {
+            peer.ip(&format!("link set {nic} master br0"));
+        }
+        peer.ip("addr add 10.9.0.2/24 dev br0");
+        peer.ip("link set br0 up");
+        let nics =
+            |names: &[&str]| TeamConfig { nics: names.iter().map(ToString::to_string).collect(), ..TeamConfig::single("") };
+        station.add_team(nics(&["v0"]));
+        let listener = peer.run(|| TcpListener::bind("10.9.0.2:7").unwrap());
+        let echoing = std::thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            std::io::copy(&mut stream.try_clone().unwrap(), &mut stream).unwrap_or_default()
+        });
+        let mut stream = TcpStream::connect("10.9.0.2:7").unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(space::PATIENCE)).unwrap();
+        let changes: [&[&str]; 4] = [&["v0", "v1"], &["v1"], &["v1", "v9"], &["v0", "v1"]];
+        let mut longest = Duration::ZERO;
+        for number in 0..500u32 {
+            if number % 100 == 99
+                && let Some(names) = changes.get(number as usize / 100)
+            {
+                let before = station.nics();
+                station.set_team(nics(names));
+                let after = station.nics();
+                assert_eq!(after.iter().map(|nic| nic.name.as_str()).collect::<Vec<_>>(), *names);
+                for nic in &after {
+                    let same = before.iter().find(|same| same.name == nic.name);
+                    let sent = same.map_or(0, |same| same.counters.tx_packets);
+                    assert!(nic.counters.tx_packets >= sent, "what was counted stays");
+                }
+            }
+            let begin = Instant::now();
+            stream.write_all(&number.to_be_bytes()).unwrap();
+            let mut back = [0; 4];
+            stream.read_exact(&mut back).unwrap();
+            assert_eq!(back, number.to_be_bytes());
+            longest = longest.max(begin.elapsed());
+        }
+        println!("no answer for {} ms at most", longest.as_millis());
+        drop(stream);
+        assert_eq!(echoing.join().unwrap(), 500 * 4);
+        let active: Vec<bool> = station.nics().iter().map(|nic| nic.is_active).collect();
+        assert_eq!(active, [false, true], "the one in use stays so");
+        let port = station.port("wire");
+        assert!(matches!(port.backend, Backend::Team(team) if team.nics == ["v0", "v1"]));
     });
 }
 

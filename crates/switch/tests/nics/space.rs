@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use switch::control::{Backend, DEFAULT_SWITCH, PortConfig, PortStatus, Request, Status};
 use switch::host::Host;
+use switch::links::Missing;
 use switch::mac::MacAddress;
-use switch::pipeline::{Limits, Switch};
 use switch::policy::PortPolicy;
 use switch::ports::fd::FdPort;
 use switch::ports::packet::Packet;
@@ -18,7 +18,7 @@ use switch::ports::vnet::Vnet;
 use switch::ring::split::Segment;
 use switch::team::config::TeamConfig;
 use switch::team::nic::NicStatus;
-use switch::worker::Worker;
+use switch::worker::Pool;
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
 const INSIDE: &str = "MARU_TEST_NAMESPACE";
@@ -104,8 +104,7 @@ pub struct Station(Host);
 
 impl Station {
     pub fn start() -> Station {
-        let (worker, _) = Worker::start(Switch::new(Limits::default()), Duration::ZERO).unwrap();
-        Station(Host::new(worker, None).unwrap())
+        Station(Host::new(Pool::new(1, Duration::ZERO), None).unwrap())
     }
 
     fn ask(&mut self, request: Request) -> Result<Value, String> {
@@ -114,7 +113,7 @@ impl Station {
 
     pub fn add(&mut self, name: &str, backend: Backend, policy: PortPolicy) {
         let port = PortConfig { name: name.into(), switch: DEFAULT_SWITCH.into(), backend, policy };
-        self.ask(Request::AddPort { port }).unwrap();
+        self.ask(Request::AddPort { port, missing: Missing::Refused }).unwrap();
     }
 
     /// A TAP with an address.
@@ -133,13 +132,17 @@ impl Station {
         status.ports.into_iter().find(|port| port.name == name).unwrap()
     }
 
+    pub fn set_team(&mut self, config: TeamConfig) {
+        self.ask(Request::SetTeam { name: "wire".into(), team: config }).unwrap();
+    }
+
     pub fn nics(&mut self) -> Vec<NicStatus> {
         self.port("wire").team.unwrap().nics
     }
 
     pub fn refusal(&mut self, backend: Backend) -> String {
         let port = PortConfig { name: "refused".into(), switch: DEFAULT_SWITCH.into(), backend, policy: PortPolicy::default() };
-        self.ask(Request::AddPort { port }).unwrap_err()
+        self.ask(Request::AddPort { port, missing: Missing::Refused }).unwrap_err()
     }
 }
 

@@ -11,6 +11,11 @@
 //! | 0x10 | 4 | slots with a new device; reading clears them |
 //! | 0x14 | 4 | slots whose device should go; reading clears them |
 //! | 0x18 | 4 | writing a slot's bit ejects its device |
+//! | 0x1c | 4 | slot selector |
+//! | 0x20 | 4 | the number of the network card in the selected slot, from 1 on; 0 if it has no name |
+//! | 0x24 | 64 | its name, with zeros behind it |
+
+use std::collections::BTreeMap;
 
 use prost::Message;
 use vmm_sys_util::eventfd::EventFd;
@@ -32,8 +37,16 @@ const CPU_FLAGS: u64 = 0x0c;
 const SLOTS_ADDED: u64 = 0x10;
 const SLOTS_LEAVING: u64 = 0x14;
 const SLOTS_EJECT: u64 = 0x18;
+const NAME_SELECT: u64 = 0x1c;
+const NAME_NUMBER: u64 = 0x20;
+const NAME: u64 = 0x24;
+/// Bytes of the register with a name.
+pub const NAME_BYTES: u64 = 64;
 /// Length of the register block.
-pub const SIZE: u64 = 0x20;
+pub const SIZE: u64 = NAME + NAME_BYTES;
+
+/// The highest number of a network card that Linux makes an interface's name of.
+const MAX_NUMBER: u32 = 16_383;
 
 /// Event: a vCPU was added, or should go.
 pub const EVENT_CPU: u32 = 1;
@@ -71,6 +84,8 @@ pub enum AcpiRequest {
 pub struct AcpiController {
     interrupt: EventFd,
     request: Box<dyn Fn(AcpiRequest) + Send>,
+    /// Numbers and names of network cards that have some, by slot.
+    names: BTreeMap<u32, (u32, String)>,
     state: AcpiState,
 }
 
@@ -95,6 +110,9 @@ pub struct AcpiState {
     /// How many vCPUs are to stay; 0 if the guest is asked for none.
     #[prost(uint32, tag = "6")]
     pub cpus_wanted: u32,
+    /// The slot whose name is looked at.
+    #[prost(uint32, tag = "7")]
+    pub name_select: u32,
 }
 
 impl AcpiController {
@@ -106,7 +124,8 @@ impl AcpiController {
         request: impl Fn(AcpiRequest) + Send + 'static,
     ) -> AcpiController {
         let cpus = (0..max_cpus).map(|index| if index < present { CPU_PRESENT } else { 0 }).collect();
-        AcpiController { interrupt, request: Box::new(request), state: AcpiState { cpus, ..Default::default() } }
+        let state = AcpiState { cpus, ..Default::default() };
+        AcpiController { interrupt, request: Box::new(request), names: BTreeMap::new(), state }
     }
 
     fn notify(&mut self, event: u32) {
@@ -181,6 +200,22 @@ impl AcpiController {
         self.notify(EVENT_PCI);
     }
 
+    /// Gives the network card in a slot a name (PCI Firmware 3.3 §4.6.7). Its number is the one at the end of its id, plus one: the guest knows
+    /// it by that, so it stays whatever else comes and goes. If another card has that number, it is the lowest free one.
+    pub fn name_slot(&mut self, slot: u8, id: &str, name: &str) {
+        let is_free = |number: &u32| !self.names.values().any(|(taken, _)| taken == number);
+        let digits = &id[id.trim_end_matches(|c: char| c.is_ascii_digit()).len()..];
+        let own = digits.parse::<u32>().ok().filter(|number| *number < MAX_NUMBER).map(|number| number + 1);
+        if let Some(number) = own.filter(is_free).or_else(|| (1..=MAX_NUMBER).find(is_free)) {
+            self.names.insert(slot.into(), (number, name.into()));
+        }
+    }
+
+    /// The card in a slot is gone, and its name with it.
+    pub fn forget_name(&mut self, slot: u8) {
+        self.names.remove(&slot.into());
+    }
+
     /// Forgets what the guest was told: it starts anew and finds everything by itself. vCPUs that it was asked for are gone.
     pub fn reset(&mut self) {
         while let Some(leaving) = self.leaving_cpu() {
@@ -215,6 +250,13 @@ impl AcpiController {
             CPU_FLAGS => state.cpus.get(state.cpu_select as usize).copied().unwrap_or(0),
             SLOTS_ADDED => std::mem::take(&mut state.slots_added),
             SLOTS_LEAVING => std::mem::take(&mut state.slots_leaving),
+            NAME_SELECT => state.name_select,
+            NAME_NUMBER => self.names.get(&state.name_select).map_or(0, |(number, _)| *number),
+            NAME..SIZE => {
+                let name = self.names.get(&state.name_select).map_or("", |(_, name)| name).as_bytes();
+                let byte = |at: u64| name.get((register - NAME + at) as usize).copied().unwrap_or(0);
+                u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)])
+            }
             _ => 0,
         }
     }
@@ -243,6 +285,7 @@ impl BusDevice for AcpiController {
                     self.eject_selected_cpu();
                 }
             }
+            (NAME_SELECT, &[a, b, c, d]) => self.state.name_select = u32::from_le_bytes([a, b, c, d]),
             (SLOTS_EJECT, &[a, b, c, d]) => {
                 let mask = u32::from_le_bytes([a, b, c, d]);
                 (1..32).filter(|slot| mask & (1 << slot) != 0).for_each(|slot| (self.request)(AcpiRequest::Eject(slot)));
@@ -314,6 +357,28 @@ mod tests {
         controller.want_cpus(1);
         controller.reset();
         assert_eq!((controller.present_cpus(), eject(&mut controller, 0)), (1, 1));
+    }
+
+    #[test]
+    fn network_cards_have_names_and_numbers_that_stay() {
+        let (mut controller, _requests) = controller();
+        let look = |controller: &mut AcpiController, slot: u32| {
+            controller.write(NAME_SELECT, &slot.to_le_bytes());
+            let words = (NAME..SIZE).step_by(4).flat_map(|register| read(controller, register).to_le_bytes());
+            let name: Vec<u8> = words.take_while(|byte| *byte != 0).collect();
+            (read(controller, NAME_NUMBER), String::from_utf8(name).unwrap())
+        };
+        let longest = "x".repeat(63);
+        for (slot, id, name) in [(3, "net1", "storage"), (4, "lan", "front"), (5, "net0", &longest), (6, "n99999", "far")] {
+            controller.name_slot(slot, id, name);
+        }
+        let expected = [(3, 2, "storage"), (4, 1, "front"), (5, 3, &longest), (6, 4, "far"), (7, 0, ""), (u32::MAX, 0, "")];
+        for (slot, number, name) in expected {
+            assert_eq!(look(&mut controller, slot), (number, name.to_owned()), "slot {slot}");
+        }
+        controller.forget_name(4);
+        controller.reset();
+        assert_eq!((look(&mut controller, 4).0, look(&mut controller, 3).0), (0, 2), "names outlive a reset");
     }
 
     #[test]

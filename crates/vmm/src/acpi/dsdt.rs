@@ -3,12 +3,13 @@
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     Acquire, Add, AddressSpace, AddressSpaceCacheable, And, Arg, BufferData, Device, EISAName, Equal, Field, FieldAccessType,
-    FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, LessThan, Local, Memory32Fixed, Method, MethodCall, Mutex,
-    Name, Notify, OpRegion, OpRegionSpace, Package, Path, Release, ResourceTemplate, Return, Scope, Store, While, ZERO,
+    FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Index, Interrupt, LessThan, Local, Memory32Fixed, Method, MethodCall,
+    Mutex, Name, NotEqual, Notify, ONE, ONES, OpRegion, OpRegionSpace, Package, Path, Release, ResourceTemplate, Return, Scope,
+    Store, ToString, Uuid, While, ZERO,
 };
 
 use super::controller::{
-    CPU_EJECT, CPU_LEAVING, CPU_NEW, EVENT_CPU, EVENT_GENERATION, EVENT_PCI, EVENT_POWER_BUTTON, SIZE, SLEEP_TYPE_S5,
+    CPU_EJECT, CPU_LEAVING, CPU_NEW, EVENT_CPU, EVENT_GENERATION, EVENT_PCI, EVENT_POWER_BUTTON, NAME_BYTES, SIZE, SLEEP_TYPE_S5,
 };
 use super::{AcpiConfig, Encoded, bytes};
 use crate::devices::{pvpanic, rtc, serial, vmgenid};
@@ -17,6 +18,11 @@ use crate::pci::SLOTS;
 
 /// Present, enabled, shown, working (ACPI 6.5 §6.3.7).
 const STATUS_OK: u8 = 0xf;
+
+/// What system software and PCI devices tell each other (PCI Firmware 3.3 §4.6).
+const DSM_PCI: &str = "e5c937d0-3553-4d7a-9117-ea4d19c3434d";
+/// Its function for the name of a device (§4.6.7).
+const DSM_NAME: u8 = 7;
 
 /// Everything behind the table's header.
 pub fn definition_block(config: &AcpiConfig) -> Vec<u8> {
@@ -85,6 +91,9 @@ fn registers() -> Vec<Encoded> {
             register(b"PADD"),
             register(b"PDEL"),
             register(b"PEJC"),
+            register(b"NSEL"),
+            register(b"NNUM"),
+            FieldEntry::Named(*b"NAME", NAME_BYTES as usize * 8),
         ],
     );
     vec![encode(&region), encode(&fields), encode(&Mutex::new("CLCK".into(), 0))]
@@ -114,20 +123,50 @@ fn root_bridge(config: &AcpiConfig) -> Encoded {
         name("_UID", &ZERO),
         name("_CRS", &resources),
     ];
+    children.push(slot_names());
     // PSCN tells the system about each slot that changed. Notification 1: look for a new device; 3: eject was asked for.
     let mut scan = vec![encode(&Store::new(&Local(0), &path("PADD"))), encode(&Store::new(&Local(1), &path("PDEL")))];
     for slot in 1..SLOTS {
         let slot_device = slot_name(slot);
         let eject = encode(&Store::new(&path("PEJC"), &(1u32 << slot)));
+        let ask = encode(&MethodCall::new("SDSM".into(), vec![&(slot as u8), &Arg(0), &Arg(2)]));
         children.push(device(
             &slot_device,
-            &[name("_SUN", &(slot as u8)), name("_ADR", &((slot as u32) << 16)), method("_EJ0", 1, &[eject])],
+            &[
+                name("_SUN", &(slot as u8)),
+                name("_ADR", &((slot as u32) << 16)),
+                method("_EJ0", 1, &[eject]),
+                method("_DSM", 4, &[encode(&Return::new(&ask))]),
+            ],
         ));
         scan.push(when_bit(&Local(0), 1 << slot, &[notify(&slot_device, 1)]));
         scan.push(when_bit(&Local(1), 1 << slot, &[notify(&slot_device, 3)]));
     }
     children.push(method("PSCN", 0, &scan));
     device("PCI0", &children)
+}
+
+/// SDSM(slot, kind, function): what `_DSM` of a slot answers. Of all functions there is the one for a name, if the device has one: a number and
+/// a text. The registers are asked each time, so that it is right for devices that were plugged in later, too.
+fn slot_names() -> Encoded {
+    let give = |value: &dyn Aml| encode(&Return::new(value));
+    let (pair, text) = (Local(0), Local(1));
+    let functions = give(&BufferData::new(vec![1 | 1 << DSM_NAME]));
+    let answer = [
+        encode(&Store::new(&pair, &Package::new(vec![&ZERO, &ZERO]))),
+        encode(&Store::new(&Index::new(&ZERO, &pair, &ZERO), &path("NNUM"))),
+        encode(&Store::new(&text, &path("NAME"))),
+        encode(&Store::new(&Index::new(&ZERO, &pair, &ONE), &ToString::new(&ZERO, &text, &ONES))),
+        give(&pair),
+    ];
+    let named = [
+        encode(&If::new(&Equal::new(&Arg(2), &ZERO), vec![&functions])),
+        encode(&If::new(&Equal::new(&Arg(2), &DSM_NAME), refs(&answer))),
+    ];
+    let has_name = encode(&If::new(&NotEqual::new(&path("NNUM"), &ZERO), refs(&named)));
+    let select = encode(&Store::new(&path("NSEL"), &Arg(0)));
+    let known = encode(&If::new(&Equal::new(&Arg(1), &Uuid::new(DSM_PCI)), vec![&select, &has_name]));
+    method("SDSM", 3, &[known, give(&BufferData::new(vec![0]))])
 }
 
 /// Linux trusts the configuration space only where a motherboard resource reserves it.

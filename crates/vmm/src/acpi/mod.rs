@@ -23,7 +23,7 @@ use crate::virtio::GuestMemory;
 const OEM_ID: [u8; 6] = *b"MARU  ";
 const OEM_TABLE: [u8; 8] = *b"MARUVM  ";
 /// Raised with each change of the tables.
-const OEM_REVISION: u32 = 1;
+const OEM_REVISION: u32 = 2;
 
 /// Why the tables could not be written.
 #[derive(Debug, thiserror::Error)]

@@ -11,7 +11,7 @@ use disk::{Disk, OpenError, ResizeError};
 use super::events::{EventSender, MachineEvent};
 use super::{Machine, RunState};
 use crate::config::{
-    BUILT_IN_IDS, ConfigError, ConsoleConfig, DiskConfig, DiskLimits, NetBackend, NetConfig, NetLimits, check_id,
+    BUILT_IN_IDS, ConfigError, ConsoleConfig, DiskConfig, DiskLimits, NetBackend, NetConfig, NetLimits, check_id, check_net_name,
 };
 use crate::devices::balloon::{Balloon, BalloonConfig, BalloonHandle};
 use crate::devices::block::{Block, BlockConfig, BlockError, ErrorPolicy};
@@ -258,7 +258,7 @@ impl Machine {
         self.config.disks = disks;
         let mut nets = std::mem::take(&mut self.config.nets);
         for net in &mut nets {
-            net.slot = Some(self.plug(&net.id, net.slot, make_net(net, None)?)?);
+            net.slot = Some(self.plug_net(net, make_net(net, None)?)?);
         }
         self.config.nets = nets;
         if self.config.console == ConsoleConfig::Virtio {
@@ -344,6 +344,14 @@ impl Machine {
         Ok(slot)
     }
 
+    fn plug_net(&mut self, config: &NetConfig, made: Made) -> Result<u8, DeviceError> {
+        let slot = self.plug(&config.id, config.slot, made)?;
+        if let Some(name) = &config.name {
+            self.acpi.lock().expect("device lock").name_slot(slot, &config.id, name);
+        }
+        Ok(slot)
+    }
+
     /// All devices.
     pub fn devices(&self) -> &[DeviceSlot] {
         &self.slots
@@ -369,8 +377,11 @@ impl Machine {
     /// Adds a network card while the guest runs, and tells it. `files` are the TAP's queues; a virtual switch needs none.
     pub fn add_net(&mut self, mut config: NetConfig, files: Vec<OwnedFd>) -> Result<(), DeviceError> {
         self.check_new(&config.id)?;
+        if let Some(name) = &config.name {
+            check_net_name(name)?;
+        }
         let made = make_net(&config, Some(files))?;
-        let slot = self.plug(&config.id, config.slot, made)?;
+        let slot = self.plug_net(&config, made)?;
         config.slot = Some(slot);
         self.config.nets.push(config);
         self.announce_slot(slot);
@@ -415,6 +426,7 @@ impl Machine {
             return None;
         }
         self.pci.lock().expect("PCI lock").unplug(slot);
+        self.acpi.lock().expect("device lock").forget_name(slot);
         let id = self.slots.remove(index).id;
         self.config.disks.retain(|disk| disk.id != id);
         self.config.nets.retain(|net| net.id != id);

@@ -6,7 +6,7 @@
 
 use std::io;
 
-use super::SandboxError;
+use confine::{ConfineError, step};
 
 /// Default user ids start here; process ids are below 2²².
 pub const OWN_USER_BASE: u32 = 0x7000_0000;
@@ -109,7 +109,7 @@ fn is_mapped(map: &str, id: u32) -> bool {
 
 /// Makes the calling thread, and only it, the given user, without other groups and without capabilities. The C library's functions of
 /// these names would change all threads; here each does it for itself, when its time has come.
-pub(super) fn drop_privileges(identity: Option<&Identity>) -> Result<(), SandboxError> {
+pub(super) fn drop_privileges(identity: Option<&Identity>) -> Result<(), ConfineError> {
     // SAFETY: asks a number.
     let own_uid = unsafe { libc::geteuid() };
     if let Some(Identity { uid, gid }) = identity.filter(|identity| identity.uid != own_uid) {
@@ -128,7 +128,7 @@ pub(super) fn drop_privileges(identity: Option<&Identity>) -> Result<(), Sandbox
         check("taking the VM's own user", unsafe { libc::syscall(libc::SYS_setresuid, *uid, *uid, *uid) })?;
         // SAFETY: numbers only.
         if unsafe { libc::syscall(libc::SYS_setresuid, -1, 0, -1) } == 0 {
-            return Err(SandboxError::Step { what: "the way back to root is open", source: io::ErrorKind::Other.into() });
+            return Err(step("the way back to root is open")(io::ErrorKind::Other.into()));
         }
         return Ok(());
     }
@@ -142,8 +142,8 @@ pub(super) fn drop_privileges(identity: Option<&Identity>) -> Result<(), Sandbox
     Ok(())
 }
 
-fn check(what: &'static str, result: libc::c_long) -> Result<(), SandboxError> {
-    if result < 0 { Err(SandboxError::Step { what, source: io::Error::last_os_error() }) } else { Ok(()) }
+fn check(what: &'static str, result: libc::c_long) -> Result<(), ConfineError> {
+    if result < 0 { Err(step(what)(io::Error::last_os_error())) } else { Ok(()) }
 }
 
 #[cfg(test)]

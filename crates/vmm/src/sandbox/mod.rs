@@ -11,7 +11,7 @@
 //! ([`identity`], only when started as root), `no_new_privs`, Landlock (no file can be opened, made or removed and no TCP
 //! socket used; existing descriptors are not affected), and a list of the system calls that threads of its kind make
 //! ([`filters`]). All of it is per thread in Linux and is inherited: threads that are started later begin with what their parent
-//! has left, and take away more. A call that is not on the list ends the process with a message that names it ([`violation`]);
+//! has left, and take away more. A call that is not on the list ends the process with a message that names it ([`confine`]);
 //! file system calls that libraries make on occasion fail instead.
 //!
 //! One process has one memory: a thread that is taken over can in time make others do their part, so what the whole
@@ -21,21 +21,15 @@
 
 pub mod filters;
 pub mod identity;
-pub mod inspect;
 mod ioctls;
-mod policy;
 #[cfg(test)]
 mod tests;
-mod violation;
 
-use std::io;
 use std::sync::OnceLock;
 
-use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreated, RulesetError, RulesetStatus,
-    Scope,
-};
-use seccompiler::BpfProgram;
+use confine::landlock::RulesetCreated;
+use confine::seccompiler::BpfProgram;
+use confine::{ConfineError, Voice};
 
 pub use identity::{Identity, IdentityError};
 
@@ -77,27 +71,12 @@ impl ThreadKind {
 /// Why the monitor, or one of its threads, could not be confined.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// The kernel has none.
-    #[error("this kernel has no seccomp filters (CONFIG_SECCOMP_FILTER); use another, or --unconfined")]
-    NoSeccomp,
     /// The user to run as.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The kernel refused a step.
-    #[error("{what}")]
-    Step {
-        /// What was tried.
-        what: &'static str,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-    /// Landlock, where the kernel has it.
-    #[error("giving up access to files")]
-    Landlock(#[from] RulesetError),
-    /// The kernel did not take the list.
-    #[error("giving up system calls")]
-    Filter(#[from] seccompiler::Error),
+    /// The kernel.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
 }
 
 /// What the process was confined with; not set when it is not.
@@ -113,15 +92,8 @@ struct Confinement {
 /// Decides that this process is confined, and does what concerns it as a whole. Every [`confine_thread`] from now on takes effect, so it
 /// comes before the first thread is started. `identity` is the user to become, where there is one.
 pub fn begin(identity: Option<Identity>) -> Result<(), SandboxError> {
-    // SAFETY: without a filter to install, the kernel only looks for the operation, and reports the missing pointer.
-    let probe = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, 0, 0, 0) };
-    if probe != -1 || io::Error::last_os_error().raw_os_error() != Some(libc::EFAULT) {
-        return Err(SandboxError::NoSeccomp);
-    }
-    limit(libc::RLIMIT_CORE, 0).map_err(step("switching core dumps off"))?;
-    limit(libc::RLIMIT_NOFILE, MAX_FILES).map_err(step("limiting open files"))?;
-    violation::install_handler().map_err(step("handling forbidden system calls"))?;
-    let confinement = Confinement { identity, ruleset: no_files()?, filters: Default::default() };
+    confine::begin(VOICE, MAX_FILES)?;
+    let confinement = Confinement { identity, ruleset: confine::files(&[])?, filters: Default::default() };
     // A second call changes nothing.
     let _ = CONFINEMENT.set(confinement);
     Ok(())
@@ -140,25 +112,20 @@ pub fn confine_thread(kind: ThreadKind) {
 
 /// Whether the calling thread is confined by [`confine_thread`].
 pub fn is_confined() -> bool {
-    // SAFETY: asks a number, no pointers.
-    CONFINEMENT.get().is_some() && unsafe { libc::prctl(libc::PR_GET_SECCOMP) } == libc::SECCOMP_MODE_FILTER as i32
+    CONFINEMENT.get().is_some() && confine::has_filter()
 }
 
 impl Confinement {
     fn enforce(&self, kind: ThreadKind) -> Result<(), SandboxError> {
         identity::drop_privileges(self.identity.as_ref())?;
-        // Nobody of the same user may look into our memory or trace us.
-        // SAFETY: sets a flag of the process.
-        if kind == ThreadKind::Control && unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) } != 0 {
-            return Err(step("closing the process to debuggers")(io::Error::last_os_error()));
+        if kind == ThreadKind::Control {
+            confine::close_to_debuggers()?;
         }
-        // This sets no_new_privs, too.
-        let ruleset = self.ruleset.try_clone().map_err(step("copying the Landlock ruleset"))?;
-        let status = ruleset.restrict_self()?;
-        if kind == ThreadKind::Control && status.ruleset == RulesetStatus::NotEnforced {
+        let has_landlock = confine::enter(&self.ruleset, self.filter(kind))?;
+        if kind == ThreadKind::Control && !has_landlock {
             eprintln!("maru-vmm: this kernel has no Landlock: only the list of system calls keeps the monitor from files");
         }
-        Ok(seccompiler::apply_filter(self.filter(kind))?)
+        Ok(())
     }
 
     fn filter(&self, kind: ThreadKind) -> &BpfProgram {
@@ -166,33 +133,10 @@ impl Confinement {
     }
 }
 
-/// Everything that Landlock can deny, denied, as far as this kernel knows it. Signals are not: each thread is a domain of its own, and
-/// kernels before 6.15 then deny signals to other threads of the process (vCPUs are stopped with them); the filters limit signals.
-fn no_files() -> Result<RulesetCreated, RulesetError> {
-    Ruleset::default()
-        .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(ABI::V6))?
-        .handle_access(AccessNet::from_all(ABI::V6))?
-        .scope(Scope::AbstractUnixSocket)?
-        .create()
-}
-
 /// Open files that a monitor may have: with 254 vCPUs and 26 devices of many queues it needs about 2000.
 const MAX_FILES: u64 = 8192;
 
-/// Sets both limits, as far as the hard one allows.
-fn limit(resource: libc::__rlimit_resource_t, most: u64) -> io::Result<()> {
-    let mut limits = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the structure is ours and has room for the answer.
-    if unsafe { libc::getrlimit(resource, &mut limits) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let most = most.min(limits.rlim_max);
-    let limits = libc::rlimit { rlim_cur: most, rlim_max: most };
-    // SAFETY: reads the structure.
-    if unsafe { libc::setrlimit(resource, &limits) } != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn step(what: &'static str) -> impl FnOnce(io::Error) -> SandboxError {
-    move |source| SandboxError::Step { what, source }
-}
+const VOICE: Voice = Voice {
+    program: "maru-vmm",
+    consequence: "the VM is stopped. Either its guest has attacked the monitor, or this is a bug of the monitor",
+};

@@ -1,74 +1,27 @@
 //! Each test confines a child process, because a process stays confined. Children report with their exit status.
 
 use std::io::Read;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::FromRawFd;
+
+use confine::testing::{End, assert_program_is_the_list, call, child};
 
 use super::*;
 
-/// How a child ended, and what it wrote to standard error.
-#[derive(Debug, PartialEq, Eq)]
-struct End {
-    status: Result<i32, i32>,
-    said: String,
-}
-
-impl End {
-    fn fine() -> End {
-        End { status: Ok(0), said: String::new() }
-    }
-
-    fn was_forbidden(&self, call: libc::c_long) -> bool {
-        self.status == Ok(4) && self.said.contains(&format!("forbidden system call {call} "))
-    }
-}
-
-/// Runs `work` in a child; what it returns is the exit status.
-fn child(work: impl FnOnce() -> i32) -> End {
-    let mut pipe = [0; 2];
-    // SAFETY: room for two descriptors.
-    assert_eq!(unsafe { libc::pipe2(pipe.as_mut_ptr(), libc::O_CLOEXEC) }, 0);
-    // SAFETY: both are new.
-    let (read, write) = unsafe { (OwnedFd::from_raw_fd(pipe[0]), OwnedFd::from_raw_fd(pipe[1])) };
-    // SAFETY: the child uses nothing that another thread of the parent could have locked but the allocator, which the C library keeps
-    // usable over a fork.
-    match unsafe { libc::fork() } {
-        0 => {
-            // SAFETY: valid descriptors.
-            unsafe { libc::dup2(write.as_raw_fd(), libc::STDERR_FILENO) };
-            drop((read, write));
-            let status = work();
-            // SAFETY: ends the child without running what belongs to the parent.
-            unsafe { libc::_exit(status) }
-        }
-        pid => {
-            drop(write);
-            let mut said = String::new();
-            std::fs::File::from(read).read_to_string(&mut said).unwrap();
-            let mut status = 0;
-            // SAFETY: room for a status.
-            assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
-            let status = if libc::WIFEXITED(status) { Ok(libc::WEXITSTATUS(status)) } else { Err(libc::WTERMSIG(status)) };
-            End { status, said }
-        }
-    }
-}
-
 /// Runs `work` in a child that is confined as a thread of this kind.
 fn confined(kind: ThreadKind, work: impl FnOnce() -> i32) -> End {
-    let mut end = child(|| {
+    child(|| {
         begin(None).unwrap();
         confine_thread(kind);
         work()
-    });
-    // Kernels without it say so, which is not what is tested.
-    end.said = end.said.lines().filter(|line| !line.contains("no Landlock")).map(|line| format!("{line}\n")).collect();
-    end
+    })
+    .without_landlock()
 }
 
-fn call(number: libc::c_long, arguments: [usize; 4]) -> i64 {
-    let [a, b, c, d] = arguments;
-    // SAFETY: the tests pass numbers, or pointers that the kernel refuses or that are valid.
-    unsafe { libc::syscall(number, a, b, c, d) }
+#[test]
+fn programs_say_what_the_lists_say_for_every_call() {
+    for kind in ThreadKind::ALL {
+        assert_program_is_the_list(&filters::policy(kind));
+    }
 }
 
 #[test]

@@ -26,7 +26,15 @@ pub fn gather() -> Value {
         .and_then(|rest| rest.split_whitespace().next())
         .and_then(|kib| kib.parse().ok())
         .unwrap_or(0);
-    let nics: Vec<Value> = pid1::nics().into_iter().map(|nic| json!({ "name": nic.name, "mac": nic.mac })).collect();
+    let nics: Vec<Value> = pid1::nics()
+        .into_iter()
+        .map(|nic| {
+            // The device behind that of virtio: the PCI device.
+            let pci = format!("/sys/class/net/{}/device/..", nic.name);
+            let (label, index) = (text(&format!("{pci}/label")), number(&format!("{pci}/acpi_index")));
+            json!({ "name": nic.name, "mac": nic.mac, "label": label, "acpi_index": index })
+        })
+        .collect();
     let disks: Vec<Value> = disk_names()
         .into_iter()
         .map(|name| {

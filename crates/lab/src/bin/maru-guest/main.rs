@@ -1,4 +1,4 @@
-//! PID 1 of test guests, and two helpers for lab hosts.
+//! PID 1 of test guests, and helpers for lab hosts.
 //!
 //! As PID 1 it acts by the kernel command line:
 //!
@@ -28,13 +28,14 @@
 //! | `maru.pace_us=1000` | pause between operations |
 //! | `maru.seconds=N` | end `load` after so long and power off |
 //!
-//! `load` prints every half second `maru-guest: ok disk=BLOCKS flushed=N[,N] net=BYTES mem=PAGES gap_ms=LONGEST mono=SECONDS
-//! t=UNIX_TIME`, and `maru-guest: FAIL WHAT` for ever once something was lost.
+//! `load` prints every half second `maru-guest: ok disk=BLOCKS flushed=N[,N] net=BYTES net_gap_ms=LONGEST mem=PAGES gap_ms=LONGEST
+//! mono=SECONDS t=UNIX_TIME`, and `maru-guest: FAIL WHAT` for ever once something was lost.
 
 mod busy;
 mod button;
 mod echo;
 mod facts;
+mod frames;
 mod hostile;
 mod kvm_check;
 mod load;
@@ -62,13 +63,16 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words.as_slice() {
         ["echo", "--listen", address] => echo::serve(address),
+        ["frames", nics @ ..] => frames::run(nics),
         ["unix-echo", path] => vsock::serve(std::path::Path::new(path)),
         ["kvm-check"] => kvm_check::run().map(|exit| println!("a virtual machine ran and ended with {exit}")),
         ["facts"] => {
             facts::print();
             Ok(())
         }
-        _ => Err(io::Error::other("usage: maru-guest echo --listen ADDRESS:PORT | unix-echo PATH | kvm-check | facts")),
+        _ => Err(io::Error::other(
+            "usage: maru-guest echo --listen ADDRESS:PORT | frames NIC... | unix-echo PATH | kvm-check | facts",
+        )),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

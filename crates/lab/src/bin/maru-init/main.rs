@@ -84,6 +84,11 @@ fn leave_first_processor() -> std::io::Result<()> {
     }
 }
 
+/// Gives everybody the rights that udev gives: who uses the device is still asked what he may do.
+fn open_to_all(device: &str) -> std::io::Result<()> {
+    std::fs::set_permissions(device, std::os::unix::fs::PermissionsExt::from_mode(0o666))
+}
+
 fn init() -> ExitCode {
     let mut problems: Vec<String> =
         pid1::mount_system().into_iter().map(|(what, error)| format!("cannot mount {what}: {error}")).collect();
@@ -104,9 +109,9 @@ fn init() -> ExitCode {
         problems.push("there is no /dev/kvm: this processor has no virtualization, or the firmware has switched it off".into());
     }
     problems.extend(network::configure(&line));
-    // Network cards of VMs are on TAPs, which whoever creates VMs makes.
+    // Network cards of VMs are on TAPs, which whoever creates VMs makes, and virtual switches, which do not run as root.
     if services::manages(&line)
-        && let Err(error) = pid1::load_module("tun", "")
+        && let Err(error) = pid1::load_module("tun", "").and_then(|()| open_to_all("/dev/net/tun"))
     {
         problems.push(format!("VMs cannot have network cards: {error}"));
     }

@@ -24,6 +24,8 @@ pub struct Progress {
     pub disk: AtomicU64,
     /// Bytes that came back right.
     pub net: AtomicU64,
+    /// Longest time in which nothing came back on a connection, since the last heartbeat, in ms.
+    pub net_gap_ms: AtomicU64,
     /// Pages verified.
     pub memory: AtomicU64,
     /// Longest time in which the clock thread did not run, since the last heartbeat, in ms.
@@ -95,10 +97,11 @@ fn heartbeat(progress: &Progress, flushed: &[Arc<AtomicU64>]) {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let flushed: Vec<String> = flushed.iter().map(|counter| get(counter).to_string()).collect();
     println!(
-        "maru-guest: ok disk={} flushed={} net={} mem={} gap_ms={} mono={:.3} t={:.3}",
+        "maru-guest: ok disk={} flushed={} net={} net_gap_ms={} mem={} gap_ms={} mono={:.3} t={:.3}",
         get(&progress.disk),
         flushed.join(","),
         get(&progress.net),
+        progress.net_gap_ms.swap(0, Ordering::SeqCst),
         get(&progress.memory),
         progress.gap_ms.swap(0, Ordering::SeqCst),
         clock::monotonic().as_secs_f64(),

@@ -34,6 +34,7 @@ pub fn run(peer: &str, progress: &Progress, pace: Duration) -> io::Result<()> {
         }
     });
     let mut bytes = [0; 8];
+    let mut last = Instant::now();
     for word in 0u64.. {
         if let Err(error) = stream.read_exact(&mut bytes) {
             let reason = if sender.is_finished() { sender.join().ok().and_then(Result::err) } else { None };
@@ -43,6 +44,9 @@ pub fn run(peer: &str, progress: &Progress, pace: Duration) -> io::Result<()> {
         if found != word {
             return Err(io::Error::other(format!("word {found} came back where {word} was due")));
         }
+        let now = Instant::now();
+        progress.net_gap_ms.fetch_max((now - last).as_millis() as u64, Ordering::SeqCst);
+        last = now;
         returned.fetch_add(8, Ordering::SeqCst);
         progress.net.fetch_add(8, Ordering::SeqCst);
     }

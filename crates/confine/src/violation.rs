@@ -4,9 +4,21 @@
 use std::ffi::{c_int, c_void};
 use std::fmt::Write;
 use std::io;
+use std::sync::OnceLock;
 
-/// The monitor's exit status for a VM that failed.
-const EXIT_STATUS: c_int = 4;
+/// The exit status of a process that has made a forbidden call.
+pub const EXIT_STATUS: c_int = 4;
+
+/// How a program speaks of itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Voice {
+    /// Its name.
+    pub program: &'static str,
+    /// What follows from a forbidden call, and what may have been the cause.
+    pub consequence: &'static str,
+}
+
+static VOICE: OnceLock<Voice> = OnceLock::new();
 
 /// `SYS_SECCOMP` of `asm-generic/siginfo.h`: the signal is a filter's.
 const SYS_SECCOMP: c_int = 1;
@@ -23,8 +35,9 @@ struct SigsysInfo {
     architecture: u32,
 }
 
-/// Installs the handler for the whole process.
-pub fn install_handler() -> io::Result<()> {
+/// Installs the handler for the whole process. The first voice stays.
+pub fn install_handler(voice: Voice) -> io::Result<()> {
+    VOICE.get_or_init(|| voice);
     // SAFETY: an all-zero sigaction is valid, the handler has the form that SA_SIGINFO asks for and does only what is allowed in one.
     let result = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -46,25 +59,26 @@ extern "C" fn on_violation(_signal: c_int, info: *const SigsysInfo, context: *co
     };
     let length = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
     let name = std::str::from_utf8(&name[..length]).unwrap_or("?");
+    let Voice { program, consequence } = VOICE.get().copied().unwrap_or(Voice { program: "?", consequence: "" });
     let mut text = Text { bytes: [0; 320], length: 0 };
     // A full buffer cuts the text, which is not worth a reaction.
     let _ = if info.code == SYS_SECCOMP {
         let argument = |register: c_int| registers[register as usize];
         writeln!(
             text,
-            "maru-vmm: thread '{name}' made the forbidden system call {} ({:#x}, {:#x}, {:#x}): the VM is stopped. Either its guest has \
-             attacked the monitor, or this is a bug of the monitor (--unconfined would run without the check).",
+            "{program}: thread '{name}' made the forbidden system call {} ({:#x}, {:#x}, {:#x}): {consequence} (--unconfined would run \
+             without the check).",
             info.call,
             argument(libc::REG_RDI),
             argument(libc::REG_RSI),
             argument(libc::REG_RDX)
         )
     } else {
-        writeln!(text, "maru-vmm: ended by SIGSYS from another process")
+        writeln!(text, "{program}: ended by SIGSYS from another process")
     };
     let mut poll = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
     // SAFETY: valid pointers and lengths; `_exit` may be called in a handler. A reader of standard error that does not read must not keep
-    // the VM running, hence the poll.
+    // the process running, hence the poll.
     unsafe {
         if libc::poll(&mut poll, 1, 0) == 1 {
             libc::write(libc::STDERR_FILENO, text.bytes.as_ptr().cast(), text.length);

@@ -2,6 +2,10 @@
 
 use std::io::{self, Write};
 
+use crate::acl::Direction;
+use crate::control::CapturedFrame;
+use crate::hex::from_hex;
+
 const SECTION: u32 = 0x0a0d_0d0a;
 const INTERFACE: u32 = 1;
 const STATISTICS: u32 = 5;
@@ -17,7 +21,7 @@ const ISB_IFRECV: u16 = 4;
 const ISB_IFDROP: u16 = 5;
 const SHB_USERAPPL: u16 = 4;
 
-/// Which way a frame went, as the file says it.
+/// Which way a frame went, as the file says it: seen from whom the interface belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// To the interface.
@@ -27,6 +31,7 @@ pub enum Way {
 }
 
 /// A file in the making.
+#[derive(Debug)]
 pub struct Writer<W>(W);
 
 impl<W: Write> Writer<W> {
@@ -48,6 +53,13 @@ impl<W: Write> Writer<W> {
         let words = [0, (at_ns >> 32) as u32, at_ns as u32, bytes.len() as u32, length];
         let flags = end(option(EPB_FLAGS, &(way as u32).to_le_bytes()));
         self.block(PACKET, &[words.map(u32::to_le_bytes).concat(), padded(bytes), flags].concat())
+    }
+
+    /// Adds a frame that a switch has caught. `None` if that is none.
+    pub fn captured(&mut self, frame: &CapturedFrame) -> io::Result<Option<()>> {
+        let way = if frame.direction == Direction::Inbound { Way::In } else { Way::Out };
+        let Some(bytes) = from_hex(&frame.bytes) else { return Ok(None) };
+        self.packet(frame.at_ns, way, &bytes, frame.length as u32).map(Some)
     }
 
     /// Ends the file: how many frames there are, and how many are missing.

@@ -1,10 +1,10 @@
-//! Looking from outside whether a monitor is confined.
+//! Looking from outside whether a process is confined.
 
 use std::fs;
 use std::io;
 
 /// The threads of a process that are not confined, by name: those without a seccomp filter or without `no_new_privs`. For a running
-/// confined monitor there is none.
+/// confined program there is none.
 pub fn unconfined_threads(pid: u32) -> io::Result<Vec<String>> {
     let mut found = Vec::new();
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
