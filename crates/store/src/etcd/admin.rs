@@ -163,7 +163,11 @@ impl EtcdStore {
     /// Forgets the changes before a revision: no watch can begin with them any more. `marud` has etcd do so by itself.
     pub fn compact(&self, up_to: Revision) -> Result<(), StoreError> {
         let question = wire::CompactionRequest { revision: super::number(up_to), physical: true };
-        self.ask::<_, wire::Done>(Repeat::Harmless, COMPACT, question).map(drop)
+        match self.ask::<_, wire::Done>(Repeat::Harmless, COMPACT, question) {
+            // By an earlier attempt, or by someone else.
+            Err(StoreError::Refused(status)) if status.message().contains("has been compacted") => Ok(()),
+            done => done.map(drop),
+        }
     }
 
     /// Gives space that the member at this address does not use back to its file system. It answers nobody meanwhile.
@@ -205,7 +209,7 @@ impl EtcdStore {
         let mut file = File::create(path)?;
         let door = self.member(url)?;
         let mut pieces: Streaming<wire::SnapshotResponse> = self.wait(async move {
-            let begun = attempt(&door, LONG, |channel| answers(channel, SNAPSHOT, wire::Nothing {})).await;
+            let begun = attempt(&door, LONG, LONG, |channel| answers(channel, SNAPSHOT, wire::Nothing {})).await;
             begun.map_err(|failure| one_failed(failure, LONG))
         })?;
         let mut remaining = None;
@@ -241,7 +245,7 @@ impl EtcdStore {
     {
         let (door, waited) = (self.member(url)?, long.unwrap_or(self.endpoints.deadline));
         self.wait(async move {
-            let asked = attempt(&door, waited, |channel| unary(channel, path, question.clone())).await;
+            let asked = attempt(&door, waited, waited, |channel| unary(channel, path, question.clone())).await;
             asked.map_err(|failure| one_failed(failure, waited))
         })
     }

@@ -132,7 +132,7 @@ impl Endpoints {
                 let Some((door, turn)) = self.door() else { break };
                 let left = end.saturating_duration_since(Instant::now());
                 let patience = if repeat == Repeat::Harmless { left.min(self.patience()) } else { left };
-                match attempt(&door, patience, &work).await {
+                match attempt(&door, self.patience().min(left), patience, &work).await {
                     Ok(answer) => return Ok(answer),
                     Err(Failure::Refused(error)) => return Err(error),
                     Err(Failure::Unsure(reason)) if repeat == Repeat::Never => {
@@ -156,14 +156,20 @@ impl Endpoints {
     }
 }
 
-/// Asks one member.
-pub(super) async fn attempt<T, F>(door: &Door, patience: Duration, work: impl Fn(Channel) -> F) -> Result<T, Failure>
+/// Asks one member. A connection has to come about within a part of the time: until then, nothing was sent, and another member can be asked.
+pub(super) async fn attempt<T, F>(
+    door: &Door,
+    connecting: Duration,
+    patience: Duration,
+    work: impl Fn(Channel) -> F,
+) -> Result<T, Failure>
 where
     F: Future<Output = Result<T, Failure>>,
 {
     let end = Instant::now() + patience;
-    let silent = || door.says(&format!("no answer within {patience:?}"));
-    let Ok(channel) = timeout(patience, door.channel()).await else { return Err(Failure::NotDone(silent())) };
+    let Ok(channel) = timeout(connecting, door.channel()).await else {
+        return Err(Failure::NotDone(door.says(&format!("no connection within {connecting:?}"))));
+    };
     let channel = channel?;
     match timeout(end.saturating_duration_since(Instant::now()), work(channel)).await {
         Ok(Err(Failure::Unsure(reason))) => {
@@ -174,7 +180,7 @@ where
         Ok(done) => done,
         Err(_) => {
             door.close().await;
-            Err(Failure::Unsure(silent()))
+            Err(Failure::Unsure(door.says(&format!("no answer within {patience:?}"))))
         }
     }
 }

@@ -91,6 +91,9 @@ fn a_frozen_member_is_left_by_calls_and_watches_and_changes_nothing_when_it_thaw
         let other = cluster.client_from((frozen + 1) % 3);
         let revision = put_surely(&other, "k", "while frozen");
         println!("written by another client after {:?}", started.elapsed());
+        // One that gets no connection to it has sent nothing, and goes on to the next.
+        put(&cluster.client_from(frozen), "elsewhere", "");
+        println!("written by a new client of the frozen member after {:?}", started.elapsed());
         let entry = client.get("k").unwrap().unwrap();
         assert_eq!(entry.revision, revision);
         println!("read after {:?}", started.elapsed());
