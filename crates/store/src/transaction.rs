@@ -14,7 +14,8 @@ pub enum Condition {
 }
 
 impl Condition {
-    pub(crate) fn key(&self) -> &str {
+    /// The key that it is about.
+    pub fn key(&self) -> &str {
         let (Condition::Absent(key) | Condition::Unchanged(key, _)) = self;
         key
     }
@@ -45,7 +46,8 @@ pub enum Change {
 }
 
 impl Change {
-    pub(crate) fn key(&self) -> &str {
+    /// The key that it is about.
+    pub fn key(&self) -> &str {
         let (Change::Put { key, .. } | Change::Delete(key)) = self;
         key
     }
@@ -126,6 +128,16 @@ impl Transaction {
     pub fn delete(mut self, key: impl Into<String>) -> Transaction {
         self.changes.push(Change::Delete(key.into()));
         self
+    }
+
+    /// What must hold.
+    pub fn conditions(&self) -> &[Condition] {
+        &self.conditions
+    }
+
+    /// What is changed.
+    pub fn changes(&self) -> &[Change] {
+        &self.changes
     }
 
     /// Refuses what no store takes.
