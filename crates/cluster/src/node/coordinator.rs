@@ -1,0 +1,521 @@
+//! Giving VMs to hosts: done by one host at a time, and harmless if two believe to be that one.
+//!
+//! Each plan is one transaction. Its conditions are that the coordinator's record is the same, that each VM's owner record is the same, that
+//! the hosts that get VMs have the leases they had, and that those that lose VMs have not. So a plan made from a view that is
+//! behind, or by a host that was replaced, changes nothing. One plan is under way at a time, and the next is made when the view has it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use store::record::to_bytes;
+use store::{LeaseId, Revision, Transaction};
+
+use super::{Node, Purpose};
+use crate::records::{
+    COORDINATOR_KEY, CoordinatorRecord, Holder, Home, HostWanted, Left, MoveReason, MoveRecord, OwnerRecord, alive_key, move_key,
+    owner_key,
+};
+use crate::view::{Standing, VmView};
+use crate::{Answer, HostId, Moment, Notice, VmId};
+
+/// Between the moments at which hosts try to follow a coordinator, the first in the order of their names at once.
+const RANK: Duration = Duration::from_millis(50);
+/// How often VMs that wait for a host are looked at again, when something has changed.
+const RECHECK: Duration = Duration::from_millis(500);
+/// How often times of day are looked at.
+const LOOK: Duration = Duration::from_secs(60);
+/// VMs for which no host was found, in one step at most: each costs a look at all hosts.
+const REFUSALS: usize = 256;
+
+/// A plan that was sent.
+pub(super) struct Planned {
+    notices: Vec<Notice>,
+}
+
+#[derive(Default)]
+enum Office {
+    #[default]
+    Out,
+    Asked,
+    In,
+}
+
+/// The coordinator's part of a node.
+#[derive(Default)]
+pub(super) struct Coordination {
+    office: Office,
+    /// Since when nobody is in office.
+    vacant_since: Option<Moment>,
+    planning: bool,
+    /// The last plan that was done.
+    settled: Revision,
+    /// No plan before this moment.
+    plan_at: Moment,
+    /// Something has changed since the last plan.
+    dirty: bool,
+    /// VMs that no host suits, as far as was looked.
+    waiting: BTreeSet<VmId>,
+    /// VMs of which that was told.
+    told: BTreeSet<VmId>,
+    recheck_at: Option<Moment>,
+    gather_until: Option<Moment>,
+    look_at: Moment,
+    wake_at: Option<Moment>,
+    lost: BTreeSet<HostId>,
+    drained: BTreeSet<HostId>,
+}
+
+impl Coordination {
+    pub(super) fn in_office(&self) -> bool {
+        matches!(self.office, Office::In)
+    }
+
+    pub(super) fn something_changed(&mut self, now: Moment) {
+        self.dirty = true;
+        if !self.waiting.is_empty() && self.recheck_at.is_none() {
+            self.recheck_at = Some(now + RECHECK);
+        }
+    }
+
+    pub(super) fn wake_at(&self) -> Moment {
+        self.wake_at.unwrap_or(Moment(Duration::MAX))
+    }
+}
+
+/// A plan in the making.
+#[derive(Default)]
+struct Plan {
+    /// Absent, or unchanged at a revision.
+    conditions: BTreeMap<String, Option<Revision>>,
+    changes: Vec<(String, Option<Vec<u8>>)>,
+    reserved: Vec<VmId>,
+    notices: Vec<Notice>,
+    /// VMs that it is about.
+    vms: usize,
+}
+
+impl Plan {
+    fn transaction(self) -> (Transaction, Vec<Notice>) {
+        let mut transaction = Transaction::new();
+        for (key, revision) in self.conditions {
+            transaction = match revision {
+                Some(revision) => transaction.unchanged(key, revision),
+                None => transaction.absent(key),
+            };
+        }
+        for (key, value) in self.changes {
+            transaction = match value {
+                Some(value) => transaction.put(key, value),
+                None => transaction.delete(key),
+            };
+        }
+        (transaction, self.notices)
+    }
+}
+
+impl Node {
+    pub(super) fn host_touched(&mut self, host: &HostId) {
+        let Some((alive, wanted_active)) = self.view.host(host).map(|view| (view.alive.is_some(), view.is_active())) else {
+            return;
+        };
+        if *host == self.config.host {
+            self.look_at_all();
+        }
+        if wanted_active {
+            self.coordination.drained.remove(host);
+        }
+        if !alive {
+            self.tell_lost(host);
+        } else if self.coordination.lost.remove(host) && self.coordinates() {
+            self.tell(Notice::HostBack(host.clone()));
+        }
+        // VMs here may wait for that host to be able to take them.
+        let arriving: Vec<VmId> = self.view.host(host).map(|view| view.arriving.iter().cloned().collect()).unwrap_or_default();
+        self.todo.extend(arriving.into_iter().filter(|vm| self.locals.contains_key(vm)));
+    }
+
+    fn tell_lost(&mut self, host: &HostId) {
+        let Some(view) = self.view.host(host).filter(|view| view.record.is_some()) else { return };
+        let fenced = view.record.as_ref().is_some_and(|host| host.record.fencing == crate::records::Fencing::Watchdog);
+        let vms = view.vms.len();
+        if self.coordinates() && self.coordination.lost.insert(host.clone()) {
+            self.tell(Notice::HostLost { host: host.clone(), vms, fenced });
+        }
+    }
+
+    pub(super) fn office_answered(&mut self, answer: &Answer) {
+        if let Office::Asked = self.coordination.office {
+            self.coordination.office = Office::Out;
+        }
+        if !matches!(answer, Answer::Done(_)) {
+            self.coordination.vacant_since = None;
+        }
+    }
+
+    pub(super) fn plan_answered(&mut self, planned: Planned, answer: Answer) {
+        self.coordination.planning = false;
+        self.coordination.dirty = true;
+        match answer {
+            Answer::Done(revision) => {
+                self.coordination.settled = revision;
+                self.actions.extend(planned.notices.into_iter().map(crate::Action::Tell));
+            }
+            Answer::Conflict { .. } | Answer::Unknown => self.coordination.plan_at = self.now + self.config.retry_after,
+        }
+    }
+
+    /// Takes the office if it is vacant, and does its work if it is held.
+    pub(super) fn coordinate(&mut self) {
+        self.coordination.wake_at = None;
+        let Some(me) = self.lease.held().map(|incarnation| Holder { host: self.config.host.clone(), incarnation }) else {
+            self.coordination.office = Office::Out;
+            return;
+        };
+        // Conditions are made of it; it is on its way.
+        if !self.view.lives(&me) {
+            return;
+        }
+        let holder = self.view.coordinator().map(|coordinator| coordinator.record.holder.clone());
+        if holder.as_ref() == Some(&me) {
+            if !self.coordination.in_office() {
+                self.enter_office();
+            }
+            self.plan(&me);
+            return;
+        }
+        if self.coordination.in_office() {
+            self.coordination = Coordination { plan_at: self.coordination.plan_at, ..Coordination::default() };
+        }
+        if holder.is_some_and(|holder| self.view.lives(&holder)) {
+            self.coordination.vacant_since = None;
+        } else if !matches!(self.coordination.office, Office::Asked) {
+            self.follow(me);
+        }
+    }
+
+    fn follow(&mut self, me: Holder) {
+        let since = *self.coordination.vacant_since.get_or_insert(self.now);
+        let before = self.view.hosts().take_while(|(host, _)| **host != me.host).filter(|(_, host)| host.alive.is_some()).count();
+        let due = since + RANK * u32::try_from(before).unwrap_or(u32::MAX);
+        if self.now < due {
+            self.coordination.wake_at = Some(due);
+            return;
+        }
+        let mut plan = Plan::default();
+        match self.view.coordinator() {
+            Some(coordinator) => {
+                plan.conditions.insert(COORDINATOR_KEY.into(), Some(coordinator.revision));
+                let holder = coordinator.record.holder.clone();
+                self.require_dead(&mut plan, &holder);
+            }
+            None => {
+                plan.conditions.insert(COORDINATOR_KEY.into(), None);
+            }
+        }
+        self.require_alive(&mut plan, &me.host, me.incarnation);
+        plan.changes.push((COORDINATOR_KEY.into(), Some(to_bytes(&CoordinatorRecord { holder: me }))));
+        self.coordination.office = Office::Asked;
+        let (transaction, _) = plan.transaction();
+        self.commit(transaction, Purpose::Office);
+    }
+
+    fn enter_office(&mut self) {
+        self.coordination = Coordination { office: Office::In, dirty: true, ..Coordination::default() };
+        self.tell(Notice::Coordinates);
+        let known = self.view.hosts().filter(|(_, host)| host.record.is_some());
+        let (present, absent): (Vec<_>, Vec<_>) = known.partition(|(_, host)| host.alive.is_some());
+        let (present, hosts) = (present.len(), present.len() + absent.len());
+        let absent: Vec<HostId> = absent.into_iter().map(|(host, _)| host.clone()).collect();
+        if present * 2 < hosts {
+            self.coordination.gather_until = Some(self.now + self.config.gather_for);
+            self.tell(Notice::Gathering { present, hosts });
+        }
+        for host in absent {
+            self.tell_lost(&host);
+        }
+    }
+
+    /// The transaction is done only if a holder's lease has ended.
+    fn require_dead(&self, plan: &mut Plan, holder: &Holder) {
+        let alive = self.view.host(&holder.host).and_then(|host| host.alive.as_ref());
+        plan.conditions.insert(alive_key(&holder.host), alive.map(|alive| alive.revision));
+    }
+
+    /// The transaction is done only if a host has this lease.
+    fn require_alive(&self, plan: &mut Plan, host: &HostId, incarnation: LeaseId) {
+        if let Some(alive) = self.view.alive(host, incarnation) {
+            plan.conditions.insert(alive_key(host), Some(alive.revision));
+        }
+    }
+
+    /// The transaction is done only if a VM's owner record is what this host knows.
+    fn require_owner(plan: &mut Plan, id: &VmId, vm: &VmView) {
+        plan.conditions.insert(owner_key(id), vm.owner.as_ref().map(|owner| owner.revision));
+    }
+
+    fn plan(&mut self, me: &Holder) {
+        let now = self.now;
+        let look_due = now >= self.coordination.look_at;
+        if look_due {
+            self.coordination.look_at = now + LOOK;
+        }
+        if self.coordination.recheck_at.is_some_and(|at| now >= at) {
+            self.coordination.recheck_at = None;
+            self.coordination.waiting.clear();
+            self.coordination.dirty = true;
+        }
+        let gathering = self.gathers();
+        let ready =
+            !self.coordination.planning && now >= self.coordination.plan_at && self.view.revision() >= self.coordination.settled;
+        if ready && !gathering && (self.coordination.dirty || look_due) {
+            self.coordination.dirty = false;
+            let mut plan = Plan::default();
+            self.plan_leftovers(&mut plan);
+            self.plan_homeless(&mut plan);
+            self.plan_moves(&mut plan);
+            for vm in std::mem::take(&mut plan.reserved) {
+                self.view.unreserve(&vm);
+            }
+            if !plan.changes.is_empty() {
+                let revision = self.view.coordinator().map(|coordinator| coordinator.revision);
+                plan.conditions.insert(COORDINATOR_KEY.into(), revision);
+                self.require_alive(&mut plan, &me.host, me.incarnation);
+                let (transaction, notices) = plan.transaction();
+                self.coordination.planning = true;
+                self.commit(transaction, Purpose::Plan(Planned { notices }));
+            }
+        }
+        let coordination = &mut self.coordination;
+        let mut wake = coordination.look_at;
+        wake = coordination.recheck_at.map_or(wake, |at| wake.min(at));
+        wake = coordination.gather_until.map_or(wake, |at| wake.min(at));
+        if coordination.dirty && !coordination.planning && !gathering && coordination.plan_at > now {
+            wake = wake.min(coordination.plan_at);
+        }
+        coordination.wake_at = Some(wake);
+    }
+
+    /// Whether to wait for hosts that are about to come back, as after a power cut of all.
+    fn gathers(&mut self) -> bool {
+        let Some(until) = self.coordination.gather_until else { return false };
+        let all_there = self.view.hosts().filter(|(_, host)| host.record.is_some()).all(|(_, host)| host.alive.is_some());
+        if all_there || self.now >= until {
+            self.coordination.gather_until = None;
+            self.coordination.dirty = true;
+        }
+        self.coordination.gather_until.is_some()
+    }
+
+    /// Takes away owner records of VMs that are off and whose holder is gone.
+    fn plan_leftovers(&mut self, plan: &mut Plan) {
+        for id in self.view.leftover().take(self.config.batch) {
+            let Some(vm) = self.view.vm(id) else { continue };
+            Node::require_owner(plan, id, vm);
+            if let Some(holder) = vm.holder() {
+                self.require_dead(plan, holder);
+            }
+            plan.changes.push((owner_key(id), None));
+            if vm.moving.is_some() {
+                plan.changes.push((move_key(id), None));
+            }
+            plan.vms += 1;
+        }
+    }
+
+    /// Gives hosts to VMs that need one, the most important first.
+    fn plan_homeless(&mut self, plan: &mut Plan) {
+        let mut refusals = 0;
+        let room = self.config.batch.saturating_sub(plan.vms);
+        let waiting = &self.coordination.waiting;
+        let next: Vec<VmId> = self.view.homeless().filter(|vm| !waiting.contains(vm)).take(room + REFUSALS).cloned().collect();
+        for id in next {
+            if plan.vms >= self.config.batch || refusals >= REFUSALS {
+                self.coordination.dirty = true;
+                self.coordination.plan_at = self.coordination.plan_at.max(self.now);
+                break;
+            }
+            match self.place(plan, &id) {
+                Ok(()) => plan.vms += 1,
+                Err(reason) => {
+                    refusals += 1;
+                    self.coordination.waiting.insert(id.clone());
+                    if self.coordination.told.insert(id.clone()) {
+                        self.tell(Notice::Waits { vm: id, reason });
+                    }
+                }
+            }
+        }
+    }
+
+    fn place(&mut self, plan: &mut Plan, id: &VmId) -> Result<(), String> {
+        let unix_s = self.unix_s();
+        let Some(vm) = self.view.vm(id) else { return Ok(()) };
+        let (Some(placement), moving) = (vm.placement.clone(), vm.moving.is_some()) else { return Ok(()) };
+        let owner = vm.owner.clone();
+        // VMs that ran were admitted; their host's failure is what room was left for.
+        if owner.is_none()
+            && let Some(reason) = self.view.not_admitted(id)
+        {
+            return Err(reason);
+        }
+        let mut next = owner.as_ref().map(|owner| owner.record.clone()).unwrap_or_default();
+        if next.start != placement.record.start {
+            next = OwnerRecord {
+                start: placement.record.start,
+                holder: next.holder,
+                saved: next.saved,
+                home: next.home,
+                ..OwnerRecord::default()
+            };
+        }
+        let failed = next.holder.take();
+        if failed.is_some() && placement.record.restart.limit == 0 {
+            next.gave_up = Some("its host failed, and it is not to be restarted by itself".into());
+        } else {
+            let host = self.view.best_host(id, unix_s)?;
+            let alive = self.view.host(&host).and_then(|host| host.alive.clone());
+            let Some(alive) = alive else { return Ok(()) };
+            self.view.reserve(id, &host);
+            plan.reserved.push(id.clone());
+            plan.conditions.insert(alive_key(&host), Some(alive.revision));
+            if let Some(failed) = &failed
+                && failed.host != host
+                && next.home.is_none()
+            {
+                next.home = Some(Home { host: failed.host.clone(), left: Left::Failure });
+            }
+            next.home = next.home.filter(|home| home.host != host);
+            next.holder = Some(Holder { host: host.clone(), incarnation: alive.record.incarnation });
+            let from = failed.as_ref().map(|failed| failed.host.clone());
+            plan.notices.push(Notice::Placed { vm: id.clone(), host, from });
+        }
+        self.coordination.told.remove(id);
+        if let Some(failed) = &failed {
+            self.require_dead(plan, failed);
+        }
+        plan.conditions.insert(owner_key(id), owner.map(|owner| owner.revision));
+        if let Some(reason) = &next.gave_up {
+            plan.notices.push(Notice::GaveUp { vm: id.clone(), reason: reason.clone() });
+        }
+        plan.changes.push((owner_key(id), Some(to_bytes(&next))));
+        if moving {
+            plan.changes.push((move_key(id), None));
+        }
+        Ok(())
+    }
+
+    /// Sends VMs off hosts that are drained, and home; calls off moves that lead nowhere.
+    fn plan_moves(&mut self, plan: &mut Plan) {
+        for id in self.view.moving() {
+            let Some(vm) = self.view.vm(id) else { continue };
+            let Some(moving) = &vm.moving else { continue };
+            let to = &moving.record.to;
+            let leads_nowhere = match self.view.standing(id) {
+                Standing::Held(host) => host == *to || !self.view.host(to).is_some_and(|to| to.alive.is_some() && to.is_active()),
+                // Its holder let go of it before it heard of the move.
+                Standing::Off | Standing::GaveUp => true,
+                // Whoever deals with its owner record deals with the move, too.
+                Standing::Homeless | Standing::Leftover | Standing::Unconfirmed(_) | Standing::Unreadable => false,
+            };
+            if leads_nowhere {
+                Node::require_owner(plan, id, vm);
+                plan.conditions.insert(move_key(id), Some(moving.revision));
+                plan.changes.push((move_key(id), None));
+                plan.vms += 1;
+            }
+        }
+        self.plan_drains(plan);
+        self.plan_failbacks(plan);
+    }
+
+    fn plan_drains(&mut self, plan: &mut Plan) {
+        let drained = |wanted| wanted == HostWanted::Drained;
+        let hosts = self.view.hosts().filter(|(_, host)| host.record.as_ref().is_some_and(|host| drained(host.record.wanted)));
+        let draining: Vec<(HostId, bool, Vec<VmId>, usize)> = hosts
+            .map(|(id, host)| {
+                let moving = host.vms.iter().filter(|vm| self.view.vm(vm).is_some_and(|vm| vm.moving.is_some())).count();
+                let room = self.config.parallel_moves.saturating_sub(moving);
+                let stays = |vm: &&VmId| !self.coordination.waiting.contains(*vm) && self.movable(vm);
+                (id.clone(), host.vms.is_empty(), host.vms.iter().filter(stays).cloned().collect(), room)
+            })
+            .collect();
+        for (host, empty, vms, mut room) in draining {
+            if empty && self.coordination.drained.insert(host.clone()) {
+                self.tell(Notice::Drained(host));
+                continue;
+            }
+            for vm in vms {
+                if room == 0 || plan.vms >= self.config.batch {
+                    break;
+                }
+                let unix_s = self.unix_s();
+                match self.view.best_host(&vm, unix_s) {
+                    Ok(to) => {
+                        self.plan_move(plan, &vm, to, MoveReason::Drain);
+                        room -= 1;
+                    }
+                    Err(reason) => {
+                        self.coordination.waiting.insert(vm.clone());
+                        if self.coordination.told.insert(vm.clone()) {
+                            self.tell(Notice::Stays { vm, reason });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a VM runs, is to run on, and does not go anywhere yet.
+    fn movable(&self, id: &VmId) -> bool {
+        let view = self.view.vm(id);
+        view.is_some_and(|vm| vm.wanted_on() && vm.moving.is_none()) && matches!(self.view.standing(id), Standing::Held(_))
+    }
+
+    fn plan_failbacks(&mut self, plan: &mut Plan) {
+        let unix_s = self.unix_s();
+        let minute = u16::try_from(unix_s / 60 % (24 * 60)).unwrap_or(0);
+        let mut coming: BTreeMap<HostId, usize> = BTreeMap::new();
+        let candidates: Vec<(VmId, HostId)> =
+            self.view.away().filter_map(|id| Some((id.clone(), self.home_now(id, minute)?))).collect();
+        for (vm, home) in candidates {
+            let coming =
+                coming.entry(home.clone()).or_insert_with(|| self.view.host(&home).map_or(0, |host| host.arriving.len()));
+            if *coming < self.config.parallel_moves && plan.vms < self.config.batch && self.view.suits(&vm, &home, unix_s) {
+                *coming += 1;
+                self.plan_move(plan, &vm, home, MoveReason::Failback);
+            }
+        }
+    }
+
+    /// Where a VM goes back to now.
+    fn home_now(&self, id: &VmId, minute: u16) -> Option<HostId> {
+        let vm = self.view.vm(id).filter(|_| self.movable(id))?;
+        let home = vm.owner.as_ref()?.record.home.as_ref()?;
+        let host = self.view.host(&home.host).filter(|host| host.alive.is_some() && host.is_active())?;
+        let allowed = match home.left {
+            Left::Drain => true,
+            Left::Failure => vm.placement.as_ref()?.record.failback.allows(minute),
+        };
+        (allowed && host.record.is_some()).then(|| home.host.clone())
+    }
+
+    fn plan_move(&mut self, plan: &mut Plan, id: &VmId, to: HostId, reason: MoveReason) {
+        let Some(vm) = self.view.vm(id) else { return };
+        Node::require_owner(plan, id, vm);
+        plan.conditions.insert(move_key(id), None);
+        if let Some(alive) = self.view.host(&to).and_then(|host| host.alive.as_ref()) {
+            plan.conditions.insert(alive_key(&to), Some(alive.revision));
+        }
+        self.view.reserve(id, &to);
+        plan.reserved.push(id.clone());
+        let why = match reason {
+            MoveReason::Drain => "its host is drained",
+            MoveReason::Failback => "it goes back",
+            MoveReason::User => "someone wants it",
+        };
+        self.coordination.told.remove(id);
+        plan.notices.push(Notice::Moves { vm: id.clone(), to: to.clone(), why });
+        plan.changes.push((move_key(id), Some(to_bytes(&MoveRecord { to, reason }))));
+        plan.vms += 1;
+    }
+}

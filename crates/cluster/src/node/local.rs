@@ -1,0 +1,238 @@
+//! The VMs of this host.
+//!
+//! A VM is started here while all of this holds: its owner record names this host in this life of it; the record is newer than any
+//! transaction of this host that gives the VM away and whose outcome is not known (its *floor*); and the lease can be proven. The first
+//! cannot change behind this host's back: only the holder changes the record while the holder's lease lives.
+//!
+//! ```text
+//!                    owner is this host                         wanted off: Stop
+//!   (nothing here) ─────────────────────▶ Starting ─▶ Running ───────────────────▶ Stopping ─┐
+//!          ▲                                  │          │ to go elsewhere: Save              │
+//!          │   transaction: the record is     │          ├──────────────────────▶ Saving ─────┤
+//!          │   deleted, without a holder, or  │          │ not the owner any more: Kill       │
+//!          │   names the next host            │          └──────────────────────▶ Killing ────┤
+//!          └──────────────────────────────── ended ◀──────────────────────────────────────────┘
+//! ```
+
+use std::cmp::Reverse;
+
+use store::record::to_bytes;
+use store::{LeaseId, Revision, Transaction};
+
+use super::{Node, Purpose};
+use crate::records::{
+    Failure, Holder, Home, Left, MoveReason, OwnerRecord, PlacementRecord, Power, alive_key, move_key, owner_key, placement_key,
+};
+use crate::view::VmView;
+use crate::{Action, Ending, HostId, Notice, VmId};
+
+/// Failures that are remembered of one VM, however often it may be restarted.
+const FAILURES: usize = 100;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Local {
+    Starting,
+    Running,
+    Stopping,
+    Saving,
+    Killing,
+}
+
+impl Node {
+    pub(super) fn vm_running(&mut self, vm: VmId) {
+        if let Some(local @ Local::Starting) = self.locals.get_mut(&vm) {
+            *local = Local::Running;
+        }
+        self.todo.insert(vm);
+    }
+
+    pub(super) fn vm_ended(&mut self, vm: VmId, ending: Ending) {
+        if self.locals.remove(&vm).is_none() {
+            return;
+        }
+        if let Ending::StartFailed(reason) | Ending::Crashed(reason) | Ending::SaveFailed(reason) = &ending {
+            self.tell(Notice::Failed { vm: vm.clone(), reason: reason.clone() });
+        }
+        // Without a lease nothing can be said of it to others; whoever finds the lease ended takes it from there.
+        if self.lease.held().is_some()
+            && let Some(owner) = self.view.vm(&vm).and_then(|view| view.owner.as_ref())
+        {
+            self.ended.insert(vm.clone(), (ending, owner.revision));
+        }
+        // Saves and starts that wait for this one have their turn.
+        self.look_at_all();
+        self.todo.insert(vm);
+    }
+
+    /// Does the next thing for one VM.
+    pub(super) fn reconcile(&mut self, id: &VmId) {
+        let holder = self.lease.held().map(|incarnation| Holder { host: self.config.host.clone(), incarnation });
+        let view = self.view.vm(id);
+        let mine = holder.is_some() && view.and_then(VmView::holder) == holder.as_ref();
+        if let Some(local) = self.locals.get(id).copied() {
+            match (mine, local) {
+                (_, Local::Killing) => {}
+                (false, _) => self.end_local(id, Local::Killing, Action::Kill),
+                (true, _) if view.is_some_and(|view| view.unreadable) => {}
+                (true, Local::Running) if !view.is_some_and(VmView::wanted_on) => {
+                    self.end_local(id, Local::Stopping, Action::Stop)
+                }
+                (true, Local::Running) if self.leaves(id) => self.end_local(id, Local::Saving, Action::Save),
+                (true, _) => {}
+            }
+            return;
+        }
+        let (Some(holder), Some(view), true) = (holder, view, mine) else {
+            self.ended.remove(id);
+            self.restoring.remove(id);
+            self.floors.remove(id);
+            self.settled.remove(id);
+            return;
+        };
+        let (Some(owner), false) = (&view.owner, view.unreadable) else { return };
+        if self.busy.contains(id) || self.settled.get(id).is_some_and(|settled| self.view.revision() < *settled) {
+            return;
+        }
+        let floor = self.floors.get(id).copied().unwrap_or_default().max(self.floor);
+        // An ending under an older revision was dealt with: the record has changed hands since.
+        if self.ended.get(id).is_some_and(|(_, at)| *at != owner.revision) {
+            self.ended.remove(id);
+        }
+        let ending = self.ended.get(id).map(|(ending, _)| ending.clone());
+        if ending.is_some() || !view.wanted_on() {
+            let owner = owner.clone();
+            self.give_away(id, owner.record, owner.revision, ending);
+        } else if owner.revision <= floor || owner.record.saved {
+            let owner = owner.clone();
+            self.claim(id, owner.record, owner.revision, holder.incarnation);
+        } else {
+            let priority = view.placement.as_ref().map(|placement| placement.record.priority).unwrap_or_default();
+            self.queue.insert((Reverse(priority), id.clone()));
+        }
+    }
+
+    fn end_local(&mut self, id: &VmId, local: Local, action: impl FnOnce(VmId) -> Action) {
+        self.locals.insert(id.clone(), local);
+        self.actions.push(action(id.clone()));
+    }
+
+    /// Whether a VM is to be saved now since it goes elsewhere.
+    fn leaves(&self, id: &VmId) -> bool {
+        let Some(to) = self.view.vm(id).and_then(|vm| vm.moving.as_ref()).map(|moving| &moving.record.to) else { return false };
+        let ready = self.view.host(to).is_some_and(|host| host.alive.is_some() && host.is_active());
+        let saving = self.locals.values().filter(|local| **local == Local::Saving).count();
+        *to != self.config.host && ready && saving < self.config.parallel_moves
+    }
+
+    /// Starts VMs, the most important first, as many as may start at once.
+    pub(super) fn start_queued(&mut self) {
+        let mut starting = self.locals.values().filter(|local| **local == Local::Starting).count();
+        while starting < self.config.parallel_starts
+            && let Some((_, id)) = self.queue.pop_first()
+        {
+            starting += usize::from(self.start(id));
+        }
+    }
+
+    /// Starts a VM if all that is needed for it still holds.
+    fn start(&mut self, id: VmId) -> bool {
+        let (Some(incarnation), Some(view)) = (self.lease.held(), self.view.vm(&id)) else { return false };
+        let (Some(owner), true) = (&view.owner, view.wanted_on() && !view.unreadable) else { return false };
+        let holds = view.holder().is_some_and(|holder| holder.host == self.config.host && holder.incarnation == incarnation);
+        let floor = self.floors.get(&id).copied().unwrap_or_default().max(self.floor);
+        let idle = !self.locals.contains_key(&id) && !self.busy.contains(&id) && !self.ended.contains_key(&id);
+        if !holds || owner.revision <= floor || owner.record.saved || !idle {
+            return false;
+        }
+        let restore = self.restoring.remove(&id);
+        self.locals.insert(id.clone(), Local::Starting);
+        self.actions.push(Action::Start { vm: id, token: owner.revision, restore });
+        true
+    }
+
+    fn commit_vm(&mut self, id: &VmId, transaction: Transaction) {
+        self.busy.insert(id.clone());
+        self.commit(transaction, Purpose::Vm(id.clone()));
+    }
+
+    /// Writes the owner record anew with this host as its holder: whatever was sent under the revision before cannot be done any more. The
+    /// mark of saved memory is taken off before the VM runs, so that it is never restored a second time.
+    fn claim(&mut self, id: &VmId, mut owner: OwnerRecord, revision: Revision, incarnation: LeaseId) {
+        if std::mem::take(&mut owner.saved) {
+            self.restoring.insert(id.clone());
+        }
+        owner.holder = Some(Holder { host: self.config.host.clone(), incarnation });
+        let key = owner_key(id);
+        self.commit_vm(id, Transaction::new().unchanged(key.clone(), revision).put(key, to_bytes(&owner)));
+    }
+
+    /// Lets go of a VM that does not run here.
+    fn give_away(&mut self, id: &VmId, mut owner: OwnerRecord, revision: Revision, ending: Option<Ending>) {
+        self.floors.insert(id.clone(), revision);
+        let Some(view) = self.view.vm(id) else { return };
+        let key = owner_key(id);
+        let mut transaction = Transaction::new().unchanged(key.clone(), revision);
+        let placement = view.placement.as_ref();
+        let started_again = placement.is_some_and(|placement| placement.record.start != owner.start);
+        owner.holder = None;
+        let mut off = !view.wanted_on();
+        let mut goes_on = false;
+        match (ending, placement) {
+            (Some(Ending::PoweredOff), Some(placement)) if !off && !started_again => {
+                let record = PlacementRecord { power: Power::Off, ..placement.record.clone() };
+                let key = placement_key(id);
+                transaction = transaction.unchanged(key.clone(), placement.revision).put(key, to_bytes(&record));
+                off = true;
+            }
+            (Some(Ending::Saved), _) => (owner.saved, goes_on) = (true, true),
+            // Its memory is lost, as with a power cut; it boots where it was to go.
+            (Some(Ending::SaveFailed(_)), _) => goes_on = true,
+            (Some(Ending::StartFailed(reason) | Ending::Crashed(reason)), Some(placement)) => {
+                let at_s = self.unix_s();
+                fail(&mut owner, &placement.record, Failure { host: self.config.host.clone(), at_s }, &reason);
+            }
+            _ => {}
+        }
+        let gave_up = owner.gave_up.clone().filter(|_| !off);
+        if let Some(moving) = &view.moving {
+            transaction = transaction.unchanged(move_key(id), moving.revision).delete(move_key(id));
+            let to = &moving.record.to;
+            let target = self.view.host(to).filter(|host| goes_on && host.is_active()).and_then(|host| host.alive.as_ref());
+            if let Some(alive) = target {
+                transaction = transaction.unchanged(alive_key(to), alive.revision);
+                owner.holder = Some(Holder { host: to.clone(), incarnation: alive.record.incarnation });
+                owner.home = home_after(moving.record.reason, owner.home, &self.config.host);
+            }
+        }
+        // Memory that was saved is of no use to a VM that is to be off: its next start would bring an old state back.
+        transaction = if off { transaction.delete(key) } else { transaction.put(key, to_bytes(&owner)) };
+        if let Some(reason) = gave_up {
+            self.tell(Notice::GaveUp { vm: id.clone(), reason });
+        }
+        self.commit_vm(id, transaction);
+    }
+}
+
+/// Where a VM goes back to after a move.
+fn home_after(reason: MoveReason, home: Option<Home>, from: &HostId) -> Option<Home> {
+    match reason {
+        MoveReason::Drain => home.or_else(|| Some(Home { host: from.clone(), left: Left::Drain })),
+        MoveReason::Failback | MoveReason::User => None,
+    }
+}
+
+/// Counts a failure, and gives up when there were too many.
+fn fail(owner: &mut OwnerRecord, placement: &PlacementRecord, failure: Failure, reason: &str) {
+    let policy = placement.restart;
+    let begin = failure.at_s.saturating_sub(policy.period_s);
+    owner.failures.retain(|earlier| earlier.at_s > begin || earlier.at_s == failure.at_s);
+    owner.failures.push(failure);
+    let limit = usize::try_from(policy.limit).unwrap_or(FAILURES).min(FAILURES);
+    if owner.failures.len() > limit {
+        owner.failures.remove(0);
+        owner.gave_up = Some(match limit {
+            0 => format!("{reason}, and it is not to be restarted by itself"),
+            _ => format!("{reason}, after {limit} restart(s) in {} s", policy.period_s),
+        });
+    }
+}

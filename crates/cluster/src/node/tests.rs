@@ -1,0 +1,341 @@
+use std::time::Duration;
+
+use store::record::{Record, from_bytes, to_bytes};
+use store::{Changed, Leases, MemoryStore, Outcome, Revision, Store, Transaction, Watch};
+
+use super::{Config, Guarded, Node};
+use crate::records::{
+    AliveRecord, HostRecord, MoveReason, MoveRecord, OwnerRecord, PlacementRecord, Power, alive_key, move_key, owner_key,
+    placement_key,
+};
+use crate::{Action, Answer, Ending, Event, HostId, Moment, Notice, VmId};
+
+/// How the store answers.
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    /// It does what is asked for, and says so.
+    Answers,
+    /// It says that nobody knows; nothing is done yet.
+    Late,
+}
+
+/// One node with a store.
+struct Host {
+    node: Node,
+    store: MemoryStore,
+    watch: Watch,
+    now: Moment,
+    mode: Mode,
+    /// Transactions that may still come.
+    late: Vec<Transaction>,
+    /// What was to be done with VMs, and told.
+    done: Vec<String>,
+    /// Renewals are not answered.
+    mute: bool,
+}
+
+const H1: &str = "h1";
+
+fn web() -> VmId {
+    "web".into()
+}
+
+impl Host {
+    fn new() -> Host {
+        let store = MemoryStore::new();
+        let record = HostRecord { memory_mib: 8192, cpus: 8, ..HostRecord::default() };
+        for host in [H1, "h2"] {
+            store.commit(&Transaction::new().put(HostRecord::key(host), to_bytes(&record))).unwrap();
+        }
+        let placement = PlacementRecord {
+            power: Power::On,
+            start: 1,
+            memory_mib: 1024,
+            vcpus: 1,
+            preferred: vec![H1.into()],
+            ..PlacementRecord::default()
+        };
+        store.commit(&Transaction::new().put(placement_key(&web()), to_bytes(&placement))).unwrap();
+        let mut host = Host {
+            node: Node::new(Config::new(H1.into()), Moment::default(), None, Vec::new()),
+            watch: store.watch("", Revision(0)).unwrap(),
+            store,
+            now: Moment::default(),
+            mode: Mode::Answers,
+            late: Vec::new(),
+            done: Vec::new(),
+            mute: false,
+        };
+        host.tell(Event::Timer);
+        host
+    }
+
+    /// Another node follows this one on the same host.
+    fn restart(&mut self, guarded: Option<Guarded>, running: Vec<VmId>) {
+        self.node = Node::new(Config::new(H1.into()), self.now, guarded, running);
+        self.done.clear();
+        self.tell(Event::Timer);
+    }
+
+    fn guarded(&self) -> Option<Guarded> {
+        Some(Guarded { lease: self.node.lease().unwrap(), deadline: self.now + Duration::from_secs(4) })
+    }
+
+    fn tell(&mut self, event: Event) {
+        let mut actions = self.node.step(self.now, event);
+        loop {
+            let mut events: Vec<Event> = actions.drain(..).filter_map(|action| self.act(action)).collect();
+            let mut batches: Vec<(Revision, Vec<Changed>)> = Vec::new();
+            while let Some(change) = self.watch.try_next() {
+                match batches.last_mut() {
+                    Some((revision, changes)) if *revision == change.revision => changes.push(change),
+                    _ => batches.push((change.revision, vec![change])),
+                }
+            }
+            events.extend(batches.into_iter().map(|(revision, changes)| Event::Changed { revision, changes }));
+            if events.is_empty() {
+                return;
+            }
+            for event in events {
+                actions.extend(self.node.step(self.now, event));
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Read => Some(Event::Entries(self.store.range("").unwrap())),
+            Action::TakeLease { attempt } => {
+                let lease = self.store.grant(Duration::from_secs(5)).unwrap().id;
+                let record = to_bytes(&AliveRecord { incarnation: lease });
+                let put = Transaction::new().absent(alive_key(&H1.into())).put_under(alive_key(&H1.into()), record, lease);
+                Some(match self.store.commit(&put).unwrap() {
+                    Outcome::Committed(_) => Event::LeaseTaken { attempt, lease },
+                    Outcome::Conflict { key, .. } => Event::LeaseRefused { attempt, reason: key },
+                })
+            }
+            Action::RenewLease { attempt, .. } => (!self.mute).then_some(Event::LeaseRenewed { attempt }),
+            Action::Commit { commit, transaction } if self.mode == Mode::Late => {
+                self.late.push(transaction);
+                Some(Event::Committed { commit, answer: Answer::Unknown })
+            }
+            Action::Commit { commit, transaction } => {
+                let answer = match self.store.commit(&transaction).unwrap() {
+                    Outcome::Committed(revision) => Answer::Done(revision),
+                    Outcome::Conflict { key, .. } => Answer::Conflict { key },
+                };
+                Some(Event::Committed { commit, answer })
+            }
+            Action::Start { vm, restore, .. } => self.note(format!("{} {vm}", if restore { "restore" } else { "start" })),
+            Action::Stop(vm) => self.note(format!("stop {vm}")),
+            Action::Save(vm) => self.note(format!("save {vm}")),
+            Action::Kill(vm) => self.note(format!("kill {vm}")),
+            Action::Tell(notice @ (Notice::LeaseLost { .. } | Notice::Unreadable(_) | Notice::GaveUp { .. })) => {
+                self.note(notice.to_string())
+            }
+            Action::Guard { .. } | Action::Beat { .. } | Action::Tell(_) => None,
+        }
+    }
+
+    fn note(&mut self, what: String) -> Option<Event> {
+        self.done.push(what);
+        None
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.now = end.min(self.node.wake_at());
+            self.tell(Event::Timer);
+        }
+    }
+
+    fn ends(&mut self, ending: Ending) {
+        self.tell(Event::VmEnded { vm: web(), ending });
+    }
+
+    fn owner(&self) -> Option<OwnerRecord> {
+        let entry = self.store.get(&owner_key(&web())).unwrap()?;
+        Some(from_bytes(&entry.key, &entry.value).unwrap())
+    }
+
+    fn took(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.done)
+    }
+}
+
+/// h2 lives, and web is to go there.
+fn sent_to_h2(host: &mut Host) {
+    let lease = host.store.grant(Duration::from_secs(3600)).unwrap().id;
+    let record = to_bytes(&AliveRecord { incarnation: lease });
+    host.store.commit(&Transaction::new().put_under(alive_key(&"h2".into()), record, lease)).unwrap();
+    let record = MoveRecord { to: "h2".into(), reason: MoveReason::User };
+    host.store.commit(&Transaction::new().put(move_key(&web()), to_bytes(&record))).unwrap();
+    host.tell(Event::Timer);
+}
+
+#[test]
+fn a_vm_is_placed_started_and_stopped_and_nothing_is_left_of_it() {
+    let mut host = Host::new();
+    assert_eq!(host.took(), ["start web"]);
+    assert_eq!(host.owner().unwrap().holder.unwrap().host, HostId::from(H1));
+    host.tell(Event::VmRunning(web()));
+    let stop = crate::requests::stop(host.node.view(), &web()).unwrap();
+    host.store.commit(&stop).unwrap();
+    host.tell(Event::Timer);
+    assert_eq!(host.took(), ["stop web"]);
+    host.ends(Ending::Stopped);
+    assert_eq!((host.owner(), host.took()), (None, vec![]));
+}
+
+#[test]
+fn a_guest_that_powers_off_is_not_started_again() {
+    let mut host = Host::new();
+    host.tell(Event::VmRunning(web()));
+    host.took();
+    host.ends(Ending::PoweredOff);
+    host.pass(Duration::from_secs(10));
+    assert_eq!((host.owner(), host.took()), (None, vec![]));
+    let entry = host.store.get(&placement_key(&web())).unwrap().unwrap();
+    assert_eq!(from_bytes::<PlacementRecord>(&entry.key, &entry.value).unwrap().power, Power::Off);
+}
+
+#[test]
+fn a_hand_over_that_may_still_come_rules_out_a_start() {
+    let mut host = Host::new();
+    host.tell(Event::VmRunning(web()));
+    sent_to_h2(&mut host);
+    assert_eq!(host.took(), ["start web", "save web"]);
+    host.mode = Mode::Late;
+    host.ends(Ending::Saved);
+    host.pass(Duration::from_secs(2));
+    // The hand-over is asked for again and again, and nothing is started: any of them may come.
+    assert!(host.late.len() > 1);
+    assert_eq!(host.took(), Vec::<String>::new());
+    // The first comes now. All others come to nothing.
+    let late = std::mem::take(&mut host.late);
+    assert!(matches!(host.store.commit(&late[0]).unwrap(), Outcome::Committed(_)));
+    assert!(late[1..].iter().all(|late| matches!(host.store.commit(late).unwrap(), Outcome::Conflict { .. })));
+    host.mode = Mode::Answers;
+    host.pass(Duration::from_secs(2));
+    let owner = host.owner().unwrap();
+    assert_eq!((owner.holder.unwrap().host, owner.saved), ("h2".into(), true));
+    assert_eq!(host.took(), Vec::<String>::new());
+}
+
+#[test]
+fn what_a_node_sent_before_its_end_comes_to_nothing_before_the_next_starts_the_vm() {
+    let mut host = Host::new();
+    host.tell(Event::VmRunning(web()));
+    sent_to_h2(&mut host);
+    host.mode = Mode::Late;
+    host.ends(Ending::Saved);
+    let late = std::mem::take(&mut host.late);
+    host.mode = Mode::Answers;
+    // marud crashes; the next one finds that it owns the VM, and that it does not run. Nobody told it of the hand-over.
+    let guarded = host.guarded();
+    host.store.commit(&Transaction::new().delete(move_key(&web()))).unwrap();
+    host.restart(guarded, Vec::new());
+    assert_eq!(host.took(), ["start web"]);
+    assert!(late.iter().all(|late| matches!(host.store.commit(late).unwrap(), Outcome::Conflict { .. })));
+}
+
+#[test]
+fn a_restarted_node_leaves_its_vms_alone() {
+    let mut host = Host::new();
+    host.tell(Event::VmRunning(web()));
+    let (guarded, before) = (host.guarded(), host.owner());
+    host.restart(guarded, vec![web()]);
+    host.pass(Duration::from_secs(20));
+    assert_eq!((host.took(), host.owner()), (vec![], before));
+}
+
+#[test]
+fn saved_memory_is_restored_once() {
+    let mut host = Host::new();
+    host.tell(Event::VmRunning(web()));
+    host.took();
+    host.ends(Ending::Saved);
+    assert_eq!(host.took(), ["restore web"]);
+    // The mark is gone before it runs: whatever happens now, an old state does not come back.
+    assert!(!host.owner().unwrap().saved);
+    host.ends(Ending::Crashed("a fault".into()));
+    assert_eq!(host.took(), ["start web"]);
+}
+
+#[test]
+fn a_lease_that_was_not_proven_in_time_is_lost_whatever_comes_later() {
+    let mut host = Host::new();
+    host.tell(Event::VmRunning(web()));
+    host.took();
+    host.mute = true;
+    host.pass(Duration::from_millis(3999));
+    assert_eq!(host.took(), Vec::<String>::new());
+    let attempt = host.node.count;
+    host.now = host.now + Duration::from_millis(1);
+    host.tell(Event::LeaseRenewed { attempt });
+    assert_eq!(
+        host.took(),
+        ["the lease could not be proven in time: 1 VM(s) are killed here and may start elsewhere", "kill web"]
+    );
+    assert_eq!(host.node.lease(), None);
+}
+
+#[test]
+fn a_vm_that_fails_too_often_is_given_up() {
+    let mut host = Host::new();
+    host.tell(Event::WallClock { unix_s: 1_000_000 });
+    host.took();
+    for _ in 0..3 {
+        host.ends(Ending::StartFailed("no disk".into()));
+        assert_eq!(host.took(), ["start web"]);
+    }
+    host.ends(Ending::StartFailed("no disk".into()));
+    let told = host.took();
+    assert!(told[0].contains("no disk, after 3 restart(s) in 3600 s; `maru vm start web` tries anew"), "{told:?}");
+    assert_eq!(told.len(), 1);
+    let start = crate::requests::start(host.node.view(), &web()).unwrap();
+    host.store.commit(&start).unwrap();
+    host.tell(Event::Timer);
+    assert_eq!(host.took(), ["start web"]);
+}
+
+#[test]
+fn failures_that_are_long_ago_do_not_count() {
+    let mut host = Host::new();
+    for hour in 1..10 {
+        host.tell(Event::WallClock { unix_s: 1_000_000 + hour * 2000 });
+        host.took();
+        host.ends(Ending::Crashed("a fault".into()));
+        assert_eq!(host.took(), ["start web"]);
+    }
+}
+
+#[test]
+fn records_that_cannot_be_read_are_told_and_stop_nothing_else() {
+    let mut host = Host::new();
+    host.took();
+    let junk = Transaction::new().put("owners/web", "junk").put("hosts/h2", "{}").put("alive/", "").put("moves/x/y", "[]");
+    host.store.commit(&junk).unwrap();
+    host.tell(Event::Timer);
+    let told = host.took();
+    assert!(told.iter().any(|told| told.contains("'owners/web' is malformed")), "{told:?}");
+    // Whoever owns it is not known, so it is not run here, nor given to anybody; and it is told once.
+    assert!(told.contains(&"kill web".into()));
+    host.ends(Ending::Killed);
+    host.pass(Duration::from_secs(700));
+    assert_eq!(host.took(), Vec::<String>::new());
+    assert_eq!(host.store.get("owners/web").unwrap().unwrap().value, b"junk");
+}
+
+#[test]
+fn what_a_vm_needs_holds_on_when_it_cannot_be_read_any_more() {
+    let mut host = Host::new();
+    host.tell(Event::VmRunning(web()));
+    host.took();
+    host.store.commit(&Transaction::new().put("placements/web", "{}")).unwrap();
+    host.pass(Duration::from_secs(700));
+    let told = host.took();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(host.owner().unwrap().holder.unwrap().host, HostId::from(H1));
+}

@@ -1,0 +1,109 @@
+//! What users ask for, as transactions. The API commits them; nodes follow the records.
+
+use store::Transaction;
+use store::record::{Stored, to_bytes};
+
+use crate::records::{
+    HostRecord, HostWanted, MoveReason, MoveRecord, OwnerRecord, PlacementRecord, Power, alive_key, host_key, move_key,
+    owner_key, placement_key,
+};
+use crate::view::Standing;
+use crate::{HostId, View, VmId};
+
+/// Why a request is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// No such host.
+    #[error("there is no host '{0}' in this cluster")]
+    NoHost(HostId),
+    /// No such VM.
+    #[error("there is no VM '{0}' in this cluster")]
+    NoVm(VmId),
+    /// A host that lives is not dead.
+    #[error(
+        "{0} holds a lease, so it is not dead: drain it with `maru host drain {0}`, or cut its power and wait for its lease to end"
+    )]
+    Alive(HostId),
+    /// A VM that does not run cannot go elsewhere.
+    #[error("{0} does not run: start it, and it goes to the host that suits it best")]
+    NotRunning(VmId),
+    /// A host that cannot take it.
+    #[error("{0} cannot take it now: it holds no lease, or is drained")]
+    NotReady(HostId),
+}
+
+fn host<'a>(view: &'a View, host: &HostId) -> Result<&'a Stored<HostRecord>, RequestError> {
+    view.host(host).and_then(|host| host.record.as_ref()).ok_or_else(|| RequestError::NoHost(host.clone()))
+}
+
+fn placement<'a>(view: &'a View, vm: &VmId) -> Result<&'a Stored<PlacementRecord>, RequestError> {
+    view.vm(vm).and_then(|vm| vm.placement.as_ref()).ok_or_else(|| RequestError::NoVm(vm.clone()))
+}
+
+fn want_host(view: &View, id: &HostId, wanted: HostWanted) -> Result<Transaction, RequestError> {
+    let Stored { record, revision } = host(view, id)?;
+    let record = HostRecord { wanted, ..record.clone() };
+    Ok(Transaction::new().unchanged(host_key(id), *revision).put(host_key(id), to_bytes(&record)))
+}
+
+/// A host gives its VMs away and takes none.
+pub fn drain(view: &View, id: &HostId) -> Result<Transaction, RequestError> {
+    want_host(view, id, HostWanted::Drained)
+}
+
+/// A host takes VMs again, and gets those back that left when it was drained.
+pub fn resume(view: &View, id: &HostId) -> Result<Transaction, RequestError> {
+    want_host(view, id, HostWanted::Active)
+}
+
+fn want_power(view: &View, id: &VmId, power: Power) -> Result<Transaction, RequestError> {
+    let Stored { record, revision } = placement(view, id)?;
+    let mut record = record.clone();
+    // A start of a VM that was given up is a new one; a second start of one that runs is none.
+    if power == Power::On && (record.power == Power::Off || view.standing(id) == Standing::GaveUp) {
+        record.start += 1;
+    }
+    record.power = power;
+    Ok(Transaction::new().unchanged(placement_key(id), *revision).put(placement_key(id), to_bytes(&record)))
+}
+
+/// A VM is to run.
+pub fn start(view: &View, id: &VmId) -> Result<Transaction, RequestError> {
+    want_power(view, id, Power::On)
+}
+
+/// A VM is to be off.
+pub fn stop(view: &View, id: &VmId) -> Result<Transaction, RequestError> {
+    want_power(view, id, Power::Off)
+}
+
+/// A VM is to run on another host.
+pub fn move_vm(view: &View, id: &VmId, to: &HostId) -> Result<Transaction, RequestError> {
+    host(view, to)?;
+    placement(view, id)?;
+    let vm = view.vm(id).ok_or_else(|| RequestError::NoVm(id.clone()))?;
+    let (Some(owner), Standing::Held(_)) = (&vm.owner, view.standing(id)) else {
+        return Err(RequestError::NotRunning(id.clone()));
+    };
+    let target = view.host(to).filter(|host| host.is_active()).and_then(|host| host.alive.as_ref());
+    let alive = target.ok_or_else(|| RequestError::NotReady(to.clone()))?;
+    let record = MoveRecord { to: to.clone(), reason: MoveReason::User };
+    let transaction = Transaction::new().unchanged(owner_key(id), owner.revision).unchanged(alive_key(to), alive.revision);
+    Ok(transaction.put(move_key(id), to_bytes(&record)))
+}
+
+/// Someone vouches that a host without a lease runs nothing: it has no power, or its VMs were seen to be gone. Its VMs are started
+/// elsewhere. **If that is not true, VMs run twice.** Returns transactions of at most `batch` VMs each.
+pub fn confirm_dead(view: &View, id: &HostId, batch: usize) -> Result<Vec<Transaction>, RequestError> {
+    host(view, id)?;
+    let Some(dead) = view.host(id).filter(|host| host.alive.is_none()) else { return Err(RequestError::Alive(id.clone())) };
+    let owned: Vec<&VmId> = dead.vms.iter().collect();
+    let transactions = owned.chunks(batch.max(1)).map(|vms| {
+        let owners = vms.iter().filter_map(|vm| Some((*vm, view.vm(vm)?.owner.as_ref()?)));
+        owners.fold(Transaction::new().absent(alive_key(id)), |transaction, (vm, owner)| {
+            let record = OwnerRecord { holder: None, ..owner.record.clone() };
+            transaction.unchanged(owner_key(vm), owner.revision).put(owner_key(vm), to_bytes(&record))
+        })
+    });
+    Ok(transactions.collect())
+}
