@@ -6,6 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use lab::cli::LabCommand;
 
+use crate::cluster::ClusterCommand;
 use crate::disk::DiskCommand;
 use crate::event::EventCommand;
 use crate::host::HostCommand;
@@ -56,6 +57,9 @@ pub enum Command {
     /// Hosts: what this machine can do as one, what marud knows of one
     #[command(subcommand)]
     Host(HostCommand),
+    /// Clusters: what one would do, played in virtual time
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Disks that are files: make, look at, convert
     #[command(subcommand)]
     Disk(DiskCommand),

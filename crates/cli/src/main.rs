@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  cli (what can be said) ──> host ──> crate check
+//!                        ├──> cluster ──> crate cluster, its simulation
 //!                        ├──> disk ──> disk::tool
 //!                        ├──> switch ──> marud's API, or a running switch's control socket
 //!                        ├──> crate lab
@@ -14,6 +15,7 @@
 //! exit status 2, other failures are 1, unless the command says otherwise under EXIT STATUS in its help.
 
 mod cli;
+mod cluster;
 mod complete;
 mod disk;
 mod event;
@@ -61,6 +63,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Host(HostCommand::Check(args)) => return Ok(host::check(&args)?.into()),
         Command::Host(HostCommand::Init(args)) => init::run(&args)?,
         Command::Host(HostCommand::Show(args)) => host::show(&args)?,
+        Command::Cluster(command) => return Ok(cluster::run(command)?),
         Command::Volume(command) => volume::run(&command)?,
         Command::Image(command) => image::run(command)?,
         Command::Task(command) => task::run(command)?,
