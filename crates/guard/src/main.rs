@@ -13,7 +13,7 @@ const HELP: &str = "\
 maru-guard: ends the VMs of a host of a cluster before another host may start them
 
 usage: maru-guard --socket PATH --page FILE --vms DIRECTORY [options]
-       maru-guard ask --socket PATH status|release|extend MS
+       maru-guard ask --socket PATH status|release|extend LEASE MS
 
   --socket PATH       listen here for marud
   --page FILE         the file, in memory (below /run), that tells monitors until when VMs may run

@@ -53,11 +53,20 @@ impl From<Says> for u64 {
     }
 }
 
+/// What the page holds; the rest of it is zeros.
+#[repr(C)]
+#[derive(Debug)]
+struct Words {
+    deadline: AtomicU64,
+    /// The lease that the deadline belongs to, for the next guard and the next `marud`.
+    lease: AtomicU64,
+}
+
 /// The mapped page.
 #[derive(Debug)]
-struct Mapping(NonNull<AtomicU64>);
+struct Mapping(NonNull<Words>);
 
-// SAFETY: the mapping is memory of the process until it is dropped, and is only used through an atomic.
+// SAFETY: the mapping is memory of the process until it is dropped, and is only used through atomics.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -72,8 +81,8 @@ impl Mapping {
         NonNull::new(address.cast()).map(Mapping).ok_or_else(|| io::Error::other("a page at the address 0"))
     }
 
-    fn value(&self) -> &AtomicU64 {
-        // SAFETY: the mapping is a page, aligned and alive as long as `self`; all who write there do so with atomics.
+    fn words(&self) -> &Words {
+        // SAFETY: the mapping is a page, aligned and alive as long as `self`; all who write there do so with atomics, and any bits are right.
         unsafe { self.0.as_ref() }
     }
 }
@@ -90,11 +99,12 @@ impl Drop for Mapping {
 pub struct Page(Mapping);
 
 impl Page {
-    /// Opens the page at `path`, or makes one that says that no lease is needed. Only one guard may have it: the file is locked.
+    /// Opens the page at `path`, or makes one that says that no lease is needed; gives what it says, and the lease. Only one guard may have
+    /// it: the file is locked.
     ///
     /// # Errors
     /// `WouldBlock` if another guard has it, and whatever the file system says.
-    pub fn open(path: &Path) -> io::Result<(Page, Says)> {
+    pub fn open(path: &Path) -> io::Result<(Page, Says, u64)> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path)?;
         file.try_lock()?;
         if file.metadata()?.len() < SIZE as u64 {
@@ -103,15 +113,17 @@ impl Page {
             file.set_len(SIZE as u64)?;
         }
         let page = Page(Mapping::new(&file, ProtFlags::READ | ProtFlags::WRITE)?);
-        let says = page.0.value().load(Ordering::Acquire).into();
+        let says = page.0.words().deadline.load(Ordering::Acquire).into();
+        let lease = page.0.words().lease.load(Ordering::Relaxed);
         // The lock is held as long as the process lives.
         std::mem::forget(file);
-        Ok((page, says))
+        Ok((page, says, lease))
     }
 
-    /// What is said from now on.
-    pub fn say(&self, says: Says) {
-        self.0.value().store(says.into(), Ordering::Release);
+    /// What is said from now on, of this lease.
+    pub fn say(&self, says: Says, lease: u64) {
+        self.0.words().lease.store(lease, Ordering::Relaxed);
+        self.0.words().deadline.store(says.into(), Ordering::Release);
     }
 }
 
@@ -127,7 +139,7 @@ impl Lease {
 
     /// What the page says.
     pub fn says(&self) -> Says {
-        self.0.value().load(Ordering::Acquire).into()
+        self.0.words().deadline.load(Ordering::Acquire).into()
     }
 
     /// Whether VMs may run at this moment.
@@ -150,17 +162,17 @@ mod tests {
     fn what_the_guard_says_is_read_at_once_and_by_the_next_guard() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("deadline");
-        let (page, says) = Page::open(&path).unwrap();
-        assert_eq!(says, Says::Free);
-        let lease = Lease::of(&File::open(&path).unwrap()).unwrap();
-        assert!(lease.holds());
+        let (page, says, lease) = Page::open(&path).unwrap();
+        assert_eq!((says, lease), (Says::Free, 0));
+        let reader = Lease::of(&File::open(&path).unwrap()).unwrap();
+        assert!(reader.holds());
         let deadline = BootTime::now().after(Duration::from_secs(600));
-        page.say(Says::Until(deadline));
-        assert_eq!((lease.says(), lease.holds()), (Says::Until(deadline), true));
-        page.say(Says::Until(BootTime::now()));
-        assert!(!lease.holds(), "at the deadline it is over");
-        page.say(Says::Over);
-        assert!(!lease.holds());
+        page.say(Says::Until(deadline), 7);
+        assert_eq!((reader.says(), reader.holds()), (Says::Until(deadline), true));
+        page.say(Says::Until(BootTime::now()), 7);
+        assert!(!reader.holds(), "at the deadline it is over");
+        page.say(Says::Over, 7);
+        assert!(!reader.holds());
         assert_eq!(Page::open(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock, "the other guard lives");
     }
 

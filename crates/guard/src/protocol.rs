@@ -10,6 +10,8 @@ use crate::BootTime;
 pub enum Request {
     /// VMs may run until then: a renewal of the lease was acknowledged.
     Extend {
+        /// The lease.
+        lease: u64,
         /// When the renewal was sent, plus the lease's time, less the margin.
         deadline: BootTime,
     },
@@ -28,6 +30,9 @@ pub struct Status {
     /// Until when VMs may run, in nanoseconds of `CLOCK_BOOTTIME`; while they are held only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<BootTime>,
+    /// The lease that the deadline belongs to: a `marud` that was started again goes on with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<u64>,
     /// Whether a process of a VM is there.
     pub running: bool,
     /// After how many milliseconds without food the watchdog resets the host; without one, nothing.

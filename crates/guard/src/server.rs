@@ -39,6 +39,8 @@ pub struct Options {
 
 struct Guard {
     fence: Fence,
+    /// What the deadline belongs to.
+    lease: u64,
     times: Times,
     page: Page,
     vms: Vms,
@@ -54,7 +56,7 @@ pub fn serve(options: &Options, ready: impl FnOnce()) -> io::Result<()> {
         move |error: io::Error| io::Error::new(error.kind(), format!("{place}: {error}"))
     };
     let vms = Vms::open(&options.vms).map_err(said("the control group of VMs", &options.vms))?;
-    let (page, says) = Page::open(&options.page).map_err(said("the page", &options.page))?;
+    let (page, says, lease) = Page::open(&options.page).map_err(said("the page", &options.page))?;
     let state = match says {
         Says::Free => State::Free,
         Says::Until(deadline) => State::Held(deadline),
@@ -71,7 +73,7 @@ pub fn serve(options: &Options, ready: impl FnOnce()) -> io::Result<()> {
     let times = Times { margin: options.margin, watchdog, horizon: options.horizon };
     let listener = Listener::bind(&options.socket).map_err(said("the socket", &options.socket))?;
     let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
-    let mut guard = Guard { fence: Fence::new(times, state), times, page, vms, kennel, trouble: None };
+    let mut guard = Guard { fence: Fence::new(times, state), lease, times, page, vms, kennel, trouble: None };
     ready();
     guard.run(&listener, &timer)
 }
@@ -145,11 +147,12 @@ impl Guard {
     }
 
     fn publish(&self) {
-        self.page.say(match self.fence.state() {
+        let says = match self.fence.state() {
             State::Free => Says::Free,
             State::Held(deadline) => Says::Until(deadline),
             State::Ending(_) | State::Ended => Says::Over,
-        });
+        };
+        self.page.say(says, self.lease);
     }
 
     fn say(&mut self, what: &str, error: &io::Error) {
@@ -176,7 +179,7 @@ impl Guard {
     fn execute(&mut self, request: &Request) -> Reply {
         let (now, running) = (BootTime::now(), self.vms.run());
         let done = match request {
-            Request::Extend { deadline } => self.fence.extend(now, *deadline, running).map(drop),
+            Request::Extend { lease, deadline } => self.fence.extend(now, *deadline, running).map(|_| self.lease = *lease),
             Request::Release => self.fence.release(now),
             Request::Status => Ok(()),
         };
@@ -191,6 +194,7 @@ impl Guard {
             State::Ended => (StateName::Ended, None),
         };
         let ms = |time: Duration| time.as_millis() as u64;
-        Reply::Ok(Status { state, deadline, running, watchdog_ms: self.times.watchdog.map(ms), margin_ms: ms(self.times.margin) })
+        let lease = deadline.map(|_| self.lease);
+        Reply::Ok(Status { state, deadline, lease, running, watchdog_ms: self.times.watchdog.map(ms), margin_ms: ms(self.times.margin) })
     }
 }
