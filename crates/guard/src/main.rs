@@ -124,9 +124,11 @@ fn parse() -> Result<Option<Command>, lexopt::Error> {
         let request = match (first.as_str(), question) {
             ("ask", [word]) if word == "status" => Request::Status,
             ("ask", [word]) if word == "release" => Request::Release,
-            ("ask", [word, ms]) if word == "extend" => Request::Extend {
-                deadline: BootTime::now().after(Duration::from_millis(ms.parse().map_err(|_| "MS is a number")?)),
-            },
+            ("ask", [word, lease, ms]) if word == "extend" => {
+                let ahead = Duration::from_millis(ms.parse().map_err(|_| "MS is a number")?);
+                let lease = lease.parse().map_err(|_| "LEASE is a number")?;
+                Request::Extend { lease, deadline: BootTime::now().after(ahead) }
+            }
             _ => return Err(format!("'{}' is nothing that it does", words.join(" ")).into()),
         };
         return Ok(Some(Command::Ask(socket, request)));

@@ -195,6 +195,13 @@ impl Guard {
         };
         let ms = |time: Duration| time.as_millis() as u64;
         let lease = deadline.map(|_| self.lease);
-        Reply::Ok(Status { state, deadline, lease, running, watchdog_ms: self.times.watchdog.map(ms), margin_ms: ms(self.times.margin) })
+        Reply::Ok(Status {
+            state,
+            deadline,
+            lease,
+            running,
+            watchdog_ms: self.times.watchdog.map(ms),
+            margin_ms: ms(self.times.margin),
+        })
     }
 }

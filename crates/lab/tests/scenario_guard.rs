@@ -43,7 +43,7 @@ fn signal_guard(host: &Host, signal: &str) {
 /// Renews the lease until it is told to end, as `marud` does; a guard that refuses or is not there is asked again.
 fn renew(host: &Host) -> lab::agent::Process {
     let script =
-        format!("while :; do maru-guard ask --socket /run/guard.socket extend {AHEAD_MS} >/dev/null 2>&1; sleep 0.5; done");
+        format!("while :; do maru-guard ask --socket /run/guard.socket extend 7 {AHEAD_MS} >/dev/null 2>&1; sleep 0.5; done");
     host.spawn(Exec::new(["sh", "-c", &script])).unwrap()
 }
 
@@ -88,6 +88,7 @@ fn vms_live_as_long_as_the_lease_and_no_guard_that_is_killed_or_stopped_changes_
     vm.wait_for("the guest writes", |output| output.contains("maru-guest: ok "));
     signal_guard(host, "KILL");
     start_guard(host, "");
+    assert_eq!(ask(host, "status")["lease"], 7);
     let later = Instant::now() + Duration::from_millis(AHEAD_MS) + MARGIN;
     let before = vm.output.len();
     vm.wait_for("it goes on for longer than a renewal lasts", |output| output.len() > before && Instant::now() > later);
