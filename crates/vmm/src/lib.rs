@@ -9,6 +9,7 @@ pub mod cpu;
 pub mod devices;
 pub mod interrupts;
 pub mod launch;
+pub mod lease;
 pub mod machine;
 pub mod memory;
 pub mod monitor;

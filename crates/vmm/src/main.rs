@@ -27,6 +27,7 @@ usage: maru-vmm --config FILE [options]
   --paused           wait for a client that resumes the VM
   --control PATH     listen for control clients at this socket
   --control-fd N     serve the control client on this descriptor
+  --lease FILE       run under the lease in this page of maru-guard, and end when it is over
   --exit-with-parent end the VM when the client on --control-fd goes away
   --uid N            the user to become when started as root; by default one that no other VM of this host has
   --gid N            the group to become; by default the one with the user's number
@@ -39,7 +40,7 @@ removes the control socket after its end.
 
 Standard input and output are the guest's console. Exit status: 0 the guest powered off or the VM was stopped on
 request, 1 the VM could not be started, 2 wrong usage, 3 the guest reset the machine (with on-reset \"exit\"),
-4 the VM failed.
+4 the VM failed, 5 the lease was over.
 ";
 
 /// The exit status of a VM that failed.
@@ -52,6 +53,7 @@ struct Options {
     paused: bool,
     control: Option<PathBuf>,
     control_fd: Option<i32>,
+    lease: Option<PathBuf>,
     exit_with_parent: bool,
     uid: Option<u32>,
     gid: Option<u32>,
@@ -98,6 +100,7 @@ fn parse() -> Result<Option<Options>, lexopt::Error> {
             Long("paused") => options.paused = true,
             Long("control") => options.control = Some(parser.value()?.into()),
             Long("control-fd") => options.control_fd = Some(parser.value()?.parse()?),
+            Long("lease") => options.lease = Some(parser.value()?.into()),
             Long("exit-with-parent") => options.exit_with_parent = true,
             Long("uid") => options.uid = Some(parser.value()?.parse()?),
             Long("gid") => options.gid = Some(parser.value()?.parse()?),
@@ -128,6 +131,9 @@ fn run(options: &Options) -> Result<u8, Box<dyn std::error::Error>> {
         Some(path) => Some(Listener::bind(path).map_err(|error| format!("control socket {}: {error}", path.display()))?),
         None => None,
     };
+    if let Some(page) = &options.lease {
+        vmm::lease::take(page).map_err(|error| format!("the lease in {}: {error}", page.display()))?;
+    }
     let parent = options.control_fd.map(inherited).transpose()?.map(Connection::from);
     if options.unconfined {
         eprintln!("maru-vmm: WARNING: running unconfined: a guest that breaks out of its VM gets everything that this user has");

@@ -265,6 +265,9 @@ impl Worker {
 
     fn start_operation(&mut self, tag: u16, operation: Operation) -> Result<(), IoError> {
         let durability = self.durability();
+        if !matches!(operation, Operation::Read { .. }) {
+            crate::lease::check();
+        }
         match operation {
             // SAFETY: the segments are slices of guest memory, which lives at least until the engine is dropped (`memory` is
             // declared after `engine`). The guest may access it at any time, and nobody in this process holds references to it.
