@@ -26,6 +26,8 @@ fn uplink(host: &Host, options: &str) -> Process {
     for cable in ["cable0", "cable1"] {
         shell(host, &format!("ip addr flush dev {cable}; ip link set {cable} arp off"));
     }
+    // For what joins: a confined switch opens what was there when it started.
+    host.load_module("tun", "").expect("the module tun");
     let switch = start_switch(host);
     shell(host, &format!("maru port add wire {options}"));
     switch
@@ -33,7 +35,6 @@ fn uplink(host: &Host, options: &str) -> Process {
 
 /// The host itself at its switch, as `10.9.0.NUMBER`.
 fn join(host: &Host, number: u8) {
-    host.load_module("tun", "").expect("the module tun");
     shell(host, &format!("maru port add host --tap sw0; ip addr add 10.9.0.{number}/24 dev sw0; ip link set sw0 up"));
 }
 

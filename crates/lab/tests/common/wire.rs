@@ -8,7 +8,9 @@
 //! ```
 //!
 //! That a frame does *not* come out is known without waiting for time to pass: behind the frames of a round, each host sends a *fence*, a
-//! frame that goes to a port of each host. Frames stay in order, so whatever was to come has come when the fences have.
+//! frame that goes to a port of each host. The frames of one port stay in order, and who looks at all ports in turn, as the switch does with
+//! those that send and the test with those that hear, is at most one turn late with each: so whatever was to come has come when fences have
+//! come that were sent when others had.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -62,6 +64,8 @@ struct Side<'l> {
     _switch: Process,
 }
 
+/// So many fences come one after the other: two turns that may be late, of the switches and of the test.
+const FENCES_IN_A_ROW: usize = 3;
 /// The VLAN of the fences.
 const FENCES: u16 = 999;
 /// The last bytes of a frame say which one it is. No padding of the wire may come behind.
@@ -128,32 +132,22 @@ impl<'l> Wire<'l> {
         let recording = self.lab.state_dir().join("cable0.pcap");
         self.lab.cable(0).pcap(&recording).unwrap();
         let first = self.count;
-        let mut lines = [String::new(), String::new()];
-        let mut line = |host: usize, port: &str, frame: &[u8]| {
-            let mut bytes = frame.to_vec();
-            bytes.resize(bytes.len().max(LEAST_BYTES - 4), 0);
-            bytes.extend(self.count.to_be_bytes());
-            self.count += 1;
-            lines[host] += &format!("{port} {}\n", to_hex(&bytes));
-        };
-        sent.iter().for_each(|sent| line(sent.host, &sent.port, &sent.frame));
-        let fences = [first + sent.len() as u32, first + sent.len() as u32 + 1];
-        for host in 0..2 {
-            line(host, "fence0", &ethernet(station(host, 255), EVERYBODY, &[], OTHER, &[]));
-        }
-        for (side, lines) in self.sides.iter().zip(lines) {
-            side.frames.write_stdin(lines.as_bytes()).unwrap();
-        }
         let mut passed = vec![Passed::default(); sent.len()];
-        for (host, side) in self.sides.iter_mut().enumerate() {
-            let mut open = fences.to_vec();
-            while !open.is_empty() {
-                let (port, frame) = side.next();
-                let (number, tag) = (number(&frame), tag(&frame));
-                if port == "fence1" {
-                    open.retain(|fence| *fence != number);
-                } else if let Some(passed) = number.checked_sub(first).and_then(|number| passed.get_mut(number as usize)) {
-                    passed.heard.push(Heard { host, port, tag });
+        self.send(sent.iter().map(|sent| (sent.host, &sent.port[..], &sent.frame[..])));
+        for _ in 0..FENCES_IN_A_ROW {
+            let fences = [self.count, self.count + 1];
+            let frames = [0, 1].map(|host| ethernet(station(host, 255), EVERYBODY, &[], OTHER, &[]));
+            self.send(frames.iter().enumerate().map(|(host, frame)| (host, "fence0", &frame[..])));
+            for (host, side) in self.sides.iter_mut().enumerate() {
+                let mut open = fences.to_vec();
+                while !open.is_empty() {
+                    let (port, frame) = side.next();
+                    let (number, tag) = (number(&frame), tag(&frame));
+                    if port == "fence1" {
+                        open.retain(|fence| *fence != number);
+                    } else if let Some(passed) = number.checked_sub(first).and_then(|number| passed.get_mut(number as usize)) {
+                        passed.heard.push(Heard { host, port, tag });
+                    }
                 }
             }
         }
@@ -163,6 +157,21 @@ impl<'l> Wire<'l> {
             passed.on_cable = seen.get(&number).copied();
         }
         passed
+    }
+
+    /// Has frames go in, each with the next number at its end.
+    fn send<'f>(&mut self, frames: impl Iterator<Item = (usize, &'f str, &'f [u8])>) {
+        let mut lines = [String::new(), String::new()];
+        for (host, port, frame) in frames {
+            let mut bytes = frame.to_vec();
+            bytes.resize(bytes.len().max(LEAST_BYTES - 4), 0);
+            bytes.extend(self.count.to_be_bytes());
+            self.count += 1;
+            lines[host] += &format!("{port} {}\n", to_hex(&bytes));
+        }
+        for (side, lines) in self.sides.iter().zip(lines) {
+            side.frames.write_stdin(lines.as_bytes()).unwrap();
+        }
     }
 }
 
