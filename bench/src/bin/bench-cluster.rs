@@ -17,7 +17,7 @@ use cluster::view::Standing;
 use cluster::{Action, Answer, Config, Event, HostId, Moment, Node, VmId, requests};
 use lexopt::prelude::*;
 use store::record::{Record, from_bytes, to_bytes};
-use store::{Changed, Lease, Leases, MemoryStore, Outcome, Revision, Store, Transaction, Watch};
+use store::{Lease, Leases, MemoryStore, Outcome, Revision, Store, Transaction, Watch};
 
 const HELP: &str = "\
 bench-cluster: how long the cluster's core thinks
@@ -167,14 +167,8 @@ impl Cluster {
             for action in actions.drain(..) {
                 events.extend(self.act(action)?);
             }
-            let mut batches: Vec<(Revision, Vec<Changed>)> = Vec::new();
-            while let Some(change) = self.watch.try_next() {
-                match batches.last_mut() {
-                    Some((revision, changes)) if *revision == change.revision => changes.push(change),
-                    _ => batches.push((change.revision, vec![change])),
-                }
-            }
-            events.extend(batches.into_iter().map(|(revision, changes)| Event::Changed { revision, changes }));
+            let transactions = self.watch.try_transactions().into_iter();
+            events.extend(transactions.map(|(revision, changes)| Event::Changed { revision, changes }));
             if events.is_empty() {
                 return Ok(());
             }

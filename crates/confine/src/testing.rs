@@ -71,6 +71,29 @@ pub fn call(number: libc::c_long, arguments: [usize; 4]) -> i64 {
     unsafe { libc::syscall(number, a, b, c, d) }
 }
 
+/// Calls, with arguments, that no thread of any program of ours needs.
+pub const NEVER: [(libc::c_long, [usize; 4]); 16] = {
+    let executable = (libc::PROT_READ | libc::PROT_EXEC) as usize;
+    [
+        (libc::SYS_execve, [0; 4]),
+        (libc::SYS_fork, [0; 4]),
+        (libc::SYS_clone, [libc::SIGCHLD as usize, 0, 0, 0]),
+        (libc::SYS_ptrace, [0; 4]),
+        (libc::SYS_kill, [1, 0, 0, 0]),
+        (libc::SYS_socket, [libc::AF_INET as usize, libc::SOCK_STREAM as usize, 0, 0]),
+        (libc::SYS_mmap, [0, 4096, executable, libc::MAP_PRIVATE as usize]),
+        (libc::SYS_mprotect, [0, 4096, executable, 0]),
+        (libc::SYS_setresuid, [0; 4]),
+        (libc::SYS_bpf, [0; 4]),
+        (libc::SYS_mount, [0; 4]),
+        (libc::SYS_process_vm_readv, [1, 0, 0, 0]),
+        (libc::SYS_ioctl, [0, 0x5412, 0, 0]),
+        (libc::SYS_prctl, [libc::PR_SET_DUMPABLE as usize, 1, 0, 0]),
+        (libc::SYS_unlinkat, [0; 4]),
+        (libc::SYS_prlimit64, [0; 4]),
+    ]
+};
+
 /// Checks a compiled list against what it says, for every call.
 pub fn assert_program_is_the_list(policy: &Policy) {
     let program = policy.compile();

@@ -5,7 +5,7 @@ mod common;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use common::PATIENCE;
+use common::wait_until;
 use common::wire::{ARP, EVERYBODY, Heard, Mac, OTHER, Passed, Sent, Wire, ethernet, packet, station, wire_lab, words};
 use serde_json::{Value, json};
 
@@ -498,13 +498,6 @@ fn idle_ms(wire: &Wire<'_>) -> u64 {
     let state = wire.export(RULED, "vm");
     let [connection] = &state["connections"].as_array().unwrap()[..] else { panic!("{}", state["connections"]) };
     connection["idle-ms"].as_u64().unwrap()
-}
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "never: {what}");
-    }
 }
 
 fn each_packet_begins_the_idle_time_anew(wire: &mut Wire<'_>) {

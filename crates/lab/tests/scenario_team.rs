@@ -3,9 +3,7 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
-
-use common::{PATIENCE, shell, start_switch, switch_program};
+use common::{shell, start_switch, switch_program, wait_until};
 use lab::agent::{Exec, Process};
 use lab::appliance::program;
 use lab::cable::Direction;
@@ -41,14 +39,6 @@ fn join(host: &Host, number: u8) {
 fn nics(host: &Host) -> Vec<Value> {
     let team: Value = serde_json::from_str(&shell(host, "maru team show wire -o json")).unwrap();
     team["nics"].as_array().unwrap().clone()
-}
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 fn wait_for_active(host: &Host, expected: [bool; 2]) {

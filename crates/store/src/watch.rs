@@ -57,6 +57,18 @@ impl Watch {
         })
     }
 
+    /// The changes that are there already, those of each transaction together.
+    pub fn try_transactions(&mut self) -> Vec<(Revision, Vec<Changed>)> {
+        let mut transactions: Vec<(Revision, Vec<Changed>)> = Vec::new();
+        while let Some(change) = self.try_next() {
+            match transactions.last_mut() {
+                Some((revision, changes)) if *revision == change.revision => changes.push(change),
+                _ => transactions.push((change.revision, vec![change])),
+            }
+        }
+        transactions
+    }
+
     /// Why the watch has ended, when all that it had to tell was taken: whoever wants to know more reads everything anew. `None` while it
     /// goes on, and when the store is closed.
     pub fn ended(&self) -> Option<&StoreError> {

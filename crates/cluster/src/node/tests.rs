@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use store::record::{Record, from_bytes, to_bytes};
-use store::{Changed, Leases, MemoryStore, Outcome, Revision, Store, Transaction, Watch};
+use store::{Leases, MemoryStore, Outcome, Revision, Store, Transaction, Watch};
 
 use super::{Config, Guarded, Node};
 use crate::records::{
@@ -85,14 +85,8 @@ impl Host {
         let mut actions = self.node.step(self.now, event);
         loop {
             let mut events: Vec<Event> = actions.drain(..).filter_map(|action| self.act(action)).collect();
-            let mut batches: Vec<(Revision, Vec<Changed>)> = Vec::new();
-            while let Some(change) = self.watch.try_next() {
-                match batches.last_mut() {
-                    Some((revision, changes)) if *revision == change.revision => changes.push(change),
-                    _ => batches.push((change.revision, vec![change])),
-                }
-            }
-            events.extend(batches.into_iter().map(|(revision, changes)| Event::Changed { revision, changes }));
+            let transactions = self.watch.try_transactions().into_iter();
+            events.extend(transactions.map(|(revision, changes)| Event::Changed { revision, changes }));
             if events.is_empty() {
                 return;
             }

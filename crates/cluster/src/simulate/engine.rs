@@ -73,14 +73,8 @@ impl Engine {
 
     /// What was committed since this was asked last.
     pub(super) fn committed(&mut self) -> Vec<Batch> {
-        let mut batches: Vec<(Revision, Vec<Changed>)> = Vec::new();
-        while let Some(change) = self.watch.try_next() {
-            match batches.last_mut() {
-                Some((revision, changes)) if *revision == change.revision => changes.push(change),
-                _ => batches.push((change.revision, vec![change])),
-            }
-        }
-        batches.into_iter().map(|(revision, changes)| Batch { revision, changes: Arc::new(changes) }).collect()
+        let transactions = self.watch.try_transactions().into_iter();
+        transactions.map(|(revision, changes)| Batch { revision, changes: Arc::new(changes) }).collect()
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {

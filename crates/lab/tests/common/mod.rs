@@ -83,6 +83,15 @@ pub fn shell(host: &Host, script: &str) -> String {
     output.text()
 }
 
+/// Waits until something is so; fails the test if it never is.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Makes TAPs, without a bridge.
 pub fn make_taps(host: &Host, names: &[&str]) {
     host.load_module("tun", "").expect("the module tun");

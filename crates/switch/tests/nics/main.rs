@@ -6,6 +6,7 @@ mod space;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use space::{ARP, IPV4, Peer, RARP, STATION, Station, in_namespace, ip, until};
@@ -55,6 +56,19 @@ fn echo(bytes: usize, listener: TcpListener) {
     assert!(got == expected, "{} of {} bytes", got.len(), expected.len());
     writer.join().unwrap();
     echoing.join().unwrap();
+}
+
+/// A connection from here to `10.9.0.2` at the peer's, which sends back what it gets, and says at the end how many bytes that were.
+fn conversation(peer: &Peer) -> (TcpStream, JoinHandle<u64>) {
+    let listener = peer.run(|| TcpListener::bind("10.9.0.2:7").unwrap());
+    let echoing = std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        std::io::copy(&mut stream.try_clone().unwrap(), &mut stream).unwrap_or_default()
+    });
+    let stream = TcpStream::connect("10.9.0.2:7").unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(space::PATIENCE)).unwrap();
+    (stream, echoing)
 }
 
 #[test]
@@ -290,14 +304,7 @@ fn nics_come_and_go_under_a_stream_and_the_port_stays() {
         let nics =
             |names: &[&str]| TeamConfig { nics: names.iter().map(ToString::to_string).collect(), ..TeamConfig::single("") };
         station.add_team(nics(&["v0"]));
-        let listener = peer.run(|| TcpListener::bind("10.9.0.2:7").unwrap());
-        let echoing = std::thread::spawn(move || {
-            let mut stream = listener.accept().unwrap().0;
-            std::io::copy(&mut stream.try_clone().unwrap(), &mut stream).unwrap_or_default()
-        });
-        let mut stream = TcpStream::connect("10.9.0.2:7").unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(space::PATIENCE)).unwrap();
+        let (mut stream, echoing) = conversation(&peer);
         let changes: [&[&str]; 4] = [&["v0", "v1"], &["v1"], &["v1", "v9"], &["v0", "v1"]];
         let mut longest = Duration::ZERO;
         for number in 0..500u32 {
@@ -354,14 +361,7 @@ fn two_switches_speak_lacp_and_a_stream_outlives_a_cable() {
             station.nics().iter().map(|nic| nic.lacp.is_some_and(|lacp| lacp.mux == MuxState::Distributing)).collect()
         };
         until("both cables", || distributing(&mut station) == [true, true]);
-        let listener = peer.run(|| TcpListener::bind("10.9.0.2:7").unwrap());
-        let echoing = std::thread::spawn(move || {
-            let mut stream = listener.accept().unwrap().0;
-            std::io::copy(&mut stream.try_clone().unwrap(), &mut stream).unwrap_or_default()
-        });
-        let mut stream = TcpStream::connect("10.9.0.2:7").unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(space::PATIENCE)).unwrap();
+        let (mut stream, echoing) = conversation(&peer);
         for round in 0..4 {
             let cable = round % 2;
             let mut longest = Duration::ZERO;
