@@ -11,7 +11,7 @@
 //! own something changes its entry under that condition, and the revision that results proves it.
 //!
 //! [`FileStore`] keeps the state of a single host in one file, [`EtcdStore`] that of a cluster in etcd, [`MemoryStore`] that of a simulation in
-//! memory. All pass the tests in `testing`. Where hosts look after each other, a store has [`Leases`] too: entries that vanish when their
+//! memory. All pass the tests in `testing`, and so does [`Replica`], a copy of another store in this program's memory, for whoever reads much. Where hosts look after each other, a store has [`Leases`] too: entries that vanish when their
 //! host has not been heard of for a time. A single host has no use for them; its [`FileStore`] knows none.
 //!
 //! [`record`] lays typed records over keys and values: JSON with a kind and a version, so that what was written once can always be read.
@@ -29,6 +29,8 @@ mod file;
 mod lease;
 mod memory;
 pub mod record;
+mod replica;
+mod table;
 #[cfg(test)]
 mod testing;
 mod transaction;
@@ -38,6 +40,7 @@ pub use etcd::{EtcdConfig, EtcdStore};
 pub use file::{FileStore, OpenError};
 pub use lease::{Lease, LeaseId, Leases};
 pub use memory::MemoryStore;
+pub use replica::Replica;
 pub use transaction::{Change, Condition, Outcome, Transaction};
 pub use watch::{Changed, Watch};
 
@@ -93,6 +96,9 @@ pub trait Store: Send + Sync {
 
     /// All entries whose key begins so.
     fn range(&self, prefix: &str) -> Result<Snapshot, StoreError>;
+
+    /// The newest revision.
+    fn revision(&self) -> Result<Revision, StoreError>;
 
     /// Makes all changes of a transaction if all its conditions hold. What is committed is durable.
     fn commit(&self, transaction: &Transaction) -> Result<Outcome, StoreError>;

@@ -1,19 +1,15 @@
 //! A store in memory, in virtual time, for simulations and tests.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Bound;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::lease::whole_seconds;
-use crate::watch::Watchers;
+use crate::table::{Held, Table};
 use crate::{
     Change, Changed, Condition, Entry, Lease, LeaseId, Leases, Outcome, Revision, Snapshot, Store, StoreError, Transaction,
     Watch, check_key,
 };
-
-/// How many changes are remembered for watches that begin later.
-const MEMORY: usize = 100_000;
 
 /// A store in memory. Its clones share one content; the watches end with the last of them.
 ///
@@ -41,22 +37,10 @@ pub struct MemoryStore {
 struct Inner {
     /// Since the store began.
     now: Duration,
-    revision: Revision,
-    entries: BTreeMap<String, Held>,
+    table: Table,
     leases: BTreeMap<LeaseId, Granted>,
     /// How many there ever were.
     leases_granted: i64,
-    /// In their order.
-    history: VecDeque<Changed>,
-    /// Changes up to this revision are not in the history any more.
-    forgotten: Revision,
-    watchers: Watchers,
-}
-
-struct Held {
-    value: Vec<u8>,
-    revision: Revision,
-    lease: Option<LeaseId>,
 }
 
 struct Granted {
@@ -98,9 +82,7 @@ impl MemoryStore {
 
     /// Forgets the changes up to a revision: no watch can begin with them any more.
     pub fn compact(&self, up_to: Revision) {
-        let mut inner = self.lock();
-        let forgotten = up_to.min(inner.revision);
-        inner.forget(forgotten);
+        self.lock().table.forget(up_to);
     }
 }
 
@@ -119,24 +101,22 @@ impl Inner {
     fn conflict(&self, conditions: &[Condition]) -> Option<Outcome> {
         conditions.iter().find_map(|condition| {
             let key = condition.key();
-            let found = self.entries.get(key).map(|held| held.revision);
+            let found = self.table.revision_of(key);
             (!condition.holds(found)).then(|| Outcome::Conflict { key: key.into(), found })
         })
     }
 
     /// Makes changes of different keys with one revision, and tells of them.
     fn apply<'a>(&mut self, changes: impl Iterator<Item = &'a Change>) -> Revision {
-        let revision = Revision(self.revision.0 + 1);
+        let revision = Revision(self.table.revision.0 + 1);
         let mut changed = Vec::new();
         for change in changes {
             let (key, value) = match change {
                 Change::Put { key, value, lease } => (key, Some((value, *lease))),
                 Change::Delete(key) => (key, None),
             };
-            let before = match value {
-                Some((value, lease)) => self.entries.insert(key.clone(), Held { value: value.clone(), revision, lease }),
-                None => self.entries.remove(key),
-            };
+            let held = value.map(|(value, lease)| Held { value: value.clone(), revision, lease });
+            let before = self.table.set(key, held);
             if before.is_none() && value.is_none() {
                 continue;
             }
@@ -148,35 +128,23 @@ impl Inner {
             }
             changed.push(Changed { key: key.clone(), value: value.map(|(value, _)| value.clone()), revision });
         }
-        if !changed.is_empty() {
-            self.revision = revision;
-            self.watchers.tell(&changed);
-            self.history.extend(changed);
-            if let Some(surplus) = self.history.len().checked_sub(MEMORY + 1) {
-                self.forget(self.history[surplus].revision);
-            }
-        }
-        self.revision
-    }
-
-    fn forget(&mut self, up_to: Revision) {
-        self.forgotten = self.forgotten.max(up_to);
-        let gone = self.history.partition_point(|change| change.revision <= up_to);
-        self.history.drain(..gone);
+        self.table.tell(changed);
+        self.table.revision
     }
 }
 
 impl Store for MemoryStore {
     fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         check_key(key)?;
-        Ok(self.lock().entries.get(key).map(|held| held.entry(key)))
+        Ok(self.lock().table.get(key))
     }
 
     fn range(&self, prefix: &str) -> Result<Snapshot, StoreError> {
-        let inner = self.lock();
-        let from = inner.entries.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
-        let entries = from.take_while(|(key, _)| key.starts_with(prefix)).map(|(key, held)| held.entry(key)).collect();
-        Ok(Snapshot { revision: inner.revision, entries })
+        Ok(self.lock().table.range(prefix))
+    }
+
+    fn revision(&self) -> Result<Revision, StoreError> {
+        Ok(self.lock().table.revision)
     }
 
     fn commit(&self, transaction: &Transaction) -> Result<Outcome, StoreError> {
@@ -193,14 +161,7 @@ impl Store for MemoryStore {
     }
 
     fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
-        let mut inner = self.lock();
-        let (oldest, newest) = (inner.forgotten, inner.revision);
-        if after < oldest || after > newest {
-            return Err(StoreError::NotKnown { after, newest });
-        }
-        let start = inner.history.partition_point(|change| change.revision <= after);
-        let earlier = inner.history.range(start..).filter(|change| change.key.starts_with(prefix)).cloned().collect();
-        Ok(inner.watchers.add(prefix, earlier))
+        self.lock().table.watch(prefix, after)
     }
 }
 
@@ -232,15 +193,10 @@ impl Leases for MemoryStore {
     }
 }
 
-impl Held {
-    fn entry(&self, key: &str) -> Entry {
-        Entry { key: key.into(), value: self.value.clone(), revision: self.revision, lease: self.lease }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::table::MEMORY;
 
     const SECOND: Duration = Duration::from_secs(1);
 

@@ -24,10 +24,10 @@ pub struct Changed {
 
 /// Changes, as they happen. Ends when it is dropped.
 pub struct Watch {
-    /// What had happened when the watch began.
+    /// What had happened when the watch began, and what has been heard since. All of a transaction, or nothing of it.
     earlier: VecDeque<Changed>,
-    /// What happens since, and at last why no more is told.
-    live: Receiver<Result<Changed, StoreError>>,
+    /// What happens since, transaction by transaction, and at last why no more is told.
+    live: Receiver<Result<Vec<Changed>, StoreError>>,
     waiting: Arc<AtomicUsize>,
     ended: Option<StoreError>,
 }
@@ -35,38 +35,41 @@ pub struct Watch {
 impl Watch {
     /// The next change; waits for it. `None` when the watch has ended.
     pub fn next_change(&mut self) -> Option<Changed> {
-        self.earlier.pop_front().or_else(|| {
-            let next = self.live.recv().ok();
-            self.take(next)
-        })
+        self.hear(|live| live.recv().ok());
+        self.earlier.pop_front()
     }
 
     /// The next change, if there is one before the time is over or the watch has ended.
     pub fn next_within(&mut self, time: Duration) -> Option<Changed> {
-        self.earlier.pop_front().or_else(|| {
-            let next = self.live.recv_timeout(time).ok();
-            self.take(next)
-        })
+        self.hear(|live| live.recv_timeout(time).ok());
+        self.earlier.pop_front()
     }
 
     /// The next change, if there is one already.
     pub fn try_next(&mut self) -> Option<Changed> {
-        self.earlier.pop_front().or_else(|| {
-            let next = self.live.try_recv().ok();
-            self.take(next)
-        })
+        self.hear(|live| live.try_recv().ok());
+        self.earlier.pop_front()
+    }
+
+    /// All changes of the next transaction; waits for it. `None` when the watch has ended.
+    pub fn next_transaction(&mut self) -> Option<(Revision, Vec<Changed>)> {
+        self.hear(|live| live.recv().ok());
+        self.transaction()
     }
 
     /// The changes that are there already, those of each transaction together.
     pub fn try_transactions(&mut self) -> Vec<(Revision, Vec<Changed>)> {
-        let mut transactions: Vec<(Revision, Vec<Changed>)> = Vec::new();
-        while let Some(change) = self.try_next() {
-            match transactions.last_mut() {
-                Some((revision, changes)) if *revision == change.revision => changes.push(change),
-                _ => transactions.push((change.revision, vec![change])),
-            }
-        }
-        transactions
+        std::iter::from_fn(|| {
+            self.hear(|live| live.try_recv().ok());
+            self.transaction()
+        })
+        .collect()
+    }
+
+    fn transaction(&mut self) -> Option<(Revision, Vec<Changed>)> {
+        let revision = self.earlier.front()?.revision;
+        let together = self.earlier.iter().take_while(|change| change.revision == revision).count();
+        Some((revision, self.earlier.drain(..together).collect()))
     }
 
     /// Why the watch has ended, when all that it had to tell was taken: whoever wants to know more reads everything anew. `None` while it
@@ -75,16 +78,21 @@ impl Watch {
         self.ended.as_ref()
     }
 
-    fn take(&mut self, next: Option<Result<Changed, StoreError>>) -> Option<Changed> {
-        match next? {
-            Ok(changed) => {
-                self.waiting.fetch_sub(1, Ordering::Relaxed);
-                Some(changed)
+    /// Takes in what comes, if nothing is there yet.
+    fn hear(
+        &mut self,
+        receive: impl FnOnce(&Receiver<Result<Vec<Changed>, StoreError>>) -> Option<Result<Vec<Changed>, StoreError>>,
+    ) {
+        if !self.earlier.is_empty() {
+            return;
+        }
+        match receive(&self.live) {
+            Some(Ok(changes)) => {
+                self.waiting.fetch_sub(changes.len(), Ordering::Relaxed);
+                self.earlier.extend(changes);
             }
-            Err(error) => {
-                self.ended = Some(error);
-                None
-            }
+            Some(Err(error)) => self.ended = Some(error),
+            None => {}
         }
     }
 }
@@ -99,18 +107,21 @@ pub(crate) fn feed(earlier: Vec<Changed>) -> (Feed, Watch) {
 
 /// The other end of a watch.
 pub(crate) struct Feed {
-    sender: Sender<Result<Changed, StoreError>>,
+    sender: Sender<Result<Vec<Changed>, StoreError>>,
     waiting: Arc<AtomicUsize>,
 }
 
 impl Feed {
-    /// Tells of a change. `false` when nobody listens, or nobody has listened for so long that the watch ends.
-    pub fn tell(&self, changed: Changed) -> bool {
-        if self.waiting.fetch_add(1, Ordering::Relaxed) >= MAX_WAITING {
+    /// Tells of changes: whole transactions. `false` when nobody listens, or nobody has listened for so long that the watch ends.
+    pub fn tell(&self, changes: Vec<Changed>) -> bool {
+        if changes.is_empty() {
+            return true;
+        }
+        if self.waiting.fetch_add(changes.len(), Ordering::Relaxed) >= MAX_WAITING {
             self.end(StoreError::Behind);
             return false;
         }
-        self.sender.send(Ok(changed)).is_ok()
+        self.sender.send(Ok(changes)).is_ok()
     }
 
     /// Tells why nothing more will be told.
@@ -141,8 +152,7 @@ impl Watchers {
     /// Tells of a transaction's changes, and forgets whoever does not listen any more.
     pub fn tell(&mut self, changed: &[Changed]) {
         self.0.retain(|(prefix, feed)| {
-            let mut of_interest = changed.iter().filter(|change| change.key.starts_with(prefix));
-            of_interest.all(|change| feed.tell(change.clone()))
+            feed.tell(changed.iter().filter(|change| change.key.starts_with(prefix)).cloned().collect())
         });
     }
 }

@@ -112,12 +112,6 @@ impl EtcdStore {
         Ok(())
     }
 
-    /// The newest revision. That there is an answer proves that most members agree.
-    pub fn revision(&self) -> Result<Revision, StoreError> {
-        let endpoints = self.endpoints.clone();
-        self.wait(async move { newest(&endpoints).await })
-    }
-
     /// Has the runtime do something, and waits for it.
     fn wait<T: Send + 'static>(
         &self,
@@ -260,6 +254,12 @@ impl Store for EtcdStore {
         let question = wire::RangeRequest { key, range_end, ..Default::default() };
         let answer: wire::RangeResponse = self.ask(Repeat::Harmless, RANGE, question)?;
         Ok(Snapshot { revision: revision_of(answer.header.as_ref()), entries: answer.kvs.into_iter().map(entry).collect() })
+    }
+
+    /// That there is an answer proves that most members agree.
+    fn revision(&self) -> Result<Revision, StoreError> {
+        let endpoints = self.endpoints.clone();
+        self.wait(async move { newest(&endpoints).await })
     }
 
     fn commit(&self, transaction: &Transaction) -> Result<Outcome, StoreError> {

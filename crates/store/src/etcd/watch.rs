@@ -137,22 +137,18 @@ impl Follower {
             return Some(Left::ForAnother);
         }
         let already = self.told;
-        for event in response.events {
-            let Some(kv) = event.kv else { continue };
-            let changed = Changed {
+        // A response has whole revisions.
+        let changes = response.events.into_iter().filter_map(|event| {
+            let kv = event.kv?;
+            Some(Changed {
                 key: text(kv.key),
                 value: (event.kind != wire::DELETE).then_some(kv.value),
                 revision: revision(kv.mod_revision),
-            };
-            // A response has whole revisions.
-            if changed.revision > already {
-                self.told = self.told.max(changed.revision);
-                if !self.feed.tell(changed) {
-                    return Some(Left::ForGood);
-                }
-            }
-        }
-        None
+            })
+        });
+        let new: Vec<Changed> = changes.filter(|change| change.revision > already).collect();
+        self.told = new.iter().map(|change| change.revision).max().unwrap_or(already).max(already);
+        (!self.feed.tell(new)).then_some(Left::ForGood)
     }
 }
 

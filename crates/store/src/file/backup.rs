@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use redb::{Database, ReadableDatabase, ReadableTable};
 
 use super::{DELETED, ENTRIES, FileStore, META, file};
-use crate::{Revision, StoreError};
+use crate::{Revision, Store, StoreError};
 
 /// How many are kept.
 const KEPT: usize = 10;

@@ -82,11 +82,6 @@ impl FileStore {
         Ok(std::fs::metadata(self.directory.join("store.redb"))?.len())
     }
 
-    /// The newest revision.
-    pub fn revision(&self) -> Result<Revision, StoreError> {
-        self.number(REVISION).map(Revision)
-    }
-
     #[cfg(test)]
     pub(crate) fn forget(&self, up_to: Revision) {
         let writing = self.database.begin_write().unwrap();
@@ -199,6 +194,10 @@ impl Store for FileStore {
             entries.push(Entry { key: key.into(), value: value.into(), revision: Revision(revision), lease: None });
         })?;
         Ok(Snapshot { revision, entries })
+    }
+
+    fn revision(&self) -> Result<Revision, StoreError> {
+        self.number(REVISION).map(Revision)
     }
 
     fn commit(&self, transaction: &Transaction) -> Result<Outcome, StoreError> {

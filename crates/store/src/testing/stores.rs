@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{LeaseSubject, Subject};
 use crate::etcd::tests::Cluster;
-use crate::{Changed, EtcdStore, FileStore, Leases, MemoryStore, Revision, Store, Watch};
+use crate::{Changed, EtcdStore, FileStore, Leases, MemoryStore, Replica, Revision, Store, Watch};
 
 struct InFile {
     store: FileStore,
@@ -39,6 +39,16 @@ impl LeaseSubject for MemoryStore {
     fn hear_for(&self, watch: &mut Watch, time: Duration) -> Option<Changed> {
         self.advance(self.now() + time);
         watch.try_next()
+    }
+}
+
+impl Subject for Replica<MemoryStore> {
+    fn store(&self) -> &dyn Store {
+        self
+    }
+
+    fn compact(&self, up_to: Revision) {
+        self.forget(up_to);
     }
 }
 
@@ -139,4 +149,17 @@ mod etcd {
 
     for_every_store!();
     for_every_store_with_leases!();
+}
+
+mod replica {
+    use std::sync::Arc;
+
+    use super::super::{races, transactions, watches};
+    use crate::{MemoryStore, Replica};
+
+    fn subject() -> Replica<MemoryStore> {
+        Replica::new(Arc::new(MemoryStore::new())).unwrap()
+    }
+
+    for_every_store!();
 }
