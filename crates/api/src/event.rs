@@ -90,4 +90,14 @@ pub enum EventKind {
     TaskCancelled,
     /// `marud` started.
     HostStarted,
+    /// A host of the cluster is not there any more: its lease has ended, and its VMs with it.
+    HostLost,
+    /// It is there again.
+    HostBack,
+    /// Something is wrong with it: it is silent on a network, or on all.
+    HostAlarm,
+    /// A VM gets a host, or is to go to another one.
+    VmPlaced,
+    /// Something that a cluster did, and that is as it should be.
+    ClusterNote,
 }

@@ -14,6 +14,9 @@ pub struct Volume {
     pub path: String,
     /// Whether it was made through the API; the others are those of `marud`'s command line.
     pub managed: bool,
+    /// Whether all hosts of a cluster see the same files in it.
+    #[serde(default)]
+    pub shared: bool,
     /// Its size in bytes.
     pub total_bytes: u64,
     /// Free space in bytes.
@@ -75,6 +78,10 @@ pub struct NewVolume {
     /// A directory of the host that is there, from `/` on.
     #[schema(example = "/srv/vms")]
     pub path: String,
+    /// Whether all hosts of the cluster see the same files there, as in a mounted share: VMs can run on any of them then. A file in the directory
+    /// tells hosts whether it is the one that is meant.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
     /// From how much of it on there is a warning, in per cent used; 80 if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 100)]

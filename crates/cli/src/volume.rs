@@ -34,6 +34,9 @@ pub enum VolumeCommand {
         name: String,
         /// The directory, from / on; it must be there
         path: String,
+        /// All hosts of the cluster see the same files there, as in a mounted share: VMs can run on any of them then
+        #[arg(long)]
+        shared: bool,
         #[command(flatten)]
         alarms: AlarmArgs,
         #[command(flatten)]
@@ -91,10 +94,11 @@ pub fn run(command: &VolumeCommand) -> Result<(), RemoteError> {
             let volume = show.connect.client()?.get(&format!("/volumes/{volume}"))?;
             show_one(show.output, &volume, || described(&volume))
         }
-        VolumeCommand::Create { name, path, alarms, show } => {
+        VolumeCommand::Create { name, path, shared, alarms, show } => {
             let wanted = api::NewVolume {
                 name: name.clone(),
                 path: path.clone(),
+                shared: *shared,
                 warning_percent: alarms.warning,
                 critical_percent: alarms.critical,
             };

@@ -58,7 +58,7 @@ pub enum Event {
         /// What it says.
         beat: Beat,
     },
-    /// A VM on this host runs: its start, or its restoration, is done.
+    /// A VM on this host runs: its start, or its restoration, is done. Or it goes on, since it could not be stopped or saved.
     VmRunning(VmId),
     /// A VM on this host is not there any more: no process of it is left.
     VmEnded {

@@ -72,6 +72,9 @@ pub struct HostRecord {
     /// Where other hosts reach it, one for each network.
     #[serde(default)]
     pub addresses: Vec<String>,
+    /// At which port: TCP for the API, UDP for heartbeats.
+    #[serde(default)]
+    pub port: u16,
     /// What fails together with it: a rack, a room.
     #[serde(default)]
     pub fault_domain: Option<String>,

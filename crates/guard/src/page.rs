@@ -105,13 +105,8 @@ impl Page {
     /// # Errors
     /// `WouldBlock` if another guard has it, and whatever the file system says.
     pub fn open(path: &Path) -> io::Result<(Page, Says, u64)> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path)?;
+        let file = make(path)?;
         file.try_lock()?;
-        if file.metadata()?.len() < SIZE as u64 {
-            // First what it says, then its length: a file that is long enough always says something.
-            file.write_all_at(&FREE.to_ne_bytes(), 0)?;
-            file.set_len(SIZE as u64)?;
-        }
         let page = Page(Mapping::new(&file, ProtFlags::READ | ProtFlags::WRITE)?);
         let says = page.0.words().deadline.load(Ordering::Acquire).into();
         let lease = page.0.words().lease.load(Ordering::Relaxed);
@@ -127,6 +122,20 @@ impl Page {
     }
 }
 
+/// Makes a page that says that no lease is needed, if there is none: for monitors that may run before there is a guard, and under it later.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn make(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path)?;
+    if file.metadata()?.len() < SIZE as u64 {
+        // First what it says, then its length: a file that is long enough always says something.
+        file.write_all_at(&FREE.to_ne_bytes(), 0)?;
+        file.set_len(SIZE as u64)?;
+    }
+    Ok(file)
+}
+
 /// A monitor's side.
 #[derive(Debug)]
 pub struct Lease(Mapping);
@@ -140,6 +149,11 @@ impl Lease {
     /// What the page says.
     pub fn says(&self) -> Says {
         self.0.words().deadline.load(Ordering::Acquire).into()
+    }
+
+    /// The lease that this is about; 0 before the first.
+    pub fn number(&self) -> u64 {
+        self.0.words().lease.load(Ordering::Relaxed)
     }
 
     /// Whether VMs may run at this moment.

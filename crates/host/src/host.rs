@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use store::record::{self, Record, Stored};
-use store::{Changed, Transaction, Watch};
+use store::{Changed, Revision, Transaction, Watch};
 use time::OffsetDateTime;
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -81,7 +81,7 @@ impl Host {
         let text = format!("marud {} has started", env!("CARGO_PKG_VERSION"));
         host.state.commit(&Transaction::new().tell(&EventRecord::now(EventKind::HostStarted, text)))?;
         let revision = host.state.revision()?;
-        let vms = host.state.all::<VmRecord>()?;
+        let vms = host.state.vms_here()?;
         let mut unfinished: HashMap<Option<Uuid>, Vec<TaskRecord>> = HashMap::new();
         for task in host.state.all::<TaskRecord>()?.into_iter().map(|stored| stored.record).filter(TaskRecord::is_unfinished) {
             unfinished.entry(task.vm).or_default().push(task);
@@ -93,8 +93,9 @@ impl Host {
         if let Some(boot_id) = boot_id {
             autostart::note(&host.state, &vms, boot_id)?;
         }
-        host.look_for_strangers(&vms)?;
-        host.look_for_half_made_files(&vms, &unfinished)?;
+        let everybody = host.state.all::<VmRecord>()?;
+        host.look_for_strangers(&everybody)?;
+        host.look_for_half_made_files(&everybody, &unfinished)?;
         for vm in vms {
             let mut tasks = unfinished.remove(&Some(vm.record.id)).unwrap_or_default();
             // Their ids are in the order of time; what was begun goes first.
@@ -106,11 +107,13 @@ impl Host {
             );
         }
         for task in unfinished.into_values().flatten() {
-            if let OperationRecord::ImportImage(_) = task.operation {
-                host.library.begin(task.id);
-                continue;
+            match task.operation {
+                OperationRecord::ImportImage(_) if task.host.as_deref() == host.state.own_host() => host.library.begin(task.id),
+                OperationRecord::ImportImage(_) => {}
+                // Its VM is another host's.
+                _ if task.vm.is_some_and(|id| everybody.iter().any(|vm| vm.record.id == id)) => {}
+                _ => vm::refuse_task(&host.state, task.id)?,
             }
-            vm::refuse_task(&host.state, task.id)?;
         }
         // Ports of VMs that run are seen to before anything is done to these.
         host.surroundings.network.keep(host.state.clone(), host.surroundings.clone());
@@ -159,12 +162,37 @@ impl Host {
     fn open_volume(&self, record: &VolumeRecord) {
         let Some(PlaceRecord::Directory { path }) = &record.place else { return };
         match Directory::open(path.as_ref()) {
+            Ok(directory) if record.shared.is_some_and(|id| !directory.is_shared(id)) => {
+                tracing::error!("the volume '{}' is not at {path}: what should be mounted there is not", record.name);
+            }
             Ok(_) if self.surroundings.volumes.names().contains(&record.name) => {
                 tracing::warn!("the volume '{}' is that of the command line, and not {path}", record.name);
             }
             Ok(directory) => self.surroundings.volumes.insert(&record.name, Arc::new(directory)),
             Err(error) => tracing::error!("the volume '{}' cannot be opened: {path}: {error}", record.name),
         }
+    }
+
+    /// Uses the volumes that all hosts of the cluster see, as long as this one sees them.
+    pub fn open_shared_volumes(&self) -> Result<(), StateError> {
+        let volumes = &self.surroundings.volumes;
+        for record in self.state.all::<VolumeRecord>()?.into_iter().map(|stored| stored.record) {
+            let (Some(id), Some(PlaceRecord::Directory { path })) = (record.shared, &record.place) else { continue };
+            let is_used = volumes.names().contains(&record.name);
+            let directory = Directory::open(path.as_ref()).ok().filter(|directory| directory.is_shared(id));
+            match directory {
+                Some(directory) if !is_used => {
+                    tracing::info!("the volume '{}' is at {path}", record.name);
+                    volumes.insert(&record.name, Arc::new(directory));
+                }
+                None if is_used => {
+                    tracing::error!("the volume '{}' is not at {path} any more", record.name);
+                    volumes.give_up(&record.name);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Files and control groups of VMs that are not stored here: those that do not run are removed; a VM that runs is never ended because
@@ -247,12 +275,48 @@ impl Host {
                 }
                 self.surroundings.meters.forget(id);
             }
-            Some(value) if !self.handles().contains_key(&id) => match record::from_bytes(&changed.key, value) {
-                Ok(record) => self.take(Stored { record, revision: changed.revision }, Vec::new(), OFF),
+            Some(_) if self.state.own_host().is_none() && self.handles().contains_key(&id) => {}
+            Some(value) => match record::from_bytes::<VmRecord>(&changed.key, value) {
+                Ok(record) if self.state.is_here(&record) => self.look_after(&record, changed.revision),
+                Ok(_) => self.hand_over(id),
                 Err(error) => tracing::error!("{error}"),
             },
-            Some(_) => {}
         }
+    }
+
+    /// Makes the actor of a VM that is here, if it has none, with the tasks that others have left.
+    pub fn look_after(&self, vm: &VmRecord, revision: Revision) {
+        if self.handles().contains_key(&vm.id) {
+            return;
+        }
+        let tasks = match self.state.own_host() {
+            // Those that come to a new VM are told one by one.
+            None => Ok(Vec::new()),
+            Some(_) => self.state.unfinished_tasks(vm.id),
+        };
+        let tasks = tasks.unwrap_or_else(|error| {
+            tracing::error!(vm = %vm.name, "its tasks cannot be read: {error}");
+            Vec::new()
+        });
+        self.take(Stored { record: vm.clone(), revision }, tasks.into_iter().map(|task| task.id).collect(), OFF);
+    }
+
+    /// Another host looks after a VM from now on.
+    fn hand_over(&self, id: Uuid) {
+        if let Some(handle) = self.handles().remove(&id) {
+            handle.links.console.close();
+            self.surroundings.meters.forget(id);
+        }
+    }
+
+    /// Tells a VM's owner something. Gives whether there is one.
+    pub fn tell_vm(&self, id: Uuid, input: Input) -> bool {
+        self.handles().get(&id).is_some_and(|handle| handle.inputs.send(input).is_ok())
+    }
+
+    /// What a VM does, whenever that changes.
+    pub fn watch_vm(&self, id: Uuid) -> Option<watch::Receiver<Live>> {
+        self.handles().get(&id).map(|handle| handle.live.clone())
     }
 
     fn task_changed(&self, id: Uuid, changed: &Changed) {
@@ -268,6 +332,7 @@ impl Host {
         };
         if let OperationRecord::ImportImage(_) = task.operation {
             return match input {
+                _ if task.host.as_deref() != self.state.own_host() => {}
                 Input::Cancel(task) => self.library.cancel(task),
                 _ => self.library.begin(task.id),
             };
@@ -276,6 +341,9 @@ impl Host {
             && !self.handles().contains_key(&vm)
             && let Ok(Some(vm)) = self.state.read::<VmRecord>(&vm.to_string())
         {
+            if !self.state.is_here(&vm.record) {
+                return;
+            }
             // One transaction made both.
             self.take(vm, Vec::new(), OFF);
         }

@@ -24,6 +24,7 @@
 pub mod audit;
 pub mod auth;
 pub mod autostart;
+pub mod cluster;
 pub mod host;
 pub mod images;
 pub mod net;

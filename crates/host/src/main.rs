@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use host::audit::Audit;
+use host::cluster::guard;
 use host::host::{Host, find_program};
 use host::net::Network;
 use host::options::{self, Options, Wanted};
 use host::state::State;
 use host::vm::meter::Meters;
+use host::vm::work;
 use host::vm::{Capacity, Cgroups, Ledger, Surroundings};
 use host::volumes::Volumes;
 use host::web::{self, App};
@@ -109,14 +111,18 @@ fn surroundings(options: &Options) -> anyhow::Result<Surroundings> {
         tracing::warn!("{reason}");
     }
     let run_directory = std::path::absolute(&options.run)?;
+    guard::make_page(&run_directory)
+        .and_then(|()| work::under_lease(&guard::page(&run_directory)))
+        .with_context(|| format!("the page that says until when VMs may run cannot be made in {}", run_directory.display()))?;
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let ledger =
         Ledger::new(Capacity { memory_bytes: web::memory().0, overcommit_percent: options.memory_overcommit, cpus: cpus as u32 });
     let switch = options.switch.clone().or_else(|| find_program("maru-switch"));
-    let network = Network::new(switch, &run_directory, &cgroups, options.unconfined);
+    let network = Network::new(switch, &run_directory, &cgroups.beside(), options.unconfined);
     Ok(Surroundings {
         network,
         monitor,
+        lease: guard::page(&run_directory),
         run_directory,
         cgroups,
         ledger,

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use store::record::{self, Record, RecordError, Stored};
-use store::{FileStore, Outcome, Revision, Store, StoreError, Transaction, Watch};
+use store::{Outcome, Revision, Store, StoreError, Transaction, Watch};
 use uuid::Uuid;
 
-use crate::records::{EventRecord, NameRecord, OnceRecord, Pruned, TaskRecord, VmRecord};
+use crate::cluster::placements;
+use crate::records::{EventRecord, NameRecord, OnceRecord, Power, Pruned, TaskRecord, TaskStateRecord, VmRecord};
 
 /// Events that are kept.
 const EVENTS_KEPT: usize = 10_000;
@@ -20,7 +21,9 @@ const PRUNED_AT_ONCE: usize = store::MAX_OPERATIONS - 1;
 /// The store, with its records.
 #[derive(Clone)]
 pub struct State {
-    store: Arc<FileStore>,
+    store: Arc<dyn Store>,
+    /// The name of this host, if it is one of a cluster. Then the store has the records of all of them.
+    own: Option<Arc<str>>,
 }
 
 /// Why the state cannot be read or changed.
@@ -91,9 +94,56 @@ impl Records for Transaction {
 }
 
 impl State {
-    /// Lays records over a store.
-    pub fn new(store: Arc<FileStore>) -> State {
-        State { store }
+    /// Lays records over the store of a single host.
+    pub fn new(store: Arc<dyn Store>) -> State {
+        State { store, own: None }
+    }
+
+    /// Lays records over the store of a cluster, for one of its hosts.
+    pub fn of_cluster(store: Arc<dyn Store>, host: &str) -> State {
+        State { store, own: Some(host.into()) }
+    }
+
+    /// The name of this host, if it is one of a cluster.
+    pub fn own_host(&self) -> Option<&str> {
+        self.own.as_deref()
+    }
+
+    /// Whether what is done with a VM is done here.
+    pub fn is_here(&self, vm: &VmRecord) -> bool {
+        self.own.is_none() || vm.host.as_deref() == self.own_host()
+    }
+
+    /// The VMs that this host looks after.
+    pub fn vms_here(&self) -> Result<Vec<Stored<VmRecord>>, StateError> {
+        let mut vms = self.all::<VmRecord>()?;
+        vms.retain(|vm| self.is_here(&vm.record));
+        Ok(vms)
+    }
+
+    /// The tasks of a VM that are not done, in the order in which they are to be done.
+    pub fn unfinished_tasks(&self, vm: Uuid) -> Result<Vec<TaskRecord>, StateError> {
+        let tasks = self.all::<TaskRecord>()?.into_iter().map(|stored| stored.record);
+        let mut tasks: Vec<TaskRecord> = tasks.filter(|task| task.vm == Some(vm) && task.is_unfinished()).collect();
+        // Their ids are in the order of time; what was begun goes first.
+        tasks.sort_by_key(|task| (task.state != TaskStateRecord::Running, task.id));
+        Ok(tasks)
+    }
+
+    /// Other VMs whose files may be those of this one: a file in a volume of one host's own is nobody's elsewhere.
+    pub fn neighbours(&self, vm: &VmRecord) -> Result<Vec<VmRecord>, StateError> {
+        let mut others: Vec<VmRecord> = self.all::<VmRecord>()?.into_iter().map(|stored| stored.record).collect();
+        others.retain(|other| other.id != vm.id);
+        if let Some(own) = self.own_host() {
+            let shared = placements::shared_volumes(self)?;
+            let is_elsewhere = |other: &VmRecord| other.host.as_deref() != Some(vm.host.as_deref().unwrap_or(own));
+            let meets = |other: &VmRecord| {
+                let theirs = placements::volumes(other);
+                placements::volumes(vm).iter().any(|volume| shared.contains(*volume) && theirs.contains(volume))
+            };
+            others.retain(|other| !is_elsewhere(other) || meets(other));
+        }
+        Ok(others)
     }
 
     /// Does something with the state where waiting for the disk hurts nobody.
@@ -119,12 +169,15 @@ impl State {
 
     /// Makes changes.
     pub fn commit(&self, transaction: &Transaction) -> Result<Outcome, StateError> {
-        Ok(self.store.commit(transaction)?)
+        match self.own_host() {
+            None => Ok(self.store.commit(transaction)?),
+            Some(own) => Ok(self.store.commit(&placements::complete(self, own, transaction.clone())?)?),
+        }
     }
 
     /// The size of the store's file in bytes; 0 if that is not known.
     pub fn file_bytes(&self) -> u64 {
-        self.store.file_bytes().unwrap_or(0)
+        self.store.file_bytes()
     }
 
     /// The newest revision.
@@ -147,6 +200,10 @@ impl State {
         let vm_name = vm.to_string();
         loop {
             let stored = self.read::<VmRecord>(&vm_name)?.ok_or_else(|| StateError::Gone(format!("the VM {vm}")))?;
+            // It went to another host while this one could not be asked: what it does is not this one's to say any more.
+            if !self.is_here(&stored.record) {
+                return Err(StateError::Gone(format!("the VM {vm}")));
+            }
             let mut record = stored.record.clone();
             let mut transaction = Transaction::new().if_still(&vm_name, &stored);
             let event = if let Some(task) = task {
@@ -154,6 +211,11 @@ impl State {
                 let stored = self.read::<TaskRecord>(&task_name)?.ok_or_else(|| StateError::Gone(format!("the task {task}")))?;
                 let mut task = stored.record.clone();
                 let event = edit(&mut record, Some(&mut task));
+                // It goes on, though it was not to.
+                if task.operation.ends_vm() && stored.record.is_unfinished() && !task.is_unfinished() && record.power == Power::On
+                {
+                    transaction = placements::want(self, vm, cluster::records::Power::On, transaction)?;
+                }
                 if task != stored.record {
                     transaction = transaction.if_still(&task_name, &stored).write(&task_name, &task);
                 }
@@ -229,7 +291,7 @@ mod tests {
     #[test]
     fn forgotten_events_are_not_passed_over_in_silence() {
         let directory = tempfile::tempdir().unwrap();
-        let state = State::new(Arc::new(FileStore::open(directory.path()).unwrap()));
+        let state = State::new(Arc::new(store::FileStore::open(directory.path()).unwrap()));
         for number in 1..=10 {
             let event = EventRecord::now(EventKind::HostStarted, number.to_string());
             state.commit(&Transaction::new().tell(&event)).unwrap();

@@ -100,6 +100,11 @@ pub trait Store: Send + Sync {
     /// The newest revision.
     fn revision(&self) -> Result<Revision, StoreError>;
 
+    /// How many bytes it takes on this machine's disks; 0 if that is not known.
+    fn file_bytes(&self) -> u64 {
+        0
+    }
+
     /// Makes all changes of a transaction if all its conditions hold. What is committed is durable.
     fn commit(&self, transaction: &Transaction) -> Result<Outcome, StoreError>;
 

@@ -57,6 +57,22 @@ impl<S: Store + 'static> Replica<S> {
         Ok(Replica { remote, shared })
     }
 
+    /// All entries whose keys begin in one of these ways, so that nothing is missing that was committed before this was called.
+    ///
+    /// # Errors
+    /// When the other store does not answer, or the copy does not hear of what it has.
+    pub fn current(&self, prefixes: &[&str]) -> Result<Snapshot, StoreError> {
+        let newest = self.remote.revision()?;
+        self.shared.wait(|table| table.revision >= newest);
+        let table = self.shared.lock();
+        if table.revision < newest {
+            let reason = format!("the copy is at revision {}, and {newest} is the newest", table.revision);
+            return Err(StoreError::Unavailable { waited: CATCH_UP, reason });
+        }
+        let entries = prefixes.iter().flat_map(|prefix| table.range(prefix).entries).collect();
+        Ok(Snapshot { revision: table.revision, entries })
+    }
+
     #[cfg(test)]
     pub(crate) fn forget(&self, up_to: Revision) {
         self.shared.lock().forget(up_to);

@@ -40,7 +40,8 @@ pub(super) enum Local {
 
 impl Node {
     pub(super) fn vm_running(&mut self, vm: VmId) {
-        if let Some(local @ Local::Starting) = self.locals.get_mut(&vm) {
+        // One that was to stop, or to be saved, may go on after all; then that is asked for again.
+        if let Some(local @ (Local::Starting | Local::Stopping | Local::Saving)) = self.locals.get_mut(&vm) {
             *local = Local::Running;
         }
         self.todo.insert(vm);

@@ -5,14 +5,27 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use super::ToolError;
 
 /// Shared between the threads of an operation and whoever watches it.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Job {
+    /// Whether it may go on, beside the wish that it end.
+    may_go_on: Option<Box<dyn Fn() -> bool + Send + Sync>>,
     total: AtomicU64,
     done: AtomicU64,
     cancelled: AtomicBool,
 }
 
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Job").field("progress", &self.progress()).finish_non_exhaustive()
+    }
+}
+
 impl Job {
+    /// A job that is cancelled as soon as this says no. It is asked before each step.
+    pub fn while_allowed(may_go_on: impl Fn() -> bool + Send + Sync + 'static) -> Job {
+        Job { may_go_on: Some(Box::new(may_go_on)), ..Job::default() }
+    }
+
     /// Bytes of the virtual disk that are dealt with, and how many there are; 0 of 0 before it is known.
     pub fn progress(&self) -> (u64, u64) {
         (self.done.load(Relaxed), self.total.load(Relaxed))
@@ -35,6 +48,7 @@ impl Job {
     /// [`ToolError::Cancelled`], if that is wished.
     pub fn reach(&self, position: u64) -> Result<(), ToolError> {
         self.done.fetch_max(position, Relaxed);
-        if self.cancelled.load(Relaxed) { Err(ToolError::Cancelled) } else { Ok(()) }
+        let stops = self.cancelled.load(Relaxed) || self.may_go_on.as_ref().is_some_and(|may_go_on| !may_go_on());
+        if stops { Err(ToolError::Cancelled) } else { Ok(()) }
     }
 }

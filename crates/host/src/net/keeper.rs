@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::process::{CGROUP, Files};
 use super::wanted::{self, Config};
 use super::{host_side, no_switch, port_name, port_of_switch, socket_directory};
-use crate::records::{Cause, EventKind, EventRecord, NetRecord, Power, SwitchRecord, VmRecord};
+use crate::records::{Cause, EventKind, EventRecord, NetRecord, Power, SwitchRecord};
 use crate::state::{Records, State, StateError};
 use crate::vm::ending::last_line;
 use crate::vm::process::{self, Process};
@@ -310,7 +310,7 @@ impl Keeper {
     /// What the store says, and what is being done to VMs.
     fn read(&self) -> Result<(Vec<SwitchRecord>, Cards), StateError> {
         let switches = self.state.all::<SwitchRecord>()?.into_iter().map(|stored| stored.record).collect();
-        let vms = self.state.all::<VmRecord>()?.into_iter().map(|stored| stored.record);
+        let vms = self.state.vms_here()?.into_iter().map(|stored| stored.record);
         let mut vms: BTreeMap<Uuid, Vec<NetRecord>> = vms.filter(|vm| vm.power == Power::On).map(|vm| (vm.id, vm.nets)).collect();
         for (vm, nets) in self.network.shared().holds.values() {
             let cards = vms.entry(*vm).or_default();

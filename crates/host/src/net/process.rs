@@ -13,8 +13,8 @@ use crate::vm::process::{self, Process, Start};
 
 /// Nobody, of a user namespace that has not the user that is the switch's own.
 const NOBODY: u32 = 65_534;
-/// The switch's control group, beside those of VMs.
-pub const CGROUP: &str = "switch";
+/// The switch's control group, beside that with all VMs: what ends these does not end it.
+pub const CGROUP: &str = "maru-switch";
 
 /// The files of the switch that runs.
 #[derive(Clone, Debug)]

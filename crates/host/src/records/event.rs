@@ -79,6 +79,11 @@ pub enum EventKind {
     TaskFailed,
     TaskCancelled,
     HostStarted,
+    HostLost,
+    HostBack,
+    HostAlarm,
+    VmPlaced,
+    ClusterNote,
 }
 
 impl From<EventKind> for api::EventKind {
@@ -113,6 +118,11 @@ impl From<EventKind> for api::EventKind {
             EventKind::TaskFailed => api::EventKind::TaskFailed,
             EventKind::TaskCancelled => api::EventKind::TaskCancelled,
             EventKind::HostStarted => api::EventKind::HostStarted,
+            EventKind::HostLost => api::EventKind::HostLost,
+            EventKind::HostBack => api::EventKind::HostBack,
+            EventKind::HostAlarm => api::EventKind::HostAlarm,
+            EventKind::VmPlaced => api::EventKind::VmPlaced,
+            EventKind::ClusterNote => api::EventKind::ClusterNote,
         }
     }
 }

@@ -19,6 +19,9 @@ pub struct TaskRecord {
     /// The name of the image, if it is one's.
     #[serde(default)]
     pub image: Option<String>,
+    /// The host of a cluster that does it, if it is no VM's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// What to do.
     pub operation: OperationRecord,
     /// How far it is.
@@ -255,6 +258,11 @@ impl OperationRecord {
         }
     }
 
+    /// Whether the VM does not run when it is done.
+    pub fn ends_vm(&self) -> bool {
+        matches!(self, OperationRecord::ShutDown { .. } | OperationRecord::ForceOff | OperationRecord::Save { .. })
+    }
+
     /// Whether it is done while long work goes on: the VM must obey meanwhile.
     pub fn overtakes(&self) -> bool {
         use OperationRecord::{ForceOff, Pause, Reset, ResetUsage, Resume, SetPolicy, SetResources, ShutDown};
@@ -326,6 +334,7 @@ impl TaskRecord {
             vm: None,
             vm_name: None,
             image: None,
+            host: None,
             operation,
             state: TaskStateRecord::Queued,
             progress: None,

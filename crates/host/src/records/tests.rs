@@ -85,6 +85,8 @@ fn records_of_version_1_are_read_and_written_as_ever() {
             disks: [("disk0".into(), DiskLimitsRecord { iops: Some(steady(500)), bandwidth: None })].into(),
             nets: [("net0".into(), NetLimitsRecord { receive: None, transmit: Some(burst) })].into(),
         },
+        host: None,
+        owned_at: None,
     };
     stays(&vm, include_str!("golden/vm-1.json"));
     let named = NetRecord { name: Some("storage".into()), ..vm.nets[0].clone() };
@@ -96,6 +98,7 @@ fn records_of_version_1_are_read_and_written_as_ever() {
         vm: Some(VM),
         vm_name: Some("web".into()),
         image: None,
+        host: None,
         operation: OperationRecord::ShutDown { grace_seconds: 60 },
         state: TaskStateRecord::Failed,
         progress: Some(ProgressRecord { done: 1, total: 2 }),

@@ -69,6 +69,12 @@ pub struct VmRecord {
     /// How much of the host it may have.
     #[serde(default)]
     pub resources: ResourcesRecord,
+    /// The host of a cluster that does what is to be done with it, and runs it if it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Under which revision of its owner's record it was started there the last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owned_at: Option<u64>,
 }
 
 fn yes() -> bool {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use store::record::Record;
+use uuid::Uuid;
 
 /// Usual thresholds of alarms, in per cent.
 const WARNING: u8 = 80;
@@ -20,6 +21,9 @@ pub struct VolumeRecord {
     pub critical_percent: u8,
     /// How full it was when it was looked at last.
     pub level: LevelRecord,
+    /// For one that all hosts of a cluster see: what a file in it says, by which a host knows that it sees this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<Uuid>,
 }
 
 /// What a volume is made of.
@@ -54,6 +58,7 @@ impl VolumeRecord {
             warning_percent: WARNING,
             critical_percent: CRITICAL,
             level: LevelRecord::Ok,
+            shared: None,
         }
     }
 }

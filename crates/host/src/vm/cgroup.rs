@@ -43,6 +43,17 @@ impl Cgroups {
         (Cgroups { directory: Some(path.into()), has_cpu }, reason)
     }
 
+    /// The directory that they are in.
+    pub fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
+    }
+
+    /// Those beside these: for what serves VMs and must not end with them.
+    pub fn beside(&self) -> Cgroups {
+        let directory = self.directory.as_ref().and_then(|directory| Some(directory.parent()?.to_owned()));
+        Cgroups { directory, ..self.clone() }
+    }
+
     /// Whether processor time can be shared out.
     pub fn has_cpu(&self) -> bool {
         self.has_cpu

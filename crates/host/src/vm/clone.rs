@@ -42,6 +42,7 @@ pub fn clone(
         started_at: None,
         last_end: None,
         saved: None,
+        owned_at: None,
         ..source.clone()
     };
     for (index, net) in vm.nets.iter_mut().enumerate() {

@@ -156,6 +156,8 @@ fn wanted(
         last_end: old.and_then(|old| old.last_end.clone()),
         saved: old.and_then(|old| old.saved.clone()),
         resources: ResourcesRecord::default(),
+        host: old.and_then(|old| old.host.clone()),
+        owned_at: old.and_then(|old| old.owned_at),
     };
     let vm = VmRecord { resources: resources::record(&spec.resources, &vm)?, ..vm };
     if let Some(cloud_init) = &vm.cloud_init {

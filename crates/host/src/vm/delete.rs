@@ -72,7 +72,7 @@ fn delete_checkpoints(state: &State, surroundings: &Surroundings, vm: &VmRecord,
 
 fn delete_disks(state: &State, surroundings: &Surroundings, vm: &VmRecord) -> Result<(), DeleteError> {
     let mut others = Vec::new();
-    for other in state.all::<VmRecord>()?.into_iter().map(|stored| stored.record).filter(|other| other.id != vm.id) {
+    for other in state.neighbours(vm)? {
         others.push((disks::all_of(&other, &checkpoints::tree(state, other.id)?), other));
     }
     let is_on = |disk: &DiskRecord, file: &FileRef| disk.file == *file || disk.parents.iter().any(|parent| parent.file == *file);

@@ -35,7 +35,7 @@ pub fn check(state: &State, vm: &VmRecord) -> Result<Result<(), Cause>, StateErr
     if let Some(disk) = frozen.find_map(|layer| vm.disks.iter().find(|disk| disk.file == layer.file)) {
         return Ok(Err(of_checkpoints(&disk.file, &vm.name)));
     }
-    for other in state.all::<VmRecord>()?.into_iter().map(|stored| stored.record).filter(|other| other.id != vm.id) {
+    for other in state.neighbours(vm)? {
         let tree = checkpoints::tree(state, other.id)?;
         let (layers, _) = files::all(&tree);
         let mut files = vm.disks.iter().flat_map(|own| own.parents.iter().map(|parent| &parent.file).chain([&own.file]));

@@ -285,8 +285,8 @@ fn store(state: &State, task: Uuid, old: &VmRecord, wanted: &Wanted) -> Result<(
     loop {
         let stored = state.read::<VmRecord>(&id)?.ok_or_else(|| StateError::Gone(format!("the VM {id}")))?;
         // What happened to it meanwhile stays: it may have been stopped.
-        let VmRecord { power, started_at, last_end, saved, .. } = stored.record.clone();
-        let vm = VmRecord { power, started_at, last_end, saved, ..wanted.vm.clone() };
+        let VmRecord { power, started_at, last_end, saved, host, owned_at, .. } = stored.record.clone();
+        let vm = VmRecord { power, started_at, last_end, saved, host, owned_at, ..wanted.vm.clone() };
         let vm = match stored.record.resources == old.resources {
             true => vm,
             // They were changed by themselves meanwhile.

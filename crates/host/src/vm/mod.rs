@@ -35,7 +35,7 @@ pub mod staging;
 pub mod work;
 
 pub use actor::policy;
-pub use actor::{Actor, Input, Links};
+pub use actor::{Actor, Input, Links, Started};
 pub use cgroup::Cgroups;
 pub use delete::refuse_task;
 pub use ledger::{Capacity, Ledger};
@@ -72,6 +72,8 @@ pub struct Surroundings {
     pub starts: Arc<Semaphore>,
     /// Held while it is decided whose a file is, and stored.
     pub files: Mutex<()>,
+    /// The page that says until when VMs may run.
+    pub lease: PathBuf,
     /// Whether monitors are left unconfined. For finding errors only.
     pub unconfined: bool,
 }

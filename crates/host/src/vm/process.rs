@@ -218,6 +218,7 @@ pub fn spawn(surroundings: &Surroundings, vm: Uuid, config: &VmConfig, restore: 
     if let Some(saved) = restore {
         command.arg("--restore").arg(saved).arg("--paused");
     }
+    command.arg("--lease").arg(&surroundings.lease);
     if surroundings.unconfined {
         command.arg("--unconfined");
     }

@@ -1,15 +1,52 @@
 //! How far long work is, and the wish that it end: between the thread that does it and the VM's owner.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use disk::tool::{Job, ToolError};
+use guard::page::Lease;
 
 use crate::records::{Cause, ProgressRecord};
 use crate::state::StateError;
 
+/// The lease of this host, under which files of VMs may be changed.
+static LEASE: OnceLock<Lease> = OnceLock::new();
+
+/// Has all long work look at this page, and end when the lease does: another host may use the files then.
+///
+/// # Errors
+/// When it is no such page.
+pub fn under_lease(page: &Path) -> io::Result<()> {
+    let lease = Lease::of(&File::open(page)?)?;
+    // There is one in a process.
+    let _ = LEASE.set(lease);
+    Ok(())
+}
+
+fn lease_number() -> u64 {
+    LEASE.get().map_or(0, Lease::number)
+}
+
+/// Whether what was begun under this lease may go on.
+fn holds(number: u64) -> bool {
+    LEASE.get().is_none_or(|lease| lease.holds() && lease.number() == number)
+}
+
 /// How far long work is. Bytes are counted, over all its steps.
-#[derive(Debug, Default)]
-pub struct Progress(Mutex<Inner>);
+#[derive(Debug)]
+pub struct Progress {
+    inner: Mutex<Inner>,
+    /// What it was begun under.
+    lease: u64,
+}
+
+impl Default for Progress {
+    fn default() -> Progress {
+        Progress { inner: Mutex::default(), lease: lease_number() }
+    }
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -53,7 +90,7 @@ impl From<StateError> for WorkError {
 
 impl Progress {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says how many bytes there are to do. Nothing is told before.
@@ -64,12 +101,13 @@ impl Progress {
 
     /// Does a step of so many bytes with a tool of the disks, whose own progress counts for them.
     pub fn step<T>(&self, bytes: u64, tool: impl FnOnce(&Job) -> Result<T, ToolError>) -> Result<T, WorkError> {
-        let job = Arc::new(Job::default());
+        let lease = self.lease;
+        let job = Arc::new(Job::while_allowed(move || holds(lease)));
+        if self.is_cancelled() {
+            return Err(WorkError::Cancelled);
+        }
         {
             let mut inner = self.lock();
-            if inner.cancelled {
-                return Err(WorkError::Cancelled);
-            }
             inner.step = Some((bytes, job.clone()));
         }
         let done = tool(&job)?;
@@ -90,7 +128,7 @@ impl Progress {
 
     /// Whether someone wants it to end.
     pub fn is_cancelled(&self) -> bool {
-        self.lock().cancelled
+        self.lock().cancelled || !holds(self.lease)
     }
 
     /// How far it is; nothing before that is known.

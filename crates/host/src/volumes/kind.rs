@@ -6,6 +6,11 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use uuid::Uuid;
+
+/// The file that says which shared volume a directory is.
+const MARK: &str = ".maru-volume";
+
 /// A place for files of VMs. Whatever it is made of, its files are below a directory of the host; what differs is how that comes about, and what
 /// is known of its space.
 pub trait Volume: fmt::Debug + Send + Sync {
@@ -54,6 +59,36 @@ impl Directory {
             return Err(io::ErrorKind::NotADirectory.into());
         }
         Ok(Directory(real))
+    }
+
+    /// Whether it is this volume, which all hosts of a cluster see.
+    pub fn is_shared(&self, id: Uuid) -> bool {
+        std::fs::read_to_string(self.0.join(MARK)).is_ok_and(|mark| mark.trim() == id.to_string())
+    }
+
+    /// Makes it one that all hosts of a cluster see, or tells what it is already.
+    ///
+    /// # Errors
+    /// When the mark in it cannot be read or written.
+    pub fn share(&self) -> io::Result<Uuid> {
+        let mark = self.0.join(MARK);
+        match std::fs::read_to_string(&mark) {
+            Ok(text) => Uuid::parse_str(text.trim()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let id = Uuid::new_v4();
+                let half = self.0.join(format!("{MARK}.{id}"));
+                std::fs::write(&half, format!("{id}\n"))?;
+                std::fs::File::open(&half)?.sync_all()?;
+                // Who is second uses what the first has made.
+                match std::fs::hard_link(&half, &mark) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => std::fs::rename(&half, &mark)?,
+                    _ => std::fs::remove_file(&half)?,
+                }
+                let text = std::fs::read_to_string(&mark)?;
+                Uuid::parse_str(text.trim()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

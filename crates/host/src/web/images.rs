@@ -203,7 +203,8 @@ pub fn submit(state: &State, once: Option<&Once>, image: ImportImageRecord, by: 
             let message = format!("{waiting} images are being made already");
             return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too-many", message, "wait for them, or cancel some"));
         }
-        let task = TaskRecord::of_image(image.clone(), by.into());
+        let host = state.own_host().map(Into::into);
+        let task = TaskRecord { host, ..TaskRecord::of_image(image.clone(), by.into()) };
         let name = task.id.to_string();
         let transaction = Transaction::new().if_none::<TaskRecord>(&name).if_none::<ImageRecord>(&image.name).write(&name, &task);
         // Otherwise: the same request at the same time, or the name was taken meanwhile.

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::State as Shared;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use cluster::records::Power;
 use serde::Deserialize;
 use store::record::Record;
 use store::{Changed, Outcome, Transaction};
@@ -19,10 +20,13 @@ use super::extract::{Name, Params, limit, page};
 use super::once::Once;
 use super::vms::{check_if_match, find};
 use super::{App, Refusal};
+use crate::cluster::placements;
 use crate::host::Host;
 use crate::images;
-use crate::records::{CheckpointOperation, EventKind, EventRecord, OperationRecord, TaskRecord, TaskStateRecord, VmRecord};
-use crate::state::{Records, State};
+use crate::records::{
+    CheckpointOperation, EventKind, EventRecord, OperationRecord, Power as VmPower, TaskRecord, TaskStateRecord, VmRecord,
+};
+use crate::state::{Records, State, StateError};
 use crate::vm::{config, edit};
 
 /// Tasks that may wait for one VM.
@@ -114,11 +118,44 @@ pub fn submit(
         let task = TaskRecord::new(stored.record.id, stored.record.name.clone(), operation, by.into());
         let name = task.id.to_string();
         let vm_name = stored.record.id.to_string();
-        let transaction = Transaction::new().if_still(&vm_name, &stored).if_none::<TaskRecord>(&name).write(&name, &task);
+        let mut transaction = Transaction::new().if_still(&vm_name, &stored).if_none::<TaskRecord>(&name).write(&name, &task);
+        if state.own_host().is_some() {
+            // Whoever takes the VM over meanwhile sees the task, or is seen here.
+            transaction = transaction.write(&vm_name, &stored.record);
+            transaction = wish(state, &stored.record, &task.operation, transaction)??;
+        }
         if let Outcome::Committed(_) = state.commit(&Once::note(once, transaction, task.id))? {
             return Ok(task);
         }
     }
+}
+
+/// In a cluster, a VM runs because that is wanted, wherever it is. A task that ends it is the end of those that wait to start it.
+fn wish(
+    state: &State,
+    vm: &VmRecord,
+    operation: &OperationRecord,
+    mut transaction: Transaction,
+) -> Result<Result<Transaction, Refusal>, StateError> {
+    match operation {
+        OperationRecord::Start => transaction = placements::want(state, vm.id, Power::On, transaction)?,
+        operation if operation.ends_vm() => {
+            transaction = placements::want(state, vm.id, Power::Off, transaction)?;
+            for mut task in state.unfinished_tasks(vm.id)? {
+                if task.operation == OperationRecord::Start && task.state == TaskStateRecord::Queued {
+                    task.note("cancelled: the VM is not to run any more");
+                    task.end(TaskStateRecord::Cancelled, None);
+                    transaction = transaction.write(&task.id.to_string(), &task);
+                }
+            }
+        }
+        OperationRecord::Delete { .. } if placements::is_wanted_on(state, vm.id)? => {
+            let message = format!("the VM '{}' runs, or is to run", vm.name);
+            return Ok(Err(Refusal::conflict("vm-running", message, "stop it first")));
+        }
+        _ => {}
+    }
+    Ok(Ok(transaction))
 }
 
 /// What cannot be done to a VM as it is need not become a task that fails. (With others before it, nobody knows yet.)
@@ -277,25 +314,42 @@ pub async fn cancel(Shared(app): Shared<App>, Name(name): Name, Params(params): 
     answer(&app, task, changes, params.wait).await
 }
 
+/// What a task that is cancelled before it began had wanted is not wanted any more.
+fn unwish(
+    state: &State,
+    vm: Option<Uuid>,
+    operation: &OperationRecord,
+    transaction: Transaction,
+) -> Result<Transaction, StateError> {
+    let Some(vm) = vm else { return Ok(transaction) };
+    let runs = state.read::<VmRecord>(&vm.to_string())?.is_some_and(|vm| vm.record.power == VmPower::On);
+    match operation {
+        OperationRecord::Start if !runs => placements::want(state, vm, Power::Off, transaction),
+        operation if operation.ends_vm() && runs => placements::want(state, vm, Power::On, transaction),
+        _ => Ok(transaction),
+    }
+}
+
 fn request_cancel(state: &State, id: Uuid) -> Result<TaskRecord, Refusal> {
     let name = id.to_string();
     loop {
         let stored = state.read::<TaskRecord>(&name)?.ok_or_else(|| missing(id))?;
         let mut task = stored.record.clone();
-        let operation = api::Operation::from(&task.operation);
+        let told = api::Operation::from(&task.operation);
         let mut transaction = Transaction::new().if_still(&name, &stored);
         match (task.state, &task.operation) {
             // Its VM is there already, and goes with it.
             (TaskStateRecord::Queued, OperationRecord::Import(_)) => task.cancel_requested = true,
-            (TaskStateRecord::Queued, _) => {
+            (TaskStateRecord::Queued, operation) => {
+                transaction = unwish(state, task.vm, operation, transaction)?;
                 task.end(TaskStateRecord::Cancelled, None);
-                let event = EventRecord::now(EventKind::TaskCancelled, format!("{operation}: it had not begun"));
+                let event = EventRecord::now(EventKind::TaskCancelled, format!("{told}: it had not begun"));
                 transaction = transaction.tell(&event.of(&task));
             }
             (TaskStateRecord::Running, OperationRecord::ShutDown { .. }) => task.cancel_requested = true,
             (TaskStateRecord::Running, operation) if operation.is_long() => task.cancel_requested = true,
             (TaskStateRecord::Running, _) => {
-                let message = format!("the task ({operation}) is being done, and cannot be cancelled any more");
+                let message = format!("the task ({told}) is being done, and cannot be cancelled any more");
                 return Err(Refusal::conflict("not-cancellable", message, "wait for its end"));
             }
             _ => return Err(Refusal::conflict("task-ended", "the task has ended already", "there is nothing to cancel")),

@@ -14,7 +14,7 @@ use crate::images;
 use crate::records::{Cause, FileRef, ImageRecord, PlaceRecord, VmRecord, VolumeRecord};
 use crate::state::{Records, State, StateError};
 use crate::vm::Surroundings;
-use crate::volumes::{Account, account};
+use crate::volumes::{Account, Directory, account};
 
 /// All volumes, as they are told.
 pub fn told(state: &State, surroundings: &Surroundings) -> Result<Vec<api::Volume>, StateError> {
@@ -53,6 +53,7 @@ fn tell(surroundings: &Surroundings, record: &VolumeRecord, account: Account) ->
         kind: api::VolumeKind::Directory,
         path,
         managed: record.place.is_some(),
+        shared: record.shared.is_some(),
         total_bytes: total,
         free_bytes: free,
         allocated_bytes: account.allocated,
@@ -122,18 +123,18 @@ pub async fn create(Shared(app): Shared<App>, body: Body) -> Result<(StatusCode,
     }
     let usual = VolumeRecord::new(&name);
     let record = VolumeRecord {
-        place: Some(PlaceRecord::Directory { path: wanted.path }),
+        place: Some(PlaceRecord::Directory { path: wanted.path.clone() }),
         warning_percent: wanted.warning_percent.unwrap_or(usual.warning_percent),
         critical_percent: wanted.critical_percent.unwrap_or(usual.critical_percent),
         ..usual
     };
     check_thresholds(&record)?;
     let surroundings = app.host.surroundings.clone();
-    app.host.state.run(move |state| Ok(insert(state, &surroundings, record))).await??;
+    app.host.state.run(move |state| Ok(insert(state, &surroundings, record, wanted.shared))).await??;
     Ok((StatusCode::CREATED, Json(one(&app, &name).await?)))
 }
 
-fn insert(state: &State, surroundings: &Surroundings, mut record: VolumeRecord) -> Result<(), Refusal> {
+fn insert(state: &State, surroundings: &Surroundings, mut record: VolumeRecord, shared: bool) -> Result<(), Refusal> {
     let name = record.name.clone();
     let taken = || {
         let message = format!("there is a volume called '{name}' already");
@@ -144,6 +145,13 @@ fn insert(state: &State, surroundings: &Surroundings, mut record: VolumeRecord) 
     }
     let place = record.place.as_mut().map(|PlaceRecord::Directory { path }| path);
     let volume = place.map(|path| surroundings.volumes.make(path)).transpose().map_err(Refusal::senseless)?;
+    if let (true, Some(volume)) = (shared, &volume) {
+        let marked = Directory::open(volume.root()).and_then(|directory| directory.share());
+        record.shared = Some(marked.map_err(|error| {
+            let message = format!("the mark in {} cannot be written: {error}", volume.root().display());
+            Refusal::senseless(Cause::new("bad-volume", message, "make it writable for marud"))
+        })?);
+    }
     // It may be there from before, without a place: one of the command line that is not given any more.
     let stored = state.read::<VolumeRecord>(&name)?;
     if stored.as_ref().is_some_and(|stored| stored.record.place.is_some()) {

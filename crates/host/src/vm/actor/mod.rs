@@ -47,7 +47,9 @@ use super::ending::Ending;
 use super::monitor::{Happened, Monitor};
 use super::process::{self, RunFiles};
 use super::{Live, Surroundings};
-use crate::records::{EndingRecord, EventKind, EventRecord, OperationRecord, Power, TaskRecord, TaskStateRecord, VmRecord};
+use crate::records::{
+    Cause, EndingRecord, EventKind, EventRecord, OperationRecord, Power, TaskRecord, TaskStateRecord, VmRecord,
+};
 use crate::state::{State, StateError};
 
 /// How long a monitor may take to answer.
@@ -68,7 +70,12 @@ pub enum Input {
     Cancel(Uuid),
     /// Someone wants to know what was used, and is told when it is known.
     Measure(oneshot::Sender<()>),
+    /// The VM may be started, by this task: in a cluster, it is not before.
+    Permit(Uuid, Started),
 }
+
+/// Told when a VM was started, or why it was not; dropped if it was not to be any more.
+pub type Started = oneshot::Sender<Result<(), Cause>>;
 
 /// A VM's owner.
 pub struct Actor {
@@ -86,6 +93,8 @@ pub struct Actor {
     work: Option<work::Work>,
     /// Its turn to be started.
     turn: Turn,
+    /// The task that may start it, and whom to tell.
+    permit: Option<(Uuid, Started)>,
     /// How it ended under this actor.
     last_end: Option<EndingRecord>,
     metering: Metering,
@@ -155,6 +164,7 @@ impl Actor {
             stopping: None,
             work: None,
             turn: Turn::None,
+            permit: None,
             last_end: None,
             metering: Metering::new(),
             room: None,
@@ -177,6 +187,7 @@ impl Actor {
                 input = self.inputs.recv() => match input {
                     Some(Input::Task(task)) => self.enqueue(task),
                     Some(Input::Cancel(task)) => self.cancel(task).await,
+                    Some(Input::Permit(task, started)) => self.permit = Some((task, started)),
                     Some(Input::Measure(known)) => {
                         self.measure().await;
                         // Who does not wait any more need not know.
@@ -317,7 +328,14 @@ impl Actor {
             self.turn = Turn::None;
             self.show();
         }
+        // Its task was cancelled.
+        self.permit.take_if(|(task, _)| !self.queue.contains(task));
         self.show();
+    }
+
+    /// Whether it may be started as far as others are concerned.
+    fn may_start(&self) -> bool {
+        self.state.own_host().is_none() || self.machine.is_some() || self.permit.is_some()
     }
 
     /// Takes the first task of the queue that can be done now.
@@ -332,6 +350,7 @@ impl Actor {
         while let Some(id) = self.queue.get(index) {
             match self.read_task(*id).await.filter(TaskRecord::is_unfinished) {
                 Some(task) if !may_go(&task.operation) => index += 1,
+                Some(task) if task.operation == OperationRecord::Start && !self.may_start() => return None,
                 Some(task) if task.operation == OperationRecord::Start && self.machine.is_none() && !self.has_turn() => {
                     return None;
                 }

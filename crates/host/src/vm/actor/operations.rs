@@ -82,6 +82,10 @@ impl Actor {
             OperationRecord::Edit { patch } => self.edit(&task, patch.clone()),
             OperationRecord::ImportImage(_) => Err(Cause::new("internal", "an image is no VM's", "ask for the image anew")),
         };
+        // Before it is stored: whoever gave the permit must know it also when the store cannot be written.
+        if let Some((_, started)) = self.permit.take_if(|(task, _)| *task == id) {
+            let _ = started.send(went.as_ref().map(drop).map_err(Clone::clone));
+        }
         match went {
             Ok(Went::Waits) => {}
             Ok(Went::Done(event)) => self.finish(id, event).await,

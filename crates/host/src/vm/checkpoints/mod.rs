@@ -62,4 +62,4 @@ fn with_tree(transaction: Transaction, name: &str, before: Option<&Stored<TreeRe
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

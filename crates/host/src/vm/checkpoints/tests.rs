@@ -12,7 +12,7 @@ fn file(name: &str) -> FileRef {
     FileRef { volume: "local".into(), path: name.into() }
 }
 
-fn vm(leaf: &str) -> VmRecord {
+pub(crate) fn vm(leaf: &str) -> VmRecord {
     VmRecord {
         id: Uuid::from_u128(1),
         name: "web".into(),
@@ -44,6 +44,8 @@ fn vm(leaf: &str) -> VmRecord {
         last_end: None,
         saved: None,
         resources: Default::default(),
+        host: None,
+        owned_at: None,
     }
 }
 

@@ -1,0 +1,190 @@
+//! What a VM's record says to those that place VMs: `placements/VM`, which changes with it, in the same transaction.
+
+use std::collections::BTreeSet;
+
+use cluster::records::{MoveRecord, OwnerRecord, PlacementRecord, Power};
+use store::record::{self, Record, Stored};
+use store::{Change, Transaction};
+use uuid::Uuid;
+
+use crate::records::{FileRef, VmRecord, VolumeRecord};
+use crate::state::{State, StateError};
+
+/// What a monitor takes beside its guest's memory, in MiB.
+const MONITOR_MIB: u64 = 32;
+
+/// Volumes of which this cluster's hosts see the same files.
+pub fn shared_volumes(state: &State) -> Result<BTreeSet<String>, StateError> {
+    let volumes = state.all::<VolumeRecord>()?.into_iter().map(|stored| stored.record);
+    Ok(volumes.filter(|volume| volume.shared.is_some()).map(|volume| volume.name).collect())
+}
+
+/// The volumes that a VM has files in.
+pub fn volumes(vm: &VmRecord) -> BTreeSet<&str> {
+    let boot = [Some(&vm.boot.kernel), vm.boot.initrd.as_ref()].into_iter().flatten();
+    let disks = vm.disks.iter().flat_map(|disk| disk.parents.iter().map(|parent| &parent.file).chain([&disk.file]));
+    let saved = vm.saved.iter().map(|saved| &saved.file);
+    boot.chain(disks).chain(&vm.own_files).chain(saved).map(|file: &FileRef| file.volume.as_str()).collect()
+}
+
+/// The name under which a host says that it reaches a volume. One that only this host sees is another one on each.
+pub fn reach(volume: &str, host: &str, shared: &BTreeSet<String>) -> String {
+    if shared.contains(volume) { volume.into() } else { format!("{volume}@{host}") }
+}
+
+/// Takes up in a placement what a VM's record says.
+fn follow(placement: &mut PlacementRecord, vm: &VmRecord, own: &str, shared: &BTreeSet<String>) {
+    let host = vm.host.as_deref().unwrap_or(own);
+    placement.memory_mib = vm.memory_bytes.div_ceil(1 << 20) + MONITOR_MIB;
+    placement.vcpus = vm.cpus;
+    placement.volumes = volumes(vm).into_iter().map(|volume| reach(volume, host, shared)).collect();
+}
+
+/// The placement as a transaction makes it, or as it is stored; with the latter.
+fn read(
+    state: &State,
+    transaction: &Transaction,
+    vm: &str,
+) -> Result<(PlacementRecord, Option<Stored<PlacementRecord>>), StateError> {
+    let stored = state.read::<PlacementRecord>(vm)?;
+    let key = PlacementRecord::key(vm);
+    let put = transaction.changes().iter().rev().find_map(|change| match change {
+        Change::Put { key: put, value, .. } if *put == key => Some(value),
+        _ => None,
+    });
+    let record = match put {
+        Some(value) => record::from_bytes(&key, value)?,
+        None => stored.as_ref().map(|stored| stored.record.clone()).unwrap_or_default(),
+    };
+    Ok((record, stored))
+}
+
+fn write(transaction: Transaction, vm: &str, record: &PlacementRecord, stored: Option<&Stored<PlacementRecord>>) -> Transaction {
+    let key = PlacementRecord::key(vm);
+    let transaction = match stored {
+        Some(stored) => transaction.unchanged(key.clone(), stored.revision),
+        None => transaction.absent(key.clone()),
+    };
+    transaction.put(key, record::to_bytes(record))
+}
+
+/// Wants a VM to run, or not to run. A new wish that it run forgets why it did not.
+pub fn want(state: &State, vm: Uuid, power: Power, transaction: Transaction) -> Result<Transaction, StateError> {
+    if state.own_host().is_none() {
+        return Ok(transaction);
+    }
+    let vm = vm.to_string();
+    let (mut record, stored) = read(state, &transaction, &vm)?;
+    record.start += u64::from(power == Power::On);
+    record.power = power;
+    Ok(write(transaction, &vm, &record, stored.as_ref()))
+}
+
+/// Whether a VM is to run, on whichever host.
+pub fn is_wanted_on(state: &State, vm: Uuid) -> Result<bool, StateError> {
+    Ok(state.read::<PlacementRecord>(&vm.to_string())?.is_some_and(|placement| placement.record.power == Power::On))
+}
+
+/// Lets what follows from VMs' records follow from them: where they are made, changed or deleted. A VM that is made is this host's.
+pub fn complete(state: &State, own: &str, mut transaction: Transaction) -> Result<Transaction, StateError> {
+    let changes: Vec<Change> =
+        transaction.changes().iter().filter(|change| change.key().starts_with(VmRecord::PREFIX)).cloned().collect();
+    if changes.is_empty() {
+        return Ok(transaction);
+    }
+    let shared = shared_volumes(state)?;
+    for change in changes {
+        let id = change.key().trim_start_matches(VmRecord::PREFIX).to_owned();
+        match change {
+            Change::Put { key, value, .. } => {
+                let mut vm: VmRecord = record::from_bytes(&key, &value)?;
+                if vm.host.is_none() {
+                    vm.host = Some(own.into());
+                    transaction = transaction.put(key, record::to_bytes(&vm));
+                }
+                let (before, stored) = read(state, &transaction, &id)?;
+                let mut placement = before.clone();
+                follow(&mut placement, &vm, own, &shared);
+                if placement != before || stored.is_none() {
+                    transaction = write(transaction, &id, &placement, stored.as_ref());
+                }
+            }
+            Change::Delete(_) => {
+                for key in [PlacementRecord::key(&id), OwnerRecord::key(&id), MoveRecord::key(&id)] {
+                    transaction = transaction.delete(key);
+                }
+            }
+        }
+    }
+    Ok(transaction)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use store::{MemoryStore, Outcome};
+
+    use super::*;
+    use crate::records::NameRecord;
+    use crate::state::Records;
+    use crate::vm::checkpoints::tests::vm;
+
+    fn placement(state: &State, vm: &VmRecord) -> Option<PlacementRecord> {
+        state.read::<PlacementRecord>(&vm.id.to_string()).unwrap().map(|stored| stored.record)
+    }
+
+    #[test]
+    fn a_placement_follows_its_vm_and_keeps_what_is_its_own() {
+        let state = State::of_cluster(Arc::new(MemoryStore::new()), "h1");
+        let mut vm = vm("web/root.vhdx");
+        vm.memory_bytes = 256 << 20;
+        assert!(matches!(state.commit(&Transaction::new().create(&vm)).unwrap(), Outcome::Committed(_)));
+        let made = placement(&state, &vm).unwrap();
+        assert_eq!((made.memory_mib, made.power), (256 + MONITOR_MIB, Power::Off));
+        let local: Vec<&str> = made.volumes.iter().map(String::as_str).collect();
+        assert!(!local.is_empty() && local.iter().all(|volume| volume.ends_with("@h1")), "{local:?}");
+        let stored = state.read::<VmRecord>(&vm.id.to_string()).unwrap().unwrap();
+        assert_eq!(stored.record.host.as_deref(), Some("h1"));
+
+        let wanted = want(&state, vm.id, Power::On, Transaction::new()).unwrap();
+        state.commit(&wanted).unwrap();
+        let vm = VmRecord { memory_bytes: 512 << 20, ..stored.record.clone() };
+        let id = vm.id.to_string();
+        state.commit(&Transaction::new().if_still(&id, &stored).write(&id, &vm)).unwrap();
+        let now = placement(&state, &vm).unwrap();
+        assert_eq!((now.memory_mib, now.power, now.start), (512 + MONITOR_MIB, Power::On, 1));
+        // A wish and a change at once: both are done.
+        let stored = state.read::<VmRecord>(&id).unwrap().unwrap();
+        let vm = VmRecord { memory_bytes: 128 << 20, ..vm };
+        let both = want(&state, vm.id, Power::Off, Transaction::new().if_still(&id, &stored).write(&id, &vm)).unwrap();
+        assert!(matches!(state.commit(&both).unwrap(), Outcome::Committed(_)));
+        let now = placement(&state, &vm).unwrap();
+        assert_eq!((now.memory_mib, now.power), (128 + MONITOR_MIB, Power::Off));
+
+        state.commit(&Transaction::new().forget::<VmRecord>(&id).forget::<NameRecord>(&vm.name)).unwrap();
+        assert_eq!(placement(&state, &vm), None);
+    }
+
+    #[test]
+    fn of_two_that_change_a_placement_at_once_one_is_refused() {
+        let state = State::of_cluster(Arc::new(MemoryStore::new()), "h1");
+        let vm = vm("web/root.vhdx");
+        state.commit(&Transaction::new().create(&vm)).unwrap();
+        let on = want(&state, vm.id, Power::On, Transaction::new()).unwrap();
+        let off = want(&state, vm.id, Power::Off, Transaction::new()).unwrap();
+        assert!(matches!(state.commit(&on).unwrap(), Outcome::Committed(_)));
+        assert!(matches!(state.commit(&off).unwrap(), Outcome::Conflict { .. }));
+    }
+
+    #[test]
+    fn a_host_that_lost_a_vm_has_no_say_in_it() {
+        let store = Arc::new(MemoryStore::new());
+        let (one, other) = (State::of_cluster(store.clone(), "h1"), State::of_cluster(store, "h2"));
+        let vm = vm("web/root.vhdx");
+        one.commit(&Transaction::new().create(&vm)).unwrap();
+        assert!(one.change(vm.id, None, |_, _| None).is_ok());
+        assert!(matches!(other.change(vm.id, None, |_, _| None), Err(StateError::Gone(_))));
+        assert_eq!((one.vms_here().unwrap().len(), other.vms_here().unwrap().len()), (1, 0));
+    }
+}

@@ -1,0 +1,310 @@
+//! The thread that owns the [`Node`]: tells it what happens, and has done what it says.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cluster::records::{AliveRecord, Fencing, HostRecord, alive_key, host_key};
+use cluster::{Action, Answer, Config, Ending, Event, Node};
+use store::record::to_bytes;
+use store::{EtcdStore, Leases, Outcome, Replica, Revision, Store, StoreError, Transaction};
+use tokio::runtime::Handle;
+
+use super::beat::Beats;
+use super::guard::{Guard, held, now};
+use super::machines::{self, Machines};
+use super::{Input, Shared, notices, placements};
+use crate::host::Host;
+use crate::state::StateError;
+
+/// What a node knows of the store's entries.
+const PREFIXES: [&str; 6] = ["alive/", "cluster/", "hosts/", "moves/", "owners/", "placements/"];
+/// Between two tries to read the store, when it does not answer.
+const READ_AGAIN: Duration = Duration::from_millis(300);
+/// How often it is looked what this host has, and which volumes it reaches.
+const LOOK: Duration = Duration::from_secs(5);
+/// How often the node is told the time of the day.
+const WALL_CLOCK: Duration = Duration::from_secs(60);
+
+/// What the runtime is made of.
+pub struct Parts {
+    /// The VMs.
+    pub host: Arc<Host>,
+    /// The store, and its copy.
+    pub replica: Arc<Replica<EtcdStore>>,
+    /// Ends VMs in time; none where there are no control groups.
+    pub guard: Option<Guard>,
+    /// This host's name.
+    pub name: String,
+    /// Its addresses: one for each network.
+    pub addresses: Vec<IpAddr>,
+    /// Where its API is, and where it hears heartbeats.
+    pub port: u16,
+    /// What hosts of this cluster share, for heartbeats.
+    pub secret: Vec<u8>,
+    /// Whether it only keeps the store, and runs no VMs.
+    pub witness: bool,
+}
+
+/// The running part of the cluster on this host.
+pub struct Runtime {
+    shared: Arc<Shared>,
+}
+
+/// Why it cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The sockets for heartbeats.
+    #[error("heartbeats cannot be heard at {addresses} port {port}")]
+    Beats {
+        /// The addresses.
+        addresses: String,
+        /// The port.
+        port: u16,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// What is stored.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Runtime {
+    /// Begins. VMs that run are this host's until the store says something else, or the lease is over.
+    pub fn start(parts: Parts) -> Result<Runtime, RuntimeError> {
+        let Parts { host, replica, mut guard, name, addresses, port, secret, witness } = parts;
+        let (inputs, receiver) = channel();
+        let config = Config::new(name.as_str().into());
+        let shared = Arc::new(Shared { config: config.clone(), host: host.clone(), replica, inputs });
+        let heard = shared.clone();
+        let told = move |from, network, beat| heard.tell(Event::Heartbeat { from, network, beat });
+        let beats = Beats::begin(config.host.clone(), &secret, &addresses, port, told).map_err(|source| {
+            let addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            RuntimeError::Beats { addresses, port, source }
+        })?;
+        let status = guard
+            .as_mut()
+            .and_then(|guard| guard.status().inspect_err(|error| tracing::error!("{}", vmm::error_chain(error))).ok());
+        let fencing = match &status {
+            Some(status) if status.watchdog_ms.is_some() => Fencing::Watchdog,
+            _ => Fencing::Manual,
+        };
+        let (running, ended) = machines::found(&host)?;
+        let locals = running.iter().chain(&ended).cloned().collect();
+        let node = Node::new(config, now(), status.as_ref().and_then(held), locals);
+        let mut machines = Machines::new(shared.clone(), Handle::current());
+        running.iter().for_each(|vm| machines.follow(vm));
+        for vm in ended {
+            shared.tell(Event::VmEnded { vm, ending: Ending::PoweredOff });
+        }
+        let own = Own { addresses: addresses.iter().map(ToString::to_string).collect(), port, fencing, witness };
+        let refresher = shared.clone();
+        std::thread::spawn(move || refresh(&refresher, &own));
+        let revision = shared.replica.revision()?;
+        let mut watch = shared.replica.watch("", revision)?;
+        let watching = shared.clone();
+        std::thread::spawn(move || {
+            while let Some((revision, changes)) = watch.next_transaction() {
+                watching.tell_changes(revision, changes);
+            }
+        });
+        let driver = Driver { node, shared: shared.clone(), machines, guard, beats, runtime: Handle::current(), port };
+        std::thread::Builder::new()
+            .name("cluster".into())
+            .spawn(move || driver.run(&receiver))
+            .map_err(|source| RuntimeError::Beats { addresses: String::new(), port, source })?;
+        Ok(Runtime { shared })
+    }
+
+    /// Asks the node something; nothing if the program ends. Blocks.
+    pub fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Node) -> T + Send + 'static) -> Option<T> {
+        let (sender, answer) = channel();
+        let ask = Box::new(move |node: &Node| drop(sender.send(question(node))));
+        self.shared.inputs.send(Input::Ask(ask)).ok()?;
+        answer.recv().ok()
+    }
+
+    /// The store, and its copy.
+    pub fn replica(&self) -> &Arc<Replica<EtcdStore>> {
+        &self.shared.replica
+    }
+}
+
+impl Shared {
+    fn tell_changes(&self, revision: Revision, mut changes: Vec<store::Changed>) {
+        changes.retain(|change| PREFIXES.iter().any(|prefix| change.key.starts_with(prefix)));
+        if !changes.is_empty() {
+            self.tell(Event::Changed { revision, changes });
+        }
+    }
+}
+
+struct Driver {
+    node: Node,
+    shared: Arc<Shared>,
+    machines: Machines,
+    guard: Option<Guard>,
+    beats: Beats,
+    runtime: Handle,
+    port: u16,
+}
+
+impl Driver {
+    fn run(mut self, inputs: &Receiver<Input>) {
+        let mut wall_at = now();
+        loop {
+            if now() >= wall_at {
+                wall_at = now() + WALL_CLOCK;
+                let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+                self.step(Event::WallClock { unix_s });
+            }
+            let wake = self.node.wake_at().min(wall_at);
+            match inputs.recv_timeout(wake.since(now())) {
+                Ok(Input::Event(event)) => self.step(event),
+                Ok(Input::Ask(question)) => question(&self.node),
+                Err(RecvTimeoutError::Timeout) => self.step(Event::Timer),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        for action in self.node.step(now(), event) {
+            self.perform(action);
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Read => self.work(read),
+            Action::TakeLease { attempt } => self.work(move |shared| take_lease(shared, attempt)),
+            Action::RenewLease { attempt, lease } => self.work(move |shared| match shared.replica.remote().keep_alive(lease) {
+                Ok(_) => shared.tell(Event::LeaseRenewed { attempt }),
+                Err(StoreError::NoLease(_)) => shared.tell(Event::LeaseEnded { lease }),
+                Err(error) => tracing::debug!("the lease is not renewed: {error}"),
+            }),
+            Action::Guard { lease, deadline } => {
+                let extended = self.guard.as_mut().map(|guard| guard.extend(lease, deadline));
+                if let Some(Err(error)) = extended {
+                    tracing::error!("VMs will end: {}", vmm::error_chain(&error));
+                }
+            }
+            Action::Commit { commit, transaction } => self.work(move |shared| {
+                let answer = match shared.replica.remote().commit(&transaction) {
+                    Ok(Outcome::Committed(revision)) => Answer::Done(revision),
+                    Ok(Outcome::Conflict { key, .. }) => Answer::Conflict { key },
+                    Err(error) => {
+                        tracing::debug!("a transaction's end is not known: {error}");
+                        Answer::Unknown
+                    }
+                };
+                shared.tell(Event::Committed { commit, answer });
+            }),
+            // Whether there is something to restore, the VM's own record says.
+            Action::Start { vm, token, restore: _ } => self.machines.start(&vm, token),
+            Action::Stop(vm) => self.machines.stop(&vm),
+            Action::Save(vm) => self.machines.save(&vm),
+            Action::Kill(vm) => self.machines.kill(&vm),
+            Action::Beat { to, beat } => {
+                let host = self.node.view().host(&to).and_then(|host| host.record.as_ref());
+                if let Some(host) = host {
+                    let port = if host.record.port == 0 { self.port } else { host.record.port };
+                    self.beats.send(&host.record.addresses, port, beat);
+                }
+            }
+            Action::Tell(notice) => {
+                tracing::info!("{notice}");
+                self.work(move |shared| {
+                    if let Err(error) = notices::store(&shared.host.state, shared.config.host.as_str(), &notice) {
+                        tracing::debug!("it cannot be stored that {notice}: {error}");
+                    }
+                });
+            }
+        }
+    }
+
+    /// Does what waits for the store on a thread for that.
+    fn work(&self, work: impl FnOnce(&Shared) + Send + 'static) {
+        let shared = self.shared.clone();
+        self.runtime.spawn_blocking(move || work(&shared));
+    }
+}
+
+fn read(shared: &Shared) {
+    loop {
+        match shared.replica.current(&PREFIXES) {
+            Ok(snapshot) => return shared.tell(Event::Entries(snapshot)),
+            Err(error) => tracing::debug!("the store cannot be read: {error}"),
+        }
+        std::thread::sleep(READ_AGAIN);
+    }
+}
+
+fn take_lease(shared: &Shared, attempt: u64) {
+    let refused = |reason: String| shared.tell(Event::LeaseRefused { attempt, reason });
+    let store = shared.replica.remote();
+    let lease = match store.grant(shared.config.ttl) {
+        Ok(lease) => lease.id,
+        Err(error) => return refused(error.to_string()),
+    };
+    let key = alive_key(&shared.config.host);
+    let record = AliveRecord { incarnation: lease };
+    let taken = store.commit(&Transaction::new().absent(key.clone()).put_under(key, to_bytes(&record), lease));
+    let reason = match taken {
+        Ok(Outcome::Committed(_)) => return shared.tell(Event::LeaseTaken { attempt, lease }),
+        Ok(Outcome::Conflict { .. }) => "the lease of this host's life before has not ended yet".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    // It would end by itself.
+    let _ = store.revoke(lease);
+    refused(reason);
+}
+
+/// What this host says of itself.
+struct Own {
+    addresses: Vec<String>,
+    port: u16,
+    fencing: Fencing,
+    witness: bool,
+}
+
+/// Keeps `hosts/HOST` true, for ever.
+fn refresh(shared: &Shared, own: &Own) {
+    loop {
+        if let Err(error) = refresh_once(shared, own) {
+            tracing::debug!("what this host has cannot be stored: {error}");
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn refresh_once(shared: &Shared, own: &Own) -> Result<(), StateError> {
+    let state = &shared.host.state;
+    let name = shared.config.host.as_str();
+    shared.host.open_shared_volumes()?;
+    // A host that was removed from the cluster does not come back by itself.
+    let Some(stored) = state.read::<HostRecord>(name)? else { return Ok(()) };
+    let known = placements::shared_volumes(state)?;
+    let volumes: BTreeSet<String> =
+        shared.host.surroundings.volumes.names().iter().map(|volume| placements::reach(volume, name, &known)).collect();
+    let capacity = shared.host.surroundings.ledger.capacity();
+    let record = HostRecord {
+        memory_mib: if own.witness { 0 } else { capacity.for_vms_bytes() >> 20 },
+        cpus: if own.witness { 0 } else { capacity.cpus },
+        addresses: own.addresses.clone(),
+        port: own.port,
+        volumes,
+        fencing: own.fencing,
+        ..stored.record.clone()
+    };
+    if record != stored.record {
+        let key = host_key(&shared.config.host);
+        state.commit(&Transaction::new().unchanged(key.clone(), stored.revision).put(key, to_bytes(&record)))?;
+    }
+    Ok(())
+}
