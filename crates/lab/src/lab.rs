@@ -146,11 +146,11 @@ impl LabSpec {
     /// # Errors
     /// When they cannot be fetched, or a library of theirs is not on this machine.
     pub fn etcd(mut self) -> Result<Self, FetchError> {
-        let (programs, libraries) = etcd()?;
-        for (name, program) in programs {
+        let etcd = etcd()?;
+        for (name, program) in etcd.programs {
             self = self.binary(program, format!("/bin/{name}"));
         }
-        Ok(libraries.into_iter().fold(self, |spec, library| spec.binary(&library, library.display().to_string())))
+        Ok(etcd.libraries.into_iter().fold(self, |spec, library| spec.binary(&library, library.display().to_string())))
     }
 
     /// Puts a program of this machine into the hosts.

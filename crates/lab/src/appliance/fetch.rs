@@ -99,11 +99,20 @@ pub fn guest_agent() -> Result<(PathBuf, Vec<PathBuf>), FetchError> {
     Ok((agent, libraries))
 }
 
-/// The programs `etcd` and `etcdctl` with their names, fetched on first use, and the libraries of this machine that they need.
+/// etcd, unpacked.
+#[derive(Debug, Clone)]
+pub struct Etcd {
+    /// `etcd` and `etcdctl`, by name.
+    pub programs: Vec<(&'static str, PathBuf)>,
+    /// The libraries of this machine that they need.
+    pub libraries: Vec<PathBuf>,
+}
+
+/// etcd, fetched on first use.
 ///
 /// # Errors
 /// When they are not there yet and cannot be fetched, or a library is not there.
-pub fn etcd() -> Result<(Vec<(&'static str, PathBuf)>, Vec<PathBuf>), FetchError> {
+pub fn etcd() -> Result<Etcd, FetchError> {
     let dir = fetched("etcd", |dir| ["etcd-server", "etcd-client"].iter().try_for_each(|package| download(package, dir)))?;
     let mut needed = Vec::new();
     let mut programs = Vec::new();
@@ -117,7 +126,7 @@ pub fn etcd() -> Result<(Vec<(&'static str, PathBuf)>, Vec<PathBuf>), FetchError
     }
     needed.sort();
     needed.dedup();
-    Ok((programs, needed))
+    Ok(Etcd { programs, libraries: needed })
 }
 
 /// The shared libraries of a program, the loader among them; none if it is static.
