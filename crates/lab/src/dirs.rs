@@ -13,6 +13,7 @@ const KEPT: usize = 20;
 /// Names the process that owns a lab.
 const OWNER_FILE: &str = "owner";
 const LOCK_FILE: &str = ".lock";
+const SHARED: &str = "shared";
 
 /// The directory of all labs' sockets: only its owner may enter, and its name is short, because a socket's path has at
 /// most 107 bytes.
@@ -80,6 +81,13 @@ impl LabDirs {
     }
 }
 
+impl LabDirs {
+    /// The directory that hosts share.
+    pub fn shared(&self) -> PathBuf {
+        self.state.join(SHARED)
+    }
+}
+
 impl Drop for LabDirs {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.runtime);
@@ -98,6 +106,7 @@ fn private_dir(dir: &Path) -> io::Result<()> {
 }
 
 fn keep_only_logs(state: &Path) {
+    let _ = fs::remove_dir_all(state.join(SHARED));
     for host in entries(state).into_iter().filter(|path| path.is_dir()) {
         for file in entries(&host) {
             if file.extension().is_none_or(|extension| extension != "log") {

@@ -3,17 +3,20 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::appliance::GuestImageError;
 use crate::appliance::{
-    FetchError, HOST_BOOT_MODULES, HOST_MODULES, Initramfs, InitramfsError, Kernel, busybox, kernel, program,
+    FetchError, HOST_BOOT_MODULES, HOST_MODULES, Initramfs, InitramfsError, Kernel, busybox, etcd, kernel, program,
 };
 use crate::cable::Cable;
 use crate::dirs::LabDirs;
 use crate::host::{Accelerator, DiskFile, Host, HostError, HostSpec, Sharing};
+#[cfg(doc)]
+use crate::host::{SHARED_DIR, STATE_DIR};
 
 /// Cable nets of every lab.
 pub const CABLES: usize = 2;
@@ -32,6 +35,14 @@ pub enum LabError {
     /// The test guest could not be made.
     #[error(transparent)]
     Guest(#[from] GuestImageError),
+    /// A state disk could not be given a file system.
+    #[error("mke2fs made no file system on {path}: {reason} (Debian: apt-get install e2fsprogs)")]
+    FileSystem {
+        /// The disk.
+        path: PathBuf,
+        /// What it said.
+        reason: String,
+    },
     /// A program of ours is missing.
     #[error("cannot find the program {0}: build it with `cargo build --release`, or name its directory in MARU_BIN_DIR")]
     Program(String),
@@ -60,6 +71,8 @@ pub struct LabSpec {
     cpus: u32,
     disks_mib: Vec<u64>,
     shared_disks_mib: Vec<u64>,
+    state_disk_mib: Option<u64>,
+    shared_dir: bool,
     programs: Vec<(PathBuf, String)>,
     files: Vec<(PathBuf, String)>,
     modules: Vec<String>,
@@ -110,6 +123,34 @@ impl LabSpec {
     pub fn shared_disk(mut self, mib: u64) -> Self {
         self.shared_disks_mib.push(mib);
         self
+    }
+
+    /// Gives every host a disk with a file system, mounted at [`STATE_DIR`] before its services start: what is there, the state of
+    /// `marud` with it, survives a power cut. It comes after all other disks.
+    #[must_use]
+    pub fn state_disk_mib(mut self, mib: u64) -> Self {
+        self.state_disk_mib = Some(mib);
+        self
+    }
+
+    /// Gives all hosts one directory, mounted at [`SHARED_DIR`], like the shared volume of a cluster. It is [`Lab::shared_dir`] on this
+    /// machine, and empty at first. Locks on its files are each host's own.
+    #[must_use]
+    pub fn shared_dir(mut self) -> Self {
+        self.shared_dir = true;
+        self
+    }
+
+    /// Puts `etcd` and `etcdctl` into the hosts' `/bin`.
+    ///
+    /// # Errors
+    /// When they cannot be fetched, or a library of theirs is not on this machine.
+    pub fn etcd(mut self) -> Result<Self, FetchError> {
+        let etcd = etcd()?;
+        for (name, program) in etcd.programs {
+            self = self.binary(program, format!("/bin/{name}"));
+        }
+        Ok(etcd.libraries.into_iter().fold(self, |spec, library| spec.binary(&library, library.display().to_string())))
     }
 
     /// Puts a program of this machine into the hosts.
@@ -212,6 +253,10 @@ impl LabSpec {
             .map(|(n, mib)| disk(dirs.state.join(format!("shared{n}.raw")), *mib, Sharing::Shared))
             .collect();
         let shared = shared?;
+        let shared_dir = self.shared_dir.then(|| dirs.shared());
+        if let Some(path) = &shared_dir {
+            fs::create_dir(path).map_err(|source| LabError::File { path: path.clone(), source })?;
+        }
         let cables: io::Result<Vec<Arc<Cable>>> = (0..CABLES).map(|n| Cable::new(n as u64).map(Arc::new)).collect();
         let cables = cables.map_err(|source| LabError::File { path: dirs.runtime.clone(), source })?;
         let mut hosts = Vec::new();
@@ -224,12 +269,19 @@ impl LabSpec {
                 .collect();
             let mut disks = own?;
             disks.extend(shared.iter().cloned());
+            if let Some(mib) = self.state_disk_mib {
+                let made = disk(state_dir.join("state.raw"), mib, Sharing::Private)?;
+                make_file_system(&made.path)?;
+                disks.push(made);
+            }
             let spec = HostSpec {
                 name,
                 index,
                 memory_mib: self.memory_mib,
                 cpus: self.cpus,
                 disks,
+                state_disk: self.state_disk_mib.is_some(),
+                shared_dir: shared_dir.clone(),
                 kernel: kernel.vmlinuz.clone(),
                 initramfs: own_initramfs.clone(),
                 runtime_dir: dirs.runtime.clone(),
@@ -307,6 +359,8 @@ impl Lab {
             cpus: 2,
             disks_mib: Vec::new(),
             shared_disks_mib: Vec::new(),
+            state_disk_mib: None,
+            shared_dir: false,
             programs: Vec::new(),
             files: Vec::new(),
             modules: Vec::new(),
@@ -348,6 +402,11 @@ impl Lab {
         &self.dirs.state
     }
 
+    /// What hosts have at [`SHARED_DIR`], if [it was asked for](LabSpec::shared_dir).
+    pub fn shared_dir(&self) -> PathBuf {
+        self.dirs.shared()
+    }
+
     /// Where the sockets are.
     pub fn runtime_dir(&self) -> &Path {
         &self.dirs.runtime
@@ -358,4 +417,16 @@ fn disk(path: PathBuf, mib: u64, sharing: Sharing) -> Result<DiskFile, LabError>
     let made = File::create(&path).and_then(|file| file.set_len(mib << 20));
     made.map_err(|source| LabError::File { path: path.clone(), source })?;
     Ok(DiskFile { path, sharing })
+}
+
+fn make_file_system(path: &Path) -> Result<(), LabError> {
+    let mut mke2fs = Command::new("mke2fs");
+    // Tools of the administrator are not on everybody's PATH.
+    mke2fs.args(["-q", "-F", "-t", "ext4"]).arg(path).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
+    let reason = match mke2fs.output() {
+        Ok(output) if output.status.success() => return Ok(()),
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(LabError::FileSystem { path: path.to_owned(), reason })
 }

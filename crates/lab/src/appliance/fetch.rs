@@ -95,13 +95,53 @@ pub fn guest_agent() -> Result<(PathBuf, Vec<PathBuf>), FetchError> {
     let places = [dir.join("usr/sbin/qemu-ga"), dir.join("usr/bin/qemu-ga")];
     let missing = FetchError::NoFile { package: package.into(), file: "usr/sbin/qemu-ga" };
     let agent = places.into_iter().find(|path| path.is_file()).ok_or(missing)?;
-    let command = format!("ldd {}", agent.display());
-    let listed = run(Command::new("ldd").arg(&agent))?;
+    let libraries = libraries(&agent)?;
+    Ok((agent, libraries))
+}
+
+/// etcd, unpacked.
+#[derive(Debug, Clone)]
+pub struct Etcd {
+    /// `etcd` and `etcdctl`, by name.
+    pub programs: Vec<(&'static str, PathBuf)>,
+    /// The libraries of this machine that they need.
+    pub libraries: Vec<PathBuf>,
+}
+
+/// etcd, fetched on first use.
+///
+/// # Errors
+/// When they are not there yet and cannot be fetched, or a library is not there.
+pub fn etcd() -> Result<Etcd, FetchError> {
+    let dir = fetched("etcd", |dir| ["etcd-server", "etcd-client"].iter().try_for_each(|package| download(package, dir)))?;
+    let mut needed = Vec::new();
+    let mut programs = Vec::new();
+    for (name, package, file) in [("etcd", "etcd-server", "usr/bin/etcd"), ("etcdctl", "etcd-client", "usr/bin/etcdctl")] {
+        let program = dir.join(file);
+        if !program.is_file() {
+            return Err(FetchError::NoFile { package: package.into(), file });
+        }
+        needed.extend(libraries(&program)?);
+        programs.push((name, program));
+    }
+    needed.sort();
+    needed.dedup();
+    Ok(Etcd { programs, libraries: needed })
+}
+
+/// The shared libraries of a program, the loader among them; none if it is static.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>, FetchError> {
+    let command = format!("ldd {}", program.display());
+    let listed = match run(Command::new("ldd").arg(program)) {
+        Err(FetchError::Tool { reason, .. }) if reason.contains("not a dynamic executable") => return Ok(Vec::new()),
+        listed => listed?,
+    };
     if let Some(line) = listed.lines().find(|line| line.contains("not found")) {
         return Err(FetchError::Tool { command, reason: format!("{}: install the package with this library", line.trim()) });
     }
+    // `libz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x...)`, and for the loader only its path.
     let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);
-    Ok((agent, listed.lines().filter_map(path).collect()))
+    Ok(listed.lines().filter_map(path).collect())
 }
 
 /// `build/NAME`, filled by `fill` if it is not there. It appears in one step, so a fetch that was cut off leaves nothing

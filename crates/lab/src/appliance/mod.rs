@@ -14,7 +14,7 @@ mod initramfs;
 mod modules;
 mod qemu;
 
-pub use fetch::{FetchError, Kernel, busybox, guest_agent, kernel};
+pub use fetch::{Etcd, FetchError, Kernel, busybox, etcd, guest_agent, kernel};
 pub use initramfs::{Initramfs, InitramfsError};
 pub use modules::{Module, ModuleError, ModuleTree, canonical_name};
 pub use qemu::{QEMU, QEMU_ROMS, QemuError, qemu, with_qemu};
@@ -48,6 +48,7 @@ pub const HOST_MODULES: &[&str] = &[
     "loop",
     "nbd",
     "fuse",
+    "virtiofs",
     "qemu_fw_cfg",
     "nvme",
     "sd_mod",

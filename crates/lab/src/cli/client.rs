@@ -16,7 +16,7 @@ use crate::cable::{Conditions, Direction};
 use crate::dirs;
 
 /// Maru's programs, which hosts get when they are built.
-const PROGRAMS: &[&str] = &["maru", "marud", "maru-vmm", "maru-switch", "maru-guest"];
+const PROGRAMS: &[&str] = &["maru", "marud", "maru-vmm", "maru-switch", "maru-guard", "maru-guest"];
 
 fn local(what: impl Into<String>) -> impl FnOnce(io::Error) -> CliError {
     let what = what.into();
@@ -73,6 +73,8 @@ pub fn up(up: Up) -> Result<ExitCode, CliError> {
         cpus: up.cpus,
         disks_mib: up.disk,
         shared_disks_mib: up.shared_disk,
+        state_disk_mib: up.state_disk,
+        shared_dir: up.shared_dir,
         programs,
         guest: up.guest,
         managed: up.managed,

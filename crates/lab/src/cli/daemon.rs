@@ -69,8 +69,21 @@ fn start(spec: &DaemonSpec) -> Result<Lab, crate::LabError> {
         lab = lab.file(image.kernel, "/guest/vmlinuz").file(image.initramfs, "/guest/initramfs");
         lab = lab.kernel_words("maru.volume=guest=/guest");
     }
+    if let Some(mib) = spec.state_disk_mib {
+        lab = lab.state_disk_mib(mib);
+    }
+    if spec.shared_dir {
+        lab = lab.shared_dir();
+    }
     if spec.managed {
         lab = lab.managed();
+        lab = match lab.clone().etcd() {
+            Ok(with_etcd) => with_etcd,
+            Err(error) => {
+                tell(&StartEvent::Doing(format!("the hosts have no etcd: {}", with_causes(&error))));
+                lab
+            }
+        };
     }
     lab.start_with(&mut |progress| match progress {
         Progress::Kernel => tell(&StartEvent::Doing("fetching the kernel, unless it is there".into())),

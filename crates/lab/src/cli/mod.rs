@@ -196,10 +196,17 @@ pub struct Up {
     /// A disk that all hosts share; repeatable
     #[arg(long, value_parser = units::mebibytes)]
     shared_disk: Vec<u64>,
+    /// A disk for each host's state, such as 1G: what is in /var/lib/maru survives a power cut
+    #[arg(long, value_parser = units::mebibytes)]
+    state_disk: Option<u64>,
+    /// A directory that all hosts share, at /shared
+    #[arg(long)]
+    shared_dir: bool,
     /// Put the kernel and initramfs of a small test guest into the hosts, as /guest/vmlinuz and /guest/initramfs
     #[arg(long)]
     guest: bool,
-    /// Have the hosts run marud, with the volume local, and with --guest the volume guest
+    /// Have the hosts run marud, with the volume local, with --guest the volume guest, and with --shared-dir the volume shared. They
+    /// have etcd in /bin, if it can be fetched
     #[arg(long)]
     managed: bool,
     /// A program to put into the hosts besides Maru's own, as LOCAL:PATH; repeatable

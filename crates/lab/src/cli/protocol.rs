@@ -25,6 +25,9 @@ pub struct DaemonSpec {
     pub cpus: u32,
     pub disks_mib: Vec<u64>,
     pub shared_disks_mib: Vec<u64>,
+    pub state_disk_mib: Option<u64>,
+    /// Whether the hosts share a directory.
+    pub shared_dir: bool,
     pub programs: Vec<(String, String)>,
     /// Whether the hosts get the test guest's image.
     pub guest: bool,

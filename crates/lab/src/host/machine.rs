@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::error::{HostError, PowerState};
 use super::qemu::HostSpec;
+use super::share::Service;
 use super::{keeper, qmp};
 use crate::agent::{AgentError, Client};
 use crate::cable::Cable;
@@ -35,6 +36,7 @@ pub struct Host {
 #[derive(Debug, Default)]
 pub(super) struct State {
     qemu: Option<Child>,
+    shared: Option<Service>,
     pub(super) agent: Option<Arc<Client>>,
     frozen: bool,
     powered_on: Option<Instant>,
@@ -82,6 +84,9 @@ impl Host {
         let plugs: io::Result<Vec<_>> = self.cables.iter().map(|cable| cable.plug_in(self.spec.index)).collect();
         let plugs = plugs.map_err(failed)?;
         let log = File::options().create(true).append(true).open(self.spec.qemu_log()).map_err(failed)?;
+        if let Some(directory) = &self.spec.shared_dir {
+            state.shared = Some(Service::start(self.spec.shared_socket(), directory).map_err(failed)?);
+        }
         let mut command = self.spec.command(&plugs);
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
         state.qemu = Some(keeper::spawn(command, plugs).map_err(failed)?);
@@ -324,6 +329,7 @@ impl State {
             let _ = qemu.kill();
             let _ = qemu.wait();
         }
+        self.shared = None;
     }
 }
 

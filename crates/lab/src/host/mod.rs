@@ -18,9 +18,10 @@ mod keeper;
 mod machine;
 mod qemu;
 mod qmp;
+mod share;
 
 pub use accelerator::Accelerator;
 pub use disk::DiskFault;
 pub use error::{HostError, PowerState};
 pub use machine::Host;
-pub use qemu::{DiskFile, HostSpec, Sharing};
+pub use qemu::{DiskFile, HostSpec, SHARED_DIR, STATE_DIR, Sharing};

@@ -5,6 +5,12 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use super::Accelerator;
+use super::share::{QUEUE_SIZE, TAG};
+
+/// Where hosts have the directory that they share.
+pub const SHARED_DIR: &str = "/shared";
+/// Where a host keeps its state: what a state disk is mounted at.
+pub const STATE_DIR: &str = "/var/lib/maru";
 
 /// A host's disk as QEMU opens it.
 #[derive(Debug, Clone)]
@@ -37,6 +43,10 @@ pub struct HostSpec {
     pub cpus: u32,
     /// Disks in order; the host sees them as `/dev/vda`, `/dev/vdb`...
     pub disks: Vec<DiskFile>,
+    /// Whether the last disk has an ext4 file system for the host's state.
+    pub state_disk: bool,
+    /// A directory of this machine that the host shares with others.
+    pub shared_dir: Option<PathBuf>,
     /// Kernel image.
     pub kernel: PathBuf,
     /// Initramfs.
@@ -66,6 +76,11 @@ impl HostSpec {
     /// QEMU's control socket.
     pub fn qmp_socket(&self) -> PathBuf {
         self.runtime_dir.join(format!("{}.qmp", self.name))
+    }
+
+    /// Where this process answers QEMU's virtio-fs device.
+    pub fn shared_socket(&self) -> PathBuf {
+        self.runtime_dir.join(format!("{}.fs", self.name))
     }
 
     /// What the host's kernel and PID 1 print.
@@ -104,8 +119,18 @@ impl HostSpec {
         for cable in 0..2 {
             line += &format!(" maru.nic=cable{cable},{},{}/24", self.cable_mac(cable), self.cable_address(cable));
         }
+        if self.shared_dir.is_some() {
+            line += &format!(" maru.mount=virtiofs,{TAG},{SHARED_DIR}");
+        }
+        if self.state_disk {
+            let letter = char::from(b'a' + self.disks.len().saturating_sub(1) as u8);
+            line += &format!(" maru.mount=ext4,/dev/vd{letter},{STATE_DIR}");
+        }
         if self.managed {
-            line += " maru.marud=1 maru.volume=local=/var/lib/maru/volumes/local";
+            line += &format!(" maru.marud=1 maru.volume=local={STATE_DIR}/volumes/local");
+            if self.shared_dir.is_some() {
+                line += &format!(" maru.volume=shared={SHARED_DIR}");
+            }
         }
         format!("{line} {}", self.kernel_words)
     }
@@ -120,6 +145,13 @@ impl HostSpec {
         add(&["-machine", "q35,usb=off,smbus=off,sata=off,vmport=off,graphics=off"]);
         add(&self.accelerator.arguments());
         add(&["-m", &format!("{}M", self.memory_mib), "-smp", &self.accelerator.processors(self.cpus).to_string()]);
+        if self.shared_dir.is_some() {
+            // The service reads requests in the host's memory, and writes answers there.
+            add(&["-object", &format!("memory-backend-memfd,id=memory,size={}M,share=on", self.memory_mib)]);
+            add(&["-machine", "memory-backend=memory"]);
+            add(&["-chardev", &format!("socket,id=shared,path={}", path(&self.shared_socket()))]);
+            add(&["-device", &format!("vhost-user-fs-pci,chardev=shared,tag={TAG},queue-size={QUEUE_SIZE}")]);
+        }
         add(&["-kernel", &path(&self.kernel), "-initrd", &path(&self.initramfs)]);
         add(&["-append", &self.kernel_command_line()]);
         add(&["-chardev", &format!("file,id=serial,path={},append=on", path(&self.serial_log())), "-serial", "chardev:serial"]);

@@ -13,7 +13,7 @@ mod power;
 
 pub use cmdline::CommandLine;
 pub use modules::{load_boot_modules, load_module};
-pub use mounts::{enter_root, mount_system};
+pub use mounts::{enter_root, mount_system, mount_when_there};
 pub use net::{Ipv4Net, NetError, Nic, add_default_route, bring_up, nics, set_address, set_hostname};
 pub use power::{PowerAction, power, reap_until};
 

@@ -1,6 +1,7 @@
 //! The file systems every Linux program expects.
 
 use std::ffi::CString;
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
 /// Mounts proc, sys, dev, devpts, shared memory, run, tmp and the unified control groups. Gives what failed.
@@ -43,6 +44,26 @@ pub fn enter_root(device: &str) -> io::Result<()> {
     mount(".", "/", "", libc::MS_MOVE, "")?;
     std::os::unix::fs::chroot(".")?;
     std::env::set_current_dir("/")
+}
+
+/// Mounts `source` at `directory`, which it makes. Drivers find their devices in the background: a device may appear a moment later.
+///
+/// # Errors
+/// When it does not appear, or there is no such file system on it.
+pub fn mount_when_there(source: &str, directory: &str, kind: &str) -> io::Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const GONE: [i32; 3] = [libc::ENOENT, libc::ENXIO, libc::EINVAL];
+    fs::create_dir_all(directory)?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match mount(source, directory, kind, libc::MS_NOATIME, "") {
+            // A virtio-fs that nobody knows yet is EINVAL.
+            Err(error) if error.raw_os_error().is_some_and(|code| GONE.contains(&code)) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            done => return done,
+        }
+    }
 }
 
 fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong, data: &str) -> io::Result<()> {

@@ -13,8 +13,9 @@
 //! | `maru.gateway=ADDRESS` | default route |
 //! | `maru.nameserver=ADDRESS` | resolver |
 //! | `maru.boot_processor=kernel` | programs run on the other processors only |
+//! | `maru.mount=TYPE,SOURCE,DIRECTORY` | mount a file system before services start; repeatable |
 //! | `maru.lab=1` | start the exec agent on the virtio-serial port |
-//! | `maru.marud=1` | start `marud` |
+//! | `maru.marud=1` | start `marud`, for clients that know the host by its fixed addresses, too |
 //! | `maru.volume=NAME=DIRECTORY` | a volume of `marud`; repeatable |
 //!
 //! The agent gives root to whoever holds the other end of that port, so it runs only where the command line asks for it,
@@ -89,6 +90,17 @@ fn open_to_all(device: &str) -> std::io::Result<()> {
     std::fs::set_permissions(device, std::os::unix::fs::PermissionsExt::from_mode(0o666))
 }
 
+/// Mounts what `maru.mount` names, and loads the module that it needs before.
+fn mount(description: &str) -> Result<(), String> {
+    let mut parts = description.splitn(3, ',');
+    let (Some(kind), Some(source), Some(directory)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err(format!("maru.mount={description}: should be TYPE,SOURCE,DIRECTORY"));
+    };
+    // A file system may be part of the kernel. If its module is not there, mounting says so.
+    let _ = pid1::load_module(kind, "");
+    pid1::mount_when_there(source, directory, kind).map_err(|error| format!("cannot mount {source} at {directory}: {error}"))
+}
+
 fn init() -> ExitCode {
     let mut problems: Vec<String> =
         pid1::mount_system().into_iter().map(|(what, error)| format!("cannot mount {what}: {error}")).collect();
@@ -109,13 +121,24 @@ fn init() -> ExitCode {
         problems.push("there is no /dev/kvm: this processor has no virtualization, or the firmware has switched it off".into());
     }
     problems.extend(network::configure(&line));
+    let unmounted: Vec<String> = line.all("maru.mount").filter_map(|description| mount(description).err()).collect();
     // Network cards of VMs are on TAPs, which whoever creates VMs makes, and virtual switches, which do not run as root.
     if services::manages(&line)
         && let Err(error) = pid1::load_module("tun", "").and_then(|()| open_to_all("/dev/net/tun"))
     {
         problems.push(format!("VMs cannot have network cards: {error}"));
     }
-    let mut table = services::Table::start(&line);
+    // Behind whoever guards the leases of VMs. A machine with a watchdog of its own has it already.
+    if services::manages(&line)
+        && !std::path::Path::new("/dev/watchdog").exists()
+        && let Err(error) = pid1::load_module("softdog", "")
+    {
+        problems.push(format!("there is no watchdog: {error}"));
+    }
+    // What would write its state into memory now would seem to have lost all of it.
+    let managing = unmounted.is_empty() && services::manages(&line);
+    problems.extend(unmounted);
+    let mut table = services::Table::start(&line, managing);
     for problem in problems {
         println!("maru: {problem}");
     }

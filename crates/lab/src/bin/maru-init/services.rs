@@ -19,8 +19,8 @@ struct Service {
     argv: Vec<String>,
 }
 
-/// All services that the command line wants, in the order in which they are started.
-fn services(line: &CommandLine) -> Vec<Service> {
+/// All services that the command line wants, `marud` only where `managing`, in the order in which they are started.
+fn services(line: &CommandLine, managing: bool) -> Vec<Service> {
     let service = |argv: &[&str]| Service { argv: argv.iter().map(|&word| word.to_owned()).collect() };
     let mut services = Vec::new();
     if line.get("maru.lab") == Some("1") {
@@ -29,14 +29,17 @@ fn services(line: &CommandLine) -> Vec<Service> {
     for nic in line.all("maru.nic").filter_map(|description| description.strip_suffix(",dhcp")) {
         services.push(service(&["/init", "dhcp", nic.split(',').next().unwrap_or(nic)]));
     }
-    if manages(line) {
+    if managing {
         let volumes = line.all("maru.volume").flat_map(|volume| ["--volume", volume]);
-        services.push(service(&["/bin/marud"].into_iter().chain(volumes).collect::<Vec<_>>()));
+        // `NAME,MAC,ADDRESS/PREFIX`
+        let addresses = line.all("maru.nic").filter_map(|nic| Some(nic.split(',').nth(2)?.split_once('/')?.0));
+        let names = addresses.flat_map(|address| ["--name", address]);
+        services.push(service(&["/bin/marud"].into_iter().chain(volumes).chain(names).collect::<Vec<_>>()));
     }
     services
 }
 
-/// Whether the host manages VMs.
+/// Whether the host is to manage VMs.
 pub fn manages(line: &CommandLine) -> bool {
     line.get("maru.marud") == Some("1")
 }
@@ -75,10 +78,10 @@ pub fn ask_init(signal: i32) -> io::Result<()> {
 }
 
 impl Table {
-    /// Starts the services that the command line wants.
-    pub fn start(line: &CommandLine) -> Self {
+    /// Starts the services that the command line wants, `marud` only where `managing`.
+    pub fn start(line: &CommandLine, managing: bool) -> Self {
         let mut table = Table { running: HashMap::new(), pending: Vec::new() };
-        services(line).into_iter().for_each(|service| table.launch(service));
+        services(line, managing).into_iter().for_each(|service| table.launch(service));
         table
     }
 
