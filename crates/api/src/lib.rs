@@ -16,6 +16,7 @@ mod event;
 mod guest;
 mod host;
 mod image;
+mod placement;
 mod policy;
 mod resources;
 mod switch;
@@ -39,6 +40,9 @@ pub use event::{Event, EventKind};
 pub use guest::{Guest, GuestNet};
 pub use host::HostInfo;
 pub use image::{Image, ImageChange, ImageFormat, NewImage};
+pub use placement::{
+    Affinity, ClusterPolicy, Explanation, Failback, GroupRule, HostVerdict, MoveVm, Placement, Priority, Scope, VmFate, WhatIf,
+};
 pub use policy::{
     Bandwidth, Direction, Effect, ExtendedRule, Mirroring, Permission, PortPolicy, PortRange, PrefixAction, PrefixRule,
     RuleAddress, Stateful, VlanMode, VlanRange,

@@ -215,6 +215,9 @@ pub struct Vm {
     pub id: Uuid,
     /// What it is to be.
     pub spec: VmSpec,
+    /// The host of the cluster that looks after it, and runs it if it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// What it does.
     pub state: VmState,
     /// How it ended the last time.

@@ -167,6 +167,12 @@ impl State {
         Ok(snapshot.entries.iter().map(record::from_entry).collect::<Result<_, _>>()?)
     }
 
+    /// The names of all records of a kind.
+    pub fn names<T: Record>(&self) -> Result<Vec<String>, StateError> {
+        let entries = self.store.range(T::PREFIX)?.entries;
+        Ok(entries.into_iter().map(|entry| entry.key[T::PREFIX.len()..].to_owned()).collect())
+    }
+
     /// Makes changes.
     pub fn commit(&self, transaction: &Transaction) -> Result<Outcome, StateError> {
         match self.own_host() {

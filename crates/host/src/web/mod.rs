@@ -30,11 +30,13 @@ mod error;
 mod events;
 mod extract;
 mod fields;
+mod forward;
 mod guard;
 mod host;
 mod images;
 mod metrics;
 mod once;
+mod placement;
 mod ports;
 mod requests;
 mod resources;
@@ -52,6 +54,7 @@ mod watching;
 
 use document::Common;
 pub use error::Refusal;
+pub use forward::Peers;
 pub use host::{host_name, memory};
 pub use server::serve;
 
@@ -63,6 +66,7 @@ use axum::{Extension, Router, middleware};
 use utoipa::OpenApi;
 
 use crate::audit::Audit;
+use crate::cluster::Runtime;
 use crate::host::Host;
 
 /// The longest body of a request in bytes.
@@ -81,6 +85,10 @@ pub struct App {
     pub audit: Arc<Audit>,
     /// What the certificate is for.
     pub names: Arc<[String]>,
+    /// The cluster's decisions, if this host is in one.
+    pub runtime: Option<Arc<Runtime>>,
+    /// How other hosts of the cluster are reached.
+    pub peers: Option<Arc<Peers>>,
 }
 
 /// All routes.
@@ -90,6 +98,7 @@ pub fn router(app: App) -> Router {
         router
             .layer(middleware::from_fn(fields::pick))
             .layer(DefaultBodyLimit::max(MAX_READ))
+            .layer(middleware::from_fn_with_state(app.clone(), forward::forward))
             .layer(middleware::from_fn_with_state(app.clone(), guard::guard))
             .layer(middleware::from_fn_with_state(requests.clone(), requests::count))
             .layer(Extension(requests.clone()))
@@ -113,6 +122,14 @@ pub fn router(app: App) -> Router {
         .route("/images/{image}", get(images::show).put(upload::upload).patch(images::change).delete(images::delete))
         .route("/vms", get(vms::list).post(vms::create))
         .route("/vms/{vm}", get(vms::show).patch(edit::edit).delete(vms::delete))
+        .route("/vms/{vm}/explain", get(placement::explain))
+        .route("/vms/{vm}/move", post(placement::move_vm))
+        .route("/vms/{vm}/placement", get(placement::show).patch(placement::change_placement))
+        .route("/hosts/{host}/drain", post(placement::drain))
+        .route("/hosts/{host}/resume", post(placement::resume))
+        .route("/hosts/{host}/confirm-dead", post(placement::confirm_dead))
+        .route("/cluster/what-if", get(placement::what_if))
+        .route("/cluster/policy", get(placement::policy).put(placement::change_policy))
         .route("/vms/{vm}/start", post(vms::start))
         .route("/vms/{vm}/stop", post(vms::stop))
         .route("/vms/{vm}/reset", post(vms::reset))
@@ -179,6 +196,8 @@ pub fn router(app: App) -> Router {
         checkpoints::list, checkpoints::show, checkpoints::create, checkpoints::rename, checkpoints::apply, checkpoints::delete,
         checkpoints::merge,
         clone::clone, edit::edit,
+        placement::explain, placement::move_vm, placement::show, placement::change_placement, placement::drain, placement::resume,
+        placement::confirm_dead, placement::what_if, placement::policy, placement::change_policy,
         metrics::show,
         tasks::list, tasks::show, tasks::cancel,
         events::list, events::stream,

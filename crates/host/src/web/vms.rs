@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::{Path, State as Shared};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use cluster::records::AliveRecord;
 use serde::Deserialize;
 use store::record::{Record, Stored};
 use store::{Outcome, Transaction};
@@ -22,7 +23,7 @@ use super::{App, Refusal};
 use crate::host::Host;
 use crate::images;
 use crate::net;
-use crate::records::{Cause, DeleteDisks, EventKind, EventRecord, NameRecord, OnceRecord, OperationRecord, VmRecord};
+use crate::records::{Cause, DeleteDisks, EventKind, EventRecord, NameRecord, OnceRecord, OperationRecord, Power, VmRecord};
 use crate::state::{Records, State, StateError};
 use crate::vm::config::{self, Wanted};
 use crate::vm::staging::Staging;
@@ -80,12 +81,27 @@ pub struct DeleteParams {
     wait: Option<u32>,
 }
 
-/// A VM as it is told.
-fn told(host: &Host, vm: &VmRecord) -> api::Vm {
-    let live = host.live(vm.id);
+/// What a VM of another host does, as far as that is stored.
+fn elsewhere(vm: &VmRecord, lives: bool) -> api::VmState {
+    match vm.power {
+        _ if vm.is_saved() => api::VmState::Saved,
+        _ if vm.made_by.is_some() => api::VmState::Creating,
+        Power::On if lives => api::VmState::Running,
+        Power::On => api::VmState::Unknown,
+        Power::Off => api::VmState::Off,
+    }
+}
+
+/// A VM as it is told. `living` are the hosts of the cluster that are there.
+fn told(host: &Host, vm: &VmRecord, living: &[String]) -> api::Vm {
+    let mut live = host.live(vm.id);
+    if !host.state.is_here(vm) {
+        live.state = elsewhere(vm, vm.host.as_ref().is_some_and(|host| living.contains(host)));
+    }
     api::Vm {
         id: vm.id,
         spec: vm.spec(),
+        host: vm.host.clone(),
         state: live.state,
         last_end: live.last_end.as_ref().or(vm.last_end.as_ref()).map(api::Ending::from),
         chains: Vec::new(),
@@ -104,7 +120,12 @@ pub fn etag(vm: &Stored<VmRecord>) -> String {
 
 /// An answer with a VM.
 fn with_vm(status: StatusCode, host: &Host, vm: &Stored<VmRecord>) -> Response {
-    answer_with(status, told(host, &vm.record), vm)
+    answer_with(status, told(host, &vm.record, &[]), vm)
+}
+
+/// The hosts of the cluster that are there; none on a single host.
+fn living(state: &State) -> Result<Vec<String>, StateError> {
+    state.own_host().map_or(Ok(Vec::new()), |_| state.names::<AliveRecord>())
 }
 
 fn answer_with(status: StatusCode, told: api::Vm, vm: &Stored<VmRecord>) -> Response {
@@ -152,8 +173,8 @@ pub fn check_if_match(headers: &HeaderMap, vm: &Stored<VmRecord>) -> Result<(), 
 ))]
 pub async fn list(Shared(app): Shared<App>, Params(params): Params<ListParams>) -> Result<Json<api::Page<api::Vm>>, Refusal> {
     let limit = limit(params.limit)?;
-    let stored = app.host.state.run(|state| state.all::<VmRecord>()).await?;
-    let mut vms: Vec<api::Vm> = stored.iter().map(|vm| told(&app.host, &vm.record)).collect();
+    let (stored, living) = app.host.state.run(|state| Ok((state.all::<VmRecord>()?, living(state)?))).await?;
+    let mut vms: Vec<api::Vm> = stored.iter().map(|vm| told(&app.host, &vm.record, &living)).collect();
     vms.retain(|vm| params.state.is_none_or(|state| state == vm.state));
     vms.retain(|vm| params.name.as_ref().is_none_or(|name| *name == vm.spec.name));
     vms.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
@@ -173,10 +194,11 @@ pub async fn show(Shared(app): Shared<App>, Name(name): Name) -> Result<Response
     let found = app.host.state.run(move |state| {
         let found = find(state, &name);
         let chains = found.as_ref().map_or_else(|_| Vec::new(), |vm| checkpoints::chains(&vm.record, &surroundings.volumes));
-        Ok(found.map(|vm| (vm, chains)))
+        let living = living(state)?;
+        Ok(found.map(|vm| (vm, chains, living)))
     });
-    let (vm, chains) = found.await??;
-    Ok(answer_with(StatusCode::OK, api::Vm { chains, ..told(&app.host, &vm.record) }, &vm))
+    let (vm, chains, living) = found.await??;
+    Ok(answer_with(StatusCode::OK, api::Vm { chains, ..told(&app.host, &vm.record, &living) }, &vm))
 }
 
 /// Create a VM
