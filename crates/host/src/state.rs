@@ -20,7 +20,8 @@ const PRUNED_AT_ONCE: usize = store::MAX_OPERATIONS - 1;
 /// The store, with its records.
 #[derive(Clone)]
 pub struct State {
-    store: Arc<FileStore>,
+    store: Arc<dyn Store>,
+    file: Option<Arc<FileStore>>,
 }
 
 /// Why the state cannot be read or changed.
@@ -92,8 +93,18 @@ impl Records for Transaction {
 
 impl State {
     /// Lays records over a store.
-    pub fn new(store: Arc<FileStore>) -> State {
-        State { store }
+    pub fn new(store: Arc<dyn Store>) -> State {
+        State { store, file: None }
+    }
+
+    /// Lays records over a store in a file.
+    pub fn of_file(store: Arc<FileStore>) -> State {
+        State { store: store.clone(), file: Some(store) }
+    }
+
+    /// The size of the store's file in bytes; 0 if that is not known.
+    pub fn file_bytes(&self) -> u64 {
+        self.file.as_ref().and_then(|file| file.file_bytes().ok()).unwrap_or(0)
     }
 
     /// Does something with the state where waiting for the disk hurts nobody.
@@ -117,14 +128,43 @@ impl State {
         Ok(snapshot.entries.iter().map(record::from_entry).collect::<Result<_, _>>()?)
     }
 
+    /// All records of a kind with their names, in the order of these.
+    pub fn named<T: Record>(&self) -> Result<Vec<(String, Stored<T>)>, StateError> {
+        let named = |entry: &store::Entry| Ok((entry.key[T::PREFIX.len()..].to_owned(), record::from_entry(entry)?));
+        self.store.range(T::PREFIX)?.entries.iter().map(named).collect()
+    }
+
+    /// The record with this key, of a kind that is not named after its keys.
+    pub fn read_one<T: Record>(&self, key: &str) -> Result<Option<Stored<T>>, StateError> {
+        let entry = self.store.get(key)?;
+        Ok(entry.map(|entry| record::from_entry(&entry)).transpose()?)
+    }
+
+    /// Changes a record, if it is there, and tells of it. `edit` is done again when someone else was faster.
+    pub fn edit<T: Record + Clone + PartialEq>(
+        &self,
+        name: &str,
+        edit: impl Fn(&mut T),
+        event: Option<&EventRecord>,
+    ) -> Result<(), StateError> {
+        loop {
+            let Some(stored) = self.read::<T>(name)? else { return Ok(()) };
+            let mut record = stored.record.clone();
+            edit(&mut record);
+            if record == stored.record {
+                return Ok(());
+            }
+            let changed = Transaction::new().if_still(name, &stored).write(name, &record);
+            let transaction = event.into_iter().fold(changed, |transaction, event| transaction.tell(event));
+            if let Outcome::Committed(_) = self.commit(&transaction)? {
+                return Ok(());
+            }
+        }
+    }
+
     /// Makes changes.
     pub fn commit(&self, transaction: &Transaction) -> Result<Outcome, StateError> {
         Ok(self.store.commit(transaction)?)
-    }
-
-    /// The size of the store's file in bytes; 0 if that is not known.
-    pub fn file_bytes(&self) -> u64 {
-        self.store.file_bytes().unwrap_or(0)
     }
 
     /// The newest revision.

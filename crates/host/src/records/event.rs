@@ -79,6 +79,11 @@ pub enum EventKind {
     TaskFailed,
     TaskCancelled,
     HostStarted,
+    ClusterCreated,
+    HostJoined,
+    HostLeft,
+    StoreMembers,
+    StoreAlarm,
 }
 
 impl From<EventKind> for api::EventKind {
@@ -113,6 +118,11 @@ impl From<EventKind> for api::EventKind {
             EventKind::TaskFailed => api::EventKind::TaskFailed,
             EventKind::TaskCancelled => api::EventKind::TaskCancelled,
             EventKind::HostStarted => api::EventKind::HostStarted,
+            EventKind::ClusterCreated => api::EventKind::ClusterCreated,
+            EventKind::HostJoined => api::EventKind::HostJoined,
+            EventKind::HostLeft => api::EventKind::HostLeft,
+            EventKind::StoreMembers => api::EventKind::StoreMembers,
+            EventKind::StoreAlarm => api::EventKind::StoreAlarm,
         }
     }
 }

@@ -23,6 +23,7 @@
 
 mod checkpoints;
 mod clone;
+mod cluster;
 mod console;
 mod document;
 mod edit;
@@ -52,6 +53,7 @@ mod watching;
 
 use document::Common;
 pub use error::Refusal;
+pub use guard::Peer;
 pub use host::{host_name, memory};
 pub use server::serve;
 
@@ -63,6 +65,7 @@ use axum::{Extension, Router, middleware};
 use utoipa::OpenApi;
 
 use crate::audit::Audit;
+use crate::cluster::standing::Standing;
 use crate::host::Host;
 
 /// The longest body of a request in bytes.
@@ -81,6 +84,8 @@ pub struct App {
     pub audit: Arc<Audit>,
     /// What the certificate is for.
     pub names: Arc<[String]>,
+    /// How this host stands to clusters.
+    pub cluster: Arc<Standing>,
 }
 
 /// All routes.
@@ -140,6 +145,13 @@ pub fn router(app: App) -> Router {
         .route("/tasks", get(tasks::list))
         .route("/tasks/{task}", get(tasks::show))
         .route("/tasks/{task}/cancel", post(tasks::cancel))
+        .route("/cluster", get(cluster::show).post(cluster::create))
+        .route("/cluster/join", post(cluster::join))
+        .route("/cluster/tokens", post(cluster::token))
+        .route("/cluster/members", post(cluster::admit))
+        .route("/cluster/leave", post(cluster::leave))
+        .route("/cluster/hosts/{host}", delete(cluster::remove))
+        .route("/cluster/certificates/rotate", post(cluster::rotate))
         .route("/events", get(events::list))
         .route("/events/stream", get(events::stream))
         .route("/tokens", get(tokens::list).post(tokens::create))
@@ -181,6 +193,7 @@ pub fn router(app: App) -> Router {
         clone::clone, edit::edit,
         metrics::show,
         tasks::list, tasks::show, tasks::cancel,
+        cluster::show, cluster::create, cluster::join, cluster::token, cluster::admit, cluster::leave, cluster::remove, cluster::rotate,
         events::list, events::stream,
         tokens::list, tokens::create, tokens::delete,
     ),
