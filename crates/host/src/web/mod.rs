@@ -23,6 +23,7 @@
 
 mod checkpoints;
 mod clone;
+mod cluster;
 mod console;
 mod document;
 mod edit;
@@ -55,18 +56,21 @@ mod watching;
 use document::Common;
 pub use error::Refusal;
 pub use forward::Peers;
+pub use guard::Peer;
 pub use host::{host_name, memory};
 pub use server::serve;
 
 use std::sync::{Arc, LazyLock};
 
 use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
 use axum::routing::{delete, get, post, put};
 use axum::{Extension, Router, middleware};
 use utoipa::OpenApi;
 
 use crate::audit::Audit;
 use crate::cluster::Runtime;
+use crate::cluster::standing::Standing;
 use crate::host::Host;
 
 /// The longest body of a request in bytes.
@@ -89,6 +93,8 @@ pub struct App {
     pub runtime: Option<Arc<Runtime>>,
     /// How other hosts of the cluster are reached.
     pub peers: Option<Arc<Peers>>,
+    /// How this host stands to clusters.
+    pub cluster: Arc<Standing>,
 }
 
 /// All routes.
@@ -157,6 +163,13 @@ pub fn router(app: App) -> Router {
         .route("/tasks", get(tasks::list))
         .route("/tasks/{task}", get(tasks::show))
         .route("/tasks/{task}/cancel", post(tasks::cancel))
+        .route("/cluster", get(cluster::show).post(cluster::create))
+        .route("/cluster/join", post(cluster::join))
+        .route("/cluster/tokens", post(cluster::token))
+        .route("/cluster/members", post(cluster::admit))
+        .route("/cluster/leave", post(cluster::leave))
+        .route("/cluster/hosts/{host}", delete(cluster::remove))
+        .route("/cluster/certificates/rotate", post(cluster::rotate))
         .route("/events", get(events::list))
         .route("/events/stream", get(events::stream))
         .route("/tokens", get(tokens::list).post(tokens::create))
@@ -169,6 +182,18 @@ pub fn router(app: App) -> Router {
         .merge(guarded(Router::new().route("/metrics", get(metrics::show))))
         .route(&format!("{}/openapi.json", api::BASE), get(async || axum::Json(&*DOCUMENT)))
         .fallback(error::no_such_address)
+}
+
+/// Refuses everything for now, and says why.
+pub fn waiting(reason: &'static str) -> Router {
+    Router::new().fallback(async move || {
+        Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no-quorum",
+            reason,
+            "start the other hosts, or see `maru cluster restore --help`",
+        )
+    })
 }
 
 /// What describes the API.
@@ -200,6 +225,7 @@ pub fn router(app: App) -> Router {
         placement::confirm_dead, placement::what_if, placement::policy, placement::change_policy,
         metrics::show,
         tasks::list, tasks::show, tasks::cancel,
+        cluster::show, cluster::create, cluster::join, cluster::token, cluster::admit, cluster::leave, cluster::remove, cluster::rotate,
         events::list, events::stream,
         tokens::list, tokens::create, tokens::delete,
     ),
