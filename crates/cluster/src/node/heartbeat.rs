@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Config, Node};
+use crate::view::HostView;
 use crate::{Action, Beat, HostId, Moment, Network, Notice};
 
 struct Peer {
@@ -60,6 +61,8 @@ impl Node {
         self.peers.beat_at = self.now + self.config.beat_every;
         let beat = Beat { leased: self.lease.held().is_some() };
         let mut notices = Vec::new();
+        let own = self.view.host(&self.config.host).and_then(|host| host.record.as_ref());
+        let own_has_one = own.is_some_and(|host| host.record.addresses.len() == 1);
         for (host, view) in self.view.hosts().filter(|(host, _)| **host != self.config.host) {
             self.actions.push(Action::Beat { to: host.clone(), beat });
             if view.alive.is_none() {
@@ -68,7 +71,12 @@ impl Node {
             }
             let peer = self.peers.peers.entry(host.clone()).or_insert_with(|| Peer::new(self.now));
             let since = self.peers.listens_since.max(peer.since);
-            let silence = peer.heard.map(|heard| self.now.since(heard.unwrap_or(since).max(since)));
+            let mut silence = peer.heard.map(|heard| self.now.since(heard.unwrap_or(since).max(since)));
+            // With one network there is nothing to be told of another one.
+            let has_one = |host: &HostView| host.record.as_ref().is_some_and(|host| host.record.addresses.len() == 1);
+            if has_one(view) || own_has_one {
+                silence[1] = silence[0];
+            }
             let before = peer.silent;
             peer.silent = silence.map(|time| time >= self.config.suspect_after);
             match peer.silent {

@@ -44,8 +44,12 @@ pub fn make_page(run_directory: &Path) -> io::Result<()> {
 /// # Errors
 /// When the page cannot be written.
 pub fn let_go(run_directory: &Path) -> io::Result<()> {
+    if !page(run_directory).try_exists()? {
+        return Ok(());
+    }
     if let Ok(client) = Client::connect(&run_directory.join("guard/socket"), START) {
         let _ = client.call(&Request::Release);
+        return Ok(());
     }
     let (page, ..) = Page::open(&page(run_directory))?;
     page.say(Says::Free, 0);
