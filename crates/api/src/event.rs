@@ -100,4 +100,14 @@ pub enum EventKind {
     VmPlaced,
     /// Something that a cluster did, and that is as it should be.
     ClusterNote,
+    /// This host became the first of a cluster.
+    ClusterCreated,
+    /// A host joined the cluster.
+    HostJoined,
+    /// A host left the cluster, or was removed from it.
+    HostLeft,
+    /// The members of the cluster's store changed.
+    StoreMembers,
+    /// Something is wrong with the cluster's store, or was.
+    StoreAlarm,
 }

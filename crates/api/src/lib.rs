@@ -10,6 +10,7 @@ mod checkpoint;
 #[cfg(feature = "client")]
 pub mod client;
 mod cloud_init;
+mod cluster;
 mod console;
 mod error;
 mod event;
@@ -34,6 +35,10 @@ pub use checkpoint::{
     Checkpoint, CheckpointDisk, CheckpointKind, DiskChain, DiskFile, NewCheckpoint, Otherwise, RenameCheckpoint, WantedCheckpoint,
 };
 pub use cloud_init::{CloudInit, CloudNet};
+pub use cluster::{
+    Certificates, Cluster, ClusterHost, ClusterStatus, CreatedJoinToken, JoinAnswer, JoinCluster, JoinRequest, NewCluster,
+    NewJoinToken, StoreAddress, StorePart,
+};
 pub use console::ConsoleEvent;
 pub use error::Error;
 pub use event::{Event, EventKind};

@@ -21,6 +21,7 @@
 //! Requests are refused with a [`records::Cause`]: a word for programs, the cause, the way out. A task that fails keeps one. A store that
 //! cannot be written stops what would change it, and no VM.
 
+pub mod anew;
 pub mod audit;
 pub mod auth;
 pub mod autostart;

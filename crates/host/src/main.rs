@@ -9,23 +9,33 @@ use std::time::Duration;
 use anyhow::Context;
 use host::audit::Audit;
 use host::cluster::guard;
+use host::cluster::authority::{self, Authority};
+use host::cluster::forming::{self, Place};
+use host::cluster::members::keeper::Keeper;
+use host::cluster::members::{Follower, Setting};
+use host::cluster::{Parts, Runtime};
+use host::cluster::standing::{Membership, Standing};
 use host::host::{Host, find_program};
 use host::net::Network;
 use host::options::{self, Options, Wanted};
 use host::state::State;
 use host::vm::meter::Meters;
-use host::vm::work;
-use host::vm::{Capacity, Cgroups, Ledger, Surroundings};
+use host::vm::{Capacity, Cgroups, Ledger, Surroundings, work};
 use host::volumes::Volumes;
-use host::web::{self, App};
-use host::{auth, autostart, tls};
-use store::FileStore;
+use host::web::{self, App, Peers};
+use host::{anew, auth, autostart, tls};
+use store::{EtcdConfig, EtcdStore, FileStore, Replica};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 /// How often the store is backed up, if it has changed, and old records are forgotten.
 const HOUSEKEEPING: Duration = Duration::from_secs(3600);
+
+/// How long one call of the cluster's store may take.
+const STORE_DEADLINE: Duration = Duration::from_secs(5);
+/// Between two attempts to read it.
+const STORE_PAUSE: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     let options = match options::parse(std::env::args_os().skip(1)) {
@@ -40,6 +50,9 @@ fn main() -> ExitCode {
         }
     };
     tracing_subscriber::fmt().with_ansi(false).with_target(false).with_writer(std::io::stderr).init();
+    if let Err(error) = anew::reap_inherited() {
+        tracing::warn!("processes of an earlier marud are not waited for: {error}");
+    }
     let done = tokio::runtime::Runtime::new().context("the runtime").and_then(|runtime| {
         let done = runtime.block_on(run(&options));
         // What is stored is durable, and what is not finished goes on at the next start: there is nothing to wait for.
@@ -47,7 +60,11 @@ fn main() -> ExitCode {
         done
     });
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::Told) => ExitCode::SUCCESS,
+        Ok(Ended::ToBeginAnew) => {
+            eprintln!("marud: cannot start itself anew: {}", anew::exec());
+            ExitCode::FAILURE
+        }
         Err(error) => {
             eprintln!("marud: {error:#}");
             ExitCode::FAILURE
@@ -55,24 +72,85 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(options: &Options) -> anyhow::Result<()> {
+/// Why it ends.
+enum Ended {
+    /// It was told to.
+    Told,
+    /// What this host is has changed.
+    ToBeginAnew,
+}
+
+async fn run(options: &Options) -> anyhow::Result<Ended> {
     let mut ends = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     for directory in [&options.state, &options.run] {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.with_context(|| format!("{} cannot be made", directory.display()))?;
     }
-    let store = Arc::new(FileStore::open(&options.state)?);
-    let state = State::new(store.clone());
+    let listener = TcpListener::bind(&options.listen[..]).await;
+    let listener = listener.with_context(|| format!("cannot listen at {}", shown(&options.listen)))?;
+    let address = listener.local_addr()?;
+    let place = Place {
+        state: options.state.clone(),
+        etcd: options.etcd.iter().cloned().collect(),
+        api_port: address.port(),
+        client_port: options.etcd_ports.0,
+        peer_port: options.etcd_ports.1,
+        names: options.names.clone(),
+    };
+    let resumed = place.clone();
+    let formed = tokio::task::spawn_blocking(move || forming::resume(&resumed)).await??;
+    let (host_name, addresses) = match &formed.identity {
+        Some(identity) => (identity.host.clone(), identity.addresses.clone()),
+        None => (web::host_name(), tls::reachable(address.ip())),
+    };
+    let names = authority::names(&host_name, &addresses, &options.names);
+    let authority = Authority::read_or_make(&place.tls())?;
+    let certificate = authority.issue(&host_name, &names)?;
+    let shown = tls::Shown::new(&certificate)?;
+    let tls = tls::server(&certificate, shown.clone())?;
+
+    let again = Arc::new(Notify::new());
+    let [terminated, interrupted] = &mut ends;
+    let mut file = None;
+    let mut replica = None;
+    let (state, member) = match formed.identity {
+        None => {
+            let store = Arc::new(FileStore::open(&options.state)?);
+            file = Some(store.clone());
+            (State::new(store), None)
+        }
+        Some(identity) => {
+            let keeper = Keeper::start(&place, &identity, formed.server)?;
+            let config = EtcdConfig {
+                endpoints: identity.endpoints(),
+                tls: Some(certificate.etcd_client()),
+                deadline: STORE_DEADLINE,
+            };
+            let etcd = Arc::new(EtcdStore::new(&config)?);
+            let read = etcd.clone();
+            let copied = tokio::select! {
+                copied = tokio::task::spawn_blocking(move || copy(&read)) => Arc::new(copied?),
+                _ = terminated.recv() => return Ok(Ended::Told),
+                _ = interrupted.recv() => return Ok(Ended::Told),
+            };
+            let state = State::of_cluster(copied.clone(), &identity.host);
+            replica = Some(copied);
+            let setting = Setting {
+                place: place.clone(),
+                identity: identity.clone(),
+                state: state.clone(),
+                etcd: etcd.clone(),
+                shown: shown.clone(),
+                certificate: certificate.clone(),
+                again: again.clone(),
+            };
+            (state, Some(Membership { identity, etcd, follower: Follower::start(setting, keeper)? }))
+        }
+    };
     let first = options.state.join("admin.token");
     if auth::make_first(&state, &first)? {
         tracing::info!("the secret of the first token, '{}', is in {}", auth::FIRST_TOKEN, first.display());
     }
-    let host_name = web::host_name();
-    let listener = TcpListener::bind(&options.listen[..]).await;
-    let listener = listener.with_context(|| format!("cannot listen at {}", shown(&options.listen)))?;
-    let address = listener.local_addr()?;
-    let names = tls::names(&host_name, address.ip(), &options.names);
-    let tls = tls::server(&options.state.join("tls"), &host_name, &names)?;
     let audit = options.state.join("audit.log");
     let audit = Audit::open(&audit).with_context(|| format!("the audit log {} cannot be written", audit.display()))?;
 
@@ -80,19 +158,55 @@ async fn run(options: &Options) -> anyhow::Result<()> {
         tracing::warn!("no VM is started with the host: {}: {error}", options.boot_id.display());
     });
     let host = Host::start(state.clone(), surroundings(options)?, boot_id.ok().as_deref())?;
+    let (mut runtime, mut peers) = (None, None);
+    if let Some((replica, member)) = replica.zip(member.as_ref()) {
+        let parts = Parts {
+            host: host.clone(),
+            replica,
+            guard: guard_of(&host),
+            name: member.identity.host.clone(),
+            addresses: member.identity.addresses.clone(),
+            port: address.port(),
+            secret: authority.shared_secret("heartbeats"),
+            witness: member.identity.witness,
+        };
+        runtime = Some(Arc::new(tokio::task::spawn_blocking(move || Runtime::start(parts)).await??));
+        peers = Some(Arc::new(Peers::new(tls::client(&certificate, shown)?)));
+    }
     let told = options.state.join(api::ADDRESS_FILE);
     auth::write_private(&told, &format!("{address}\n")).with_context(|| format!("{} cannot be written", told.display()))?;
     tracing::info!("listening at {address}, for clients that know this host as {}", names.join(", "));
-    let router = web::router(App { host, audit: Arc::new(audit), names: names.into() });
-    let [terminated, interrupted] = &mut ends;
-    tokio::select! {
-        () = web::serve(listener, tls, router) => {}
-        () = keep_house(state, store) => {}
-        _ = terminated.recv() => {}
-        _ = interrupted.recv() => {}
-    }
+    let standing = Arc::new(Standing { place, found: addresses, again: again.clone(), member });
+    let router = web::router(App { host, audit: Arc::new(audit), names: names.into(), runtime, peers, cluster: standing.clone() });
+    let ended = tokio::select! {
+        () = web::serve(listener, tls, router) => Ended::Told,
+        () = keep_house(state, file) => Ended::Told,
+        () = again.notified() => Ended::ToBeginAnew,
+        _ = terminated.recv() => Ended::Told,
+        _ = interrupted.recv() => Ended::Told,
+    };
     tracing::info!("ends; VMs go on");
-    Ok(())
+    // etcd ends in order: who leads the store hands that over.
+    let _ = tokio::task::spawn_blocking(move || standing.member.as_ref().map(|member| member.follower.stop())).await;
+    Ok(ended)
+}
+
+/// Who ends this host's VMs in time: where they have control groups.
+fn guard_of(host: &Host) -> Option<guard::Guard> {
+    let surroundings = &host.surroundings;
+    let vms = surroundings.cgroups.directory().filter(|directory| directory.join("cgroup.procs").exists())?;
+    Some(guard::Guard::new(find_program("maru-guard")?, &surroundings.run_directory, vms))
+}
+
+/// Reads all of the cluster's store, as soon as that answers.
+fn copy(etcd: &Arc<EtcdStore>) -> Replica<EtcdStore> {
+    loop {
+        match Replica::new(etcd.clone()) {
+            Ok(replica) => return replica,
+            Err(error) => tracing::warn!("waits for the cluster's store: {}", vmm::error_chain(&error)),
+        }
+        std::thread::sleep(STORE_PAUSE);
+    }
 }
 
 fn shown(addresses: &[std::net::SocketAddr]) -> String {
@@ -136,12 +250,12 @@ fn surroundings(options: &Options) -> anyhow::Result<Surroundings> {
 }
 
 /// Backs the store up and forgets what is old, for ever.
-async fn keep_house(state: State, store: Arc<FileStore>) {
+async fn keep_house(state: State, store: Option<Arc<FileStore>>) {
     loop {
         tokio::time::sleep(HOUSEKEEPING).await;
         let (state, store) = (state.clone(), store.clone());
         let work = tokio::task::spawn_blocking(move || {
-            if let Err(error) = store.backup() {
+            if let Some(Err(error)) = store.map(|store| store.backup()) {
                 tracing::error!("the store cannot be backed up: {}", vmm::error_chain(&error));
             }
             if let Err(error) = state.prune() {

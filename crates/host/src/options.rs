@@ -22,6 +22,8 @@ usage: marud [options]
   --boot-id FILE     what changes with each start of the host, after which VMs are started (/proc/sys/kernel/random/boot_id)
   --monitor FILE     the program that is a VM, instead of the maru-vmm beside marud or on PATH
   --switch FILE      the program that is the virtual switches, instead of the maru-switch beside marud or on PATH
+  --etcd DIR         a directory with etcd's programs, which clusters need, beside the PATH and the usual places
+  --etcd-ports N,N   where etcd listens for clients and for other members (2379,2380)
   --unconfined       do not confine monitors and the virtual switch: for finding errors only
   --version          print the version
   --help             print this
@@ -54,6 +56,10 @@ pub struct Options {
     pub monitor: Option<PathBuf>,
     /// `--switch`.
     pub switch: Option<PathBuf>,
+    /// `--etcd`.
+    pub etcd: Option<PathBuf>,
+    /// `--etcd-ports`.
+    pub etcd_ports: (u16, u16),
     /// `--unconfined`.
     pub unconfined: bool,
 }
@@ -83,6 +89,8 @@ pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
         boot_id: "/proc/sys/kernel/random/boot_id".into(),
         monitor: None,
         switch: None,
+        etcd: None,
+        etcd_ports: (2379, 2380),
         unconfined: false,
     };
     let mut parser = lexopt::Parser::from_args(arguments);
@@ -98,6 +106,13 @@ pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
             Long("boot-id") => options.boot_id = parser.value()?.into(),
             Long("monitor") => options.monitor = Some(parser.value()?.into()),
             Long("switch") => options.switch = Some(parser.value()?.into()),
+            Long("etcd") => options.etcd = Some(parser.value()?.into()),
+            Long("etcd-ports") => {
+                options.etcd_ports = parser.value()?.parse_with(|text| {
+                    let ports = text.split_once(',').and_then(|(client, peer)| Some((client.parse().ok()?, peer.parse().ok()?)));
+                    ports.ok_or("two ports with a comma between them")
+                })?;
+            }
             Long("unconfined") => options.unconfined = true,
             Long("version") => return Ok(Wanted::Print(format!("marud {}\n", env!("CARGO_PKG_VERSION")))),
             Long("help") | Short('h') => return Ok(Wanted::Print(HELP.into())),

@@ -173,6 +173,40 @@ impl State {
         Ok(entries.into_iter().map(|entry| entry.key[T::PREFIX.len()..].to_owned()).collect())
     }
 
+    /// All records of a kind with their names, in the order of these.
+    pub fn named<T: Record>(&self) -> Result<Vec<(String, Stored<T>)>, StateError> {
+        let named = |entry: &store::Entry| Ok((entry.key[T::PREFIX.len()..].to_owned(), record::from_entry(entry)?));
+        self.store.range(T::PREFIX)?.entries.iter().map(named).collect()
+    }
+
+    /// The record with this key, of a kind that is not named after its keys.
+    pub fn read_one<T: Record>(&self, key: &str) -> Result<Option<Stored<T>>, StateError> {
+        let entry = self.store.get(key)?;
+        Ok(entry.map(|entry| record::from_entry(&entry)).transpose()?)
+    }
+
+    /// Changes a record, if it is there, and tells of it. `edit` is done again when someone else was faster.
+    pub fn edit<T: Record + Clone + PartialEq>(
+        &self,
+        name: &str,
+        edit: impl Fn(&mut T),
+        event: Option<&EventRecord>,
+    ) -> Result<(), StateError> {
+        loop {
+            let Some(stored) = self.read::<T>(name)? else { return Ok(()) };
+            let mut record = stored.record.clone();
+            edit(&mut record);
+            if record == stored.record {
+                return Ok(());
+            }
+            let changed = Transaction::new().if_still(name, &stored).write(name, &record);
+            let transaction = event.into_iter().fold(changed, |transaction, event| transaction.tell(event));
+            if let Outcome::Committed(_) = self.commit(&transaction)? {
+                return Ok(());
+            }
+        }
+    }
+
     /// Makes changes.
     pub fn commit(&self, transaction: &Transaction) -> Result<Outcome, StateError> {
         match self.own_host() {

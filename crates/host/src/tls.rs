@@ -1,122 +1,103 @@
-//! The host's certificate authority, and its certificate.
-//!
-//! The authority is made once, and clients are told to trust it (`ca.pem`). The certificate and its key are made anew at each start and are
-//! nowhere but in memory.
+//! TLS of the API's server: a certificate that can be exchanged while it runs, and clients that may show one of a host.
 
-use std::fs;
-use std::io;
 use std::net::{IpAddr, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
-use rustls::ServerConfig;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use time::{Duration, OffsetDateTime};
+use rustls::client::ResolvesClientCert;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 
-use crate::auth::{sha256, write_private};
-
-/// How long the authority is valid.
-const CA_DAYS: i64 = 20 * 365;
-/// How long a certificate is valid: longer than a `marud` runs.
-const CERTIFICATE_DAYS: i64 = 5 * 365;
-/// Clocks differ.
-const EARLIER: Duration = Duration::days(1);
+use crate::cluster::authority::HostCertificate;
 
 /// Why there is no TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file.
-    #[error("{} cannot be used", .path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Key or certificate.
-    #[error("the certificate authority in {} cannot be used: move it away to have a new one, which clients must be told of", .path.display())]
-    Authority {
-        /// Its directory.
-        path: PathBuf,
-        /// Why not.
-        source: rcgen::Error,
-    },
+    /// A certificate or key that was just made.
+    #[error("the host's certificate is malformed")]
+    Malformed(#[from] rustls::pki_types::pem::Error),
     /// TLS itself.
     #[error("TLS cannot be set up")]
     Rustls(#[from] rustls::Error),
+    /// Whom to believe.
+    #[error("the certificate authority cannot be used")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
-/// Makes what a server needs, for clients that know it under these names. The authority is in `directory`, and made if it is not there.
-pub fn server(directory: &Path, host: &str, names: &[String]) -> Result<ServerConfig, TlsError> {
-    let authority = |source| TlsError::Authority { path: directory.into(), source };
-    let ca_key = read_or_make(directory)?;
-    let issuer = Issuer::new(ca_params(&ca_key), ca_key);
-    let key = KeyPair::generate().map_err(authority)?;
-    let mut params = CertificateParams::new(names).map_err(authority)?;
-    params.distinguished_name.push(DnType::CommonName, host);
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    params.use_authority_key_identifier_extension = true;
-    valid_for(&mut params, CERTIFICATE_DAYS);
-    let certificate = params.signed_by(&key, &issuer).map_err(authority)?;
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13])?;
-    let mut config = config.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key)?;
+/// The certificate that this host shows now, as a server and as a client.
+#[derive(Debug)]
+pub struct Shown(RwLock<Arc<CertifiedKey>>);
+
+impl Shown {
+    /// Shows this one.
+    pub fn new(certificate: &HostCertificate) -> Result<Arc<Shown>, TlsError> {
+        Ok(Arc::new(Shown(RwLock::new(certified(certificate)?))))
+    }
+
+    /// Shows another one, from the next connection on.
+    pub fn exchange(&self, certificate: &HostCertificate) -> Result<(), TlsError> {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = certified(certificate)?;
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn certified(certificate: &HostCertificate) -> Result<Arc<CertifiedKey>, TlsError> {
+    let chain = CertificateDer::pem_slice_iter(certificate.chain.as_bytes()).collect::<Result<_, _>>()?;
+    let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes())?;
+    let key = provider().key_provider.load_private_key(key)?;
+    Ok(Arc::new(CertifiedKey::new(chain, key)))
+}
+
+fn roots(certificate: &HostCertificate) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(certificate.authority.as_bytes())?)?;
+    Ok(roots)
+}
+
+/// What a server needs. A client that shows a certificate must have it from the same authority; none is needed.
+pub fn server(certificate: &HostCertificate, shown: Arc<Shown>) -> Result<ServerConfig, TlsError> {
+    let hosts = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(certificate)?), provider());
+    let hosts = hosts.allow_unauthenticated().build()?;
+    let config = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13])?;
+    let mut config = config.with_client_cert_verifier(hosts).with_cert_resolver(shown);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }
 
-/// What the authority's certificate says. All of it follows from the key, so that the certificate need not be read.
-fn ca_params(key: &KeyPair) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, format!("Maru CA {}", &sha256(key.public_key_raw())[..8]));
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params
+/// What a client needs that talks to other hosts, as this host.
+pub fn client(certificate: &HostCertificate, shown: Arc<Shown>) -> Result<ClientConfig, TlsError> {
+    let config = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13])?;
+    let mut config = config.with_root_certificates(roots(certificate)?).with_client_cert_resolver(shown);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
 }
 
-fn read_or_make(directory: &Path) -> Result<KeyPair, TlsError> {
-    let (certificate, key) = (directory.join("ca.pem"), directory.join("ca.key"));
-    let file = |path: &Path| {
-        let path = path.to_owned();
-        move |source| TlsError::File { path, source }
-    };
-    let authority = |source| TlsError::Authority { path: directory.into(), source };
-    fs::create_dir_all(directory).map_err(file(directory))?;
-    // The certificate is written last: with it, the authority is whole.
-    if certificate.try_exists().map_err(file(&certificate))? {
-        let pem = fs::read_to_string(&key).map_err(file(&key))?;
-        return KeyPair::from_pem(&pem).map_err(authority);
-    }
-    let pair = KeyPair::generate().map_err(authority)?;
-    let mut params = ca_params(&pair);
-    valid_for(&mut params, CA_DAYS);
-    let pem = params.self_signed(&pair).map_err(authority)?.pem();
-    write_private(&key, &pair.serialize_pem()).map_err(file(&key))?;
-    write_private(&certificate, &pem).map_err(file(&certificate))?;
-    Ok(pair)
-}
-
-fn valid_for(params: &mut CertificateParams, days: i64) {
-    let now = OffsetDateTime::now_utc();
-    params.not_before = now - EARLIER;
-    params.not_after = now + Duration::days(days);
-}
-
-/// Names that clients may know a server by: those given, the host's name, this machine itself, and the addresses by which it reaches others.
-pub fn names(host: &str, listen: IpAddr, more: &[String]) -> Vec<String> {
-    let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1", host].map(String::from).to_vec();
-    if listen.is_unspecified() {
-        names.extend(outward().iter().map(IpAddr::to_string));
-    } else {
-        names.push(listen.to_string());
-    }
-    names.extend_from_slice(more);
-    names.sort();
-    names.dedup();
-    names.retain(|name| !name.is_empty());
-    names
+/// Addresses by which others may reach who listens at this one.
+pub fn reachable(listen: IpAddr) -> Vec<IpAddr> {
+    if listen.is_unspecified() { outward() } else { vec![listen] }
 }
 
 /// The addresses by which this machine reaches others, where it has a way to them. Nothing is sent.

@@ -11,13 +11,33 @@
 //!
 //! What is to be done with VMs is decided by the crate `cluster`; here it is done. Tasks are records as on a single host: that of a VM is
 //! done by the host that `vms/ID` names. A VM runs because `placements/VM` says so; who starts it is decided by `owners/VM`.
+//!
+//! How hosts become a cluster, and where its store is:
+//!
+//! ```text
+//!  create, join, leave, restore ──▶ forming.json ──▶ marud starts anew ──▶ cluster.json: who this host is
+//!                                                                             │
+//!           etcd ◀── members::Keeper: starts, restarts, makes it anew ◀───────┤
+//!                                ▲                                            │
+//!   members/HOST ──▶ members::Follower: where etcd runs ◀── the coordinator ──┘
+//! ```
+//!
+//! [`forming`] is how hosts become members and cease to be; [`members`] is where the store is.
 
+pub mod authority;
+pub mod backup;
 pub mod beat;
+pub mod forming;
 pub mod guard;
+pub mod identity;
 pub mod machines;
+pub mod members;
 mod notices;
 pub mod placements;
+pub mod records;
 mod runtime;
+pub mod standing;
+pub mod token;
 
 pub use runtime::{Parts, Runtime};
 

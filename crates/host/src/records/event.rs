@@ -84,6 +84,11 @@ pub enum EventKind {
     HostAlarm,
     VmPlaced,
     ClusterNote,
+    ClusterCreated,
+    HostJoined,
+    HostLeft,
+    StoreMembers,
+    StoreAlarm,
 }
 
 impl From<EventKind> for api::EventKind {
@@ -123,6 +128,11 @@ impl From<EventKind> for api::EventKind {
             EventKind::HostAlarm => api::EventKind::HostAlarm,
             EventKind::VmPlaced => api::EventKind::VmPlaced,
             EventKind::ClusterNote => api::EventKind::ClusterNote,
+            EventKind::ClusterCreated => api::EventKind::ClusterCreated,
+            EventKind::HostJoined => api::EventKind::HostJoined,
+            EventKind::HostLeft => api::EventKind::HostLeft,
+            EventKind::StoreMembers => api::EventKind::StoreMembers,
+            EventKind::StoreAlarm => api::EventKind::StoreAlarm,
         }
     }
 }

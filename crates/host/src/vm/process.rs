@@ -277,7 +277,8 @@ pub fn list(surroundings: &Surroundings) -> Vec<Uuid> {
     entries.filter_map(|entry| Uuid::parse_str(entry.file_name().to_str()?).ok()).collect()
 }
 
-fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+/// A descriptor of a process, which becomes readable when it ends.
+pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: takes two numbers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
     if fd < 0 {

@@ -1,9 +1,10 @@
 //! Who may do this? And what was asked for by whom.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use time::OffsetDateTime;
@@ -16,6 +17,11 @@ use crate::records::TokenRecord;
 /// Where a request comes from.
 #[derive(Clone, Copy, Debug)]
 pub struct From(pub SocketAddr);
+
+/// The host that a request comes from: it has proved itself by a certificate of this host's authority. Whether it is still a host of the
+/// cluster is another question.
+#[derive(Clone, Debug)]
+pub struct Peer(pub Arc<str>);
 
 /// Whose request it is.
 #[derive(Clone, Debug)]
@@ -30,17 +36,21 @@ pub struct Caller {
 pub async fn guard(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let from = request.extensions().get::<From>().map_or(SocketAddr::from(([0, 0, 0, 0], 0)), |from| from.0);
-    let secret = secret(&request);
-    let token = authenticate(&app, secret).await;
-    let name = token.as_ref().ok().map(|token| token.name.clone());
-    let allowed = token.and_then(|token| allow(&token, &method, &path));
-    let refused = allowed.is_err();
-    let response = match allowed {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
-            next.run(request).await
+    let (mut name, mut refused) = (None, false);
+    let response = if is_for_strangers(&method, &path) {
+        next.run(request).await
+    } else {
+        let token = authenticate(&app, secret(request.headers())).await;
+        name = token.as_ref().ok().map(|token| token.name.clone());
+        let allowed = token.and_then(|token| allow(&token, &method, &path));
+        refused = allowed.is_err();
+        match allowed {
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+                next.run(request).await
+            }
+            Err(refusal) => refusal.into_response(),
         }
-        Err(refusal) => refusal.into_response(),
     };
     // A console that was opened is more than reading.
     if refused || !is_reading(&method) || response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -57,8 +67,14 @@ pub async fn guard(State(app): State<App>, mut request: Request, next: Next) -> 
     response
 }
 
-fn secret(request: &Request) -> Option<String> {
-    let header = request.headers().get(header::AUTHORIZATION)?.to_str().ok()?;
+/// Whether this has its own way of finding out who asks: a host that joins has no token of the API.
+fn is_for_strangers(method: &Method, path: &str) -> bool {
+    *method == Method::POST && path.trim_start_matches(api::BASE) == "/cluster/members"
+}
+
+/// The secret that a request was sent with.
+pub fn secret(headers: &HeaderMap) -> Option<String> {
+    let header = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (kind, secret) = header.split_once(' ')?;
     kind.eq_ignore_ascii_case("bearer").then(|| secret.trim().to_owned())
 }
@@ -83,8 +99,8 @@ fn needed(method: &Method, path: &str) -> api::Role {
     let kind = path.trim_start_matches(api::BASE).trim_start_matches('/').split('/').next();
     match (kind, is_reading(method)) {
         // A volume opens a directory of the host to whoever may create VMs.
-        // A switch, a network.
-        (Some("tokens"), _) | (Some("volumes" | "switches"), false) => api::Role::Admin,
+        // A switch, a network. A cluster, this host to others.
+        (Some("tokens"), _) | (Some("volumes" | "switches" | "cluster"), false) => api::Role::Admin,
         (_, true) => api::Role::Viewer,
         (_, false) => api::Role::Operator,
     }
@@ -117,6 +133,12 @@ mod tests {
         for looks in ["trace", "watch", "capture"] {
             assert_eq!(needed(&Method::POST, &format!("/vms/web/nets/net0/port/{looks}")), api::Role::Operator, "{looks}");
         }
+        assert_eq!(needed(&Method::GET, "/api/v1/cluster"), api::Role::Viewer);
+        assert_eq!(needed(&Method::POST, "/api/v1/cluster/tokens"), api::Role::Admin);
+        assert_eq!(needed(&Method::DELETE, "/cluster/hosts/h2"), api::Role::Admin);
+        assert!(is_for_strangers(&Method::POST, "/api/v1/cluster/members"));
+        assert!(!is_for_strangers(&Method::GET, "/api/v1/cluster/members"));
+        assert!(!is_for_strangers(&Method::POST, "/cluster/members/x") && !is_for_strangers(&Method::POST, "/cluster"));
         for path in ["/tokens", "/api/v1/tokens", "/api/v1/tokens/x", "/tokens/x"] {
             assert_eq!(needed(&Method::GET, path), api::Role::Admin, "{path}");
         }

@@ -23,6 +23,7 @@
 
 mod checkpoints;
 mod clone;
+mod cluster;
 mod console;
 mod document;
 mod edit;
@@ -55,6 +56,7 @@ mod watching;
 use document::Common;
 pub use error::Refusal;
 pub use forward::Peers;
+pub use guard::Peer;
 pub use host::{host_name, memory};
 pub use server::serve;
 
@@ -67,6 +69,7 @@ use utoipa::OpenApi;
 
 use crate::audit::Audit;
 use crate::cluster::Runtime;
+use crate::cluster::standing::Standing;
 use crate::host::Host;
 
 /// The longest body of a request in bytes.
@@ -89,6 +92,8 @@ pub struct App {
     pub runtime: Option<Arc<Runtime>>,
     /// How other hosts of the cluster are reached.
     pub peers: Option<Arc<Peers>>,
+    /// How this host stands to clusters.
+    pub cluster: Arc<Standing>,
 }
 
 /// All routes.
@@ -157,6 +162,13 @@ pub fn router(app: App) -> Router {
         .route("/tasks", get(tasks::list))
         .route("/tasks/{task}", get(tasks::show))
         .route("/tasks/{task}/cancel", post(tasks::cancel))
+        .route("/cluster", get(cluster::show).post(cluster::create))
+        .route("/cluster/join", post(cluster::join))
+        .route("/cluster/tokens", post(cluster::token))
+        .route("/cluster/members", post(cluster::admit))
+        .route("/cluster/leave", post(cluster::leave))
+        .route("/cluster/hosts/{host}", delete(cluster::remove))
+        .route("/cluster/certificates/rotate", post(cluster::rotate))
         .route("/events", get(events::list))
         .route("/events/stream", get(events::stream))
         .route("/tokens", get(tokens::list).post(tokens::create))
@@ -200,6 +212,7 @@ pub fn router(app: App) -> Router {
         placement::confirm_dead, placement::what_if, placement::policy, placement::change_policy,
         metrics::show,
         tasks::list, tasks::show, tasks::cancel,
+        cluster::show, cluster::create, cluster::join, cluster::token, cluster::admit, cluster::leave, cluster::remove, cluster::rotate,
         events::list, events::stream,
         tokens::list, tokens::create, tokens::delete,
     ),

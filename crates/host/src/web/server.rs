@@ -17,7 +17,8 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 
-use super::guard::From;
+use super::guard::{From, Peer};
+use crate::cluster::authority;
 
 /// Connections at the same time; the others wait.
 const MAX_CONNECTIONS: usize = 512;
@@ -52,9 +53,15 @@ pub async fn serve(listener: TcpListener, tls: ServerConfig, router: Router) {
 async fn connection(stream: TcpStream, from: SocketAddr, acceptor: TlsAcceptor, router: Router) {
     let _ = stream.set_nodelay(true);
     let Ok(Ok(stream)) = timeout(PATIENCE, acceptor.accept(stream)).await else { return };
+    // TLS has checked it.
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let peer = certificate.and_then(authority::host_of).map(|host| Peer(host.into()));
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(From(from));
+        if let Some(peer) = &peer {
+            request.extensions_mut().insert(peer.clone());
+        }
         // In a task of its own: a client that goes away leaves nothing half done, and what it asked for is in the audit log.
         let answer = tokio::spawn(router.clone().call(request));
         async move { answer.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) }

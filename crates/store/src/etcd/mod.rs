@@ -24,7 +24,7 @@ mod watch;
 mod wire;
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ pub enum EtcdConfigError {
 /// A client of etcd. Connections are made when they are needed.
 pub struct EtcdStore {
     endpoints: Arc<Endpoints>,
-    tls: Option<ClientTls>,
+    tls: RwLock<Option<ClientTls>>,
     runtime: Handle,
     /// The runtime ends, and with it all watches, when this is dropped.
     _close: oneshot::Sender<()>,
@@ -100,7 +100,7 @@ impl EtcdStore {
         thread::Builder::new().name("etcd".into()).spawn(move || {
             let _ = runtime.block_on(closed);
         })?;
-        Ok(EtcdStore { endpoints, tls: config.tls.clone(), runtime: handle, _close: close })
+        Ok(EtcdStore { endpoints, tls: RwLock::new(config.tls.clone()), runtime: handle, _close: close })
     }
 
     /// Other members from now on. Watches go on.
@@ -108,7 +108,20 @@ impl EtcdStore {
     /// # Errors
     /// When an address is malformed; then nothing has changed.
     pub fn set_endpoints(&self, urls: &[String]) -> Result<(), EtcdConfigError> {
-        self.endpoints.replace(doors(urls, self.tls.as_ref())?);
+        let tls = self.tls.read().unwrap_or_else(PoisonError::into_inner);
+        self.endpoints.replace(doors(urls, tls.as_ref())?);
+        Ok(())
+    }
+
+    /// Another certificate from now on, for the members that are known. Watches go on.
+    ///
+    /// # Errors
+    /// When the certificate is malformed; then nothing has changed.
+    pub fn set_tls(&self, tls: ClientTls) -> Result<(), EtcdConfigError> {
+        let mut kept = self.tls.write().unwrap_or_else(PoisonError::into_inner);
+        let urls: Vec<String> = self.endpoints.doors().iter().map(|door| door.url.clone()).collect();
+        self.endpoints.replace(doors(&urls, Some(&tls))?);
+        *kept = Some(tls);
         Ok(())
     }
 
