@@ -127,9 +127,12 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
                 deadline: STORE_DEADLINE,
             };
             let etcd = Arc::new(EtcdStore::new(&config)?);
-            let read = etcd.clone();
+            let (read, waiting) = (etcd.clone(), place.clone());
             let copied = tokio::select! {
-                copied = tokio::task::spawn_blocking(move || copy(&read)) => Arc::new(copied?),
+                copied = tokio::task::spawn_blocking(move || copy(&read, &waiting)) => match copied? {
+                    Some(copied) => Arc::new(copied),
+                    None => return Ok(Ended::ToBeginAnew),
+                },
                 _ = terminated.recv() => return Ok(Ended::Told),
                 _ = interrupted.recv() => return Ok(Ended::Told),
             };
@@ -198,11 +201,12 @@ fn guard_of(host: &Host) -> Option<guard::Guard> {
     Some(guard::Guard::new(find_program("maru-guard")?, &surroundings.run_directory, vms))
 }
 
-/// Reads all of the cluster's store, as soon as that answers.
-fn copy(etcd: &Arc<EtcdStore>) -> Replica<EtcdStore> {
+/// Reads all of the cluster's store, as soon as that answers; nothing if someone knows that it never will.
+fn copy(etcd: &Arc<EtcdStore>, place: &Place) -> Option<Replica<EtcdStore>> {
     loop {
         match Replica::new(etcd.clone()) {
-            Ok(replica) => return replica,
+            Ok(replica) => return Some(replica),
+            Err(_) if forming::is_restore_wanted(place) => return None,
             Err(error) => tracing::warn!("waits for the cluster's store: {}", vmm::error_chain(&error)),
         }
         std::thread::sleep(STORE_PAUSE);

@@ -20,9 +20,9 @@ use crate::records::{EventKind, EventRecord, Power, Pruned, VmRecord};
 use crate::state::{Records, State, StateError};
 
 /// How long etcd may take to be ready.
-const READY: Duration = Duration::from_secs(30);
+pub(super) const READY: Duration = Duration::from_secs(30);
 /// How long one call of it may take.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 /// Who names none.
 const DEFAULT_NAME: &str = "maru";
 
@@ -156,7 +156,7 @@ fn chunks(entries: &[Entry]) -> Vec<&[Entry]> {
 }
 
 /// Commits what has no conditions: if it is not known whether it was done, it is done again.
-fn put(store: &EtcdStore, transaction: &Transaction) -> Result<Revision, StoreError> {
+pub(super) fn put(store: &EtcdStore, transaction: &Transaction) -> Result<Revision, StoreError> {
     loop {
         match store.commit(transaction) {
             Err(StoreError::Unknown(_)) => {}

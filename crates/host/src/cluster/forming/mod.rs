@@ -14,10 +14,12 @@ mod create;
 mod join;
 mod leave;
 mod member;
+mod restore;
 
 pub use create::prepare as prepare_create;
 pub use join::{JoinError, prepare as prepare_join};
 pub use member::{AdmitError, Admitted, admit, make_token};
+pub use restore::is_wanted as is_restore_wanted;
 
 use std::fs;
 use std::io;
@@ -227,6 +229,9 @@ pub enum FormingError {
     /// It is in one.
     #[error("this host is in the cluster {0} already: `maru cluster status` shows it, and `maru cluster leave` leaves it")]
     InCluster(Uuid),
+    /// There is nothing to go on with.
+    #[error("this host has no member of the store ({} is not there): restore on a host that has one, or from a backup", .0.display())]
+    NoData(PathBuf),
     /// Something that is not finished.
     #[error("this host is about to change what it is: wait until it is back")]
     Busy,
@@ -266,6 +271,11 @@ pub struct Formed {
 pub fn resume(place: &Place) -> Result<Formed, FormingError> {
     let identity = Identity::read(&place.state)?;
     let plan = place.plan()?;
+    if let (None, Some(identity)) = (&plan, &identity)
+        && let Some(formed) = restore::run_if_wanted(place, identity)?
+    {
+        return Ok(formed);
+    }
     match (plan, identity) {
         (None, identity) => alone_or(place, identity),
         // The last step is missing.
@@ -302,12 +312,16 @@ fn alone_or(place: &Place, identity: Option<Identity>) -> Result<Formed, Forming
 
 /// Gives a plan up, and remembers why.
 fn fail(place: &Place, error: &FormingError) -> Result<(), FormingError> {
-    let text = vmm::error_chain(error);
-    tracing::error!("the cluster is not made, and this host goes on alone: {text}");
+    tracing::error!("the cluster is not made, and this host goes on alone: {}", vmm::error_chain(error));
     remove_directory(&place.member())?;
-    let cause = Cause::new(error.code(), text, "mend that, and try again; marud's log says more");
-    write_file(&place.state.join(FAILURE), &FailureRecord { cause })?;
+    remember_failure(place, error)?;
     Ok(place.end_plan()?)
+}
+
+fn remember_failure(place: &Place, error: &FormingError) -> Result<(), FormingError> {
+    let text = vmm::error_chain(error);
+    let cause = Cause::new(error.code(), text, "mend that, and try again; marud's log says more");
+    Ok(write_file(&place.state.join(FAILURE), &FailureRecord { cause })?)
 }
 
 /// Moves the store that a single host had out of the way: it is out of date now, and kept.

@@ -181,6 +181,10 @@ impl Work {
     }
 
     fn round(&mut self) -> Result<(), RoundError> {
+        if forming::is_restore_wanted(&self.setting.place) {
+            self.setting.again.notify_one();
+            return Ok(());
+        }
         let members: Members =
             self.setting.state.named::<MemberRecord>()?.into_iter().map(|(name, stored)| (name, stored.record)).collect();
         let own = members.iter().find(|(name, _)| *name == self.setting.identity.host).map(|(_, record)| record.clone());
