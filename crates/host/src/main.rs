@@ -206,7 +206,7 @@ fn copy(etcd: &Arc<EtcdStore>, place: &Place) -> Option<Replica<EtcdStore>> {
     loop {
         match Replica::new(etcd.clone()) {
             Ok(replica) => return Some(replica),
-            Err(_) if forming::is_restore_wanted(place) => return None,
+            Err(_) if forming::is_planned(place) => return None,
             Err(error) => tracing::warn!("waits for the cluster's store: {}", vmm::error_chain(&error)),
         }
         std::thread::sleep(STORE_PAUSE);

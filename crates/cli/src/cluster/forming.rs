@@ -108,30 +108,29 @@ fn ask(connect: &Connect, method: Method, path: &str, body: Option<&impl Seriali
     Ok(connect.client()?.call::<Option<serde_json::Value>>(method, path, body).map(drop)?)
 }
 
+/// What was seen.
+enum Seen<T> {
+    Done(T),
+    Failed(api::Error),
+    Waits(Option<String>),
+}
+
 /// Looks again and again how this host stands to clusters, until that is as wanted. Its `marud` may be away for a while, and come back with
 /// another authority and another token: both are read anew each time.
-fn wait<T>(
-    connect: &Connect,
-    what: &'static str,
-    mut look: impl FnMut(ClusterStatus) -> Result<Option<T>, String>,
-) -> Result<T, ClusterError> {
+fn wait<T>(connect: &Connect, what: &'static str, look: impl Fn(ClusterStatus) -> Seen<T>) -> Result<T, ClusterError> {
     let start = Instant::now();
     let mut last = String::new();
     while start.elapsed() < PATIENCE {
         let status: Result<ClusterStatus, RemoteError> =
             connect.client().and_then(|client| client.get("/cluster").map_err(RemoteError::from));
-        match status {
-            Ok(ClusterStatus { failure: Some(failure), .. }) => return Err(ClusterError::Failed(failure)),
-            Ok(status) => match look(status) {
-                Ok(Some(found)) => return Ok(found),
-                Ok(None) => {}
-                Err(waits) if last != waits => {
-                    eprintln!("{waits}");
-                    last = waits;
-                }
-                Err(_) => {}
-            },
-            Err(_) => {}
+        match status.map(&look) {
+            Ok(Seen::Done(found)) => return Ok(found),
+            Ok(Seen::Failed(failure)) => return Err(ClusterError::Failed(failure)),
+            Ok(Seen::Waits(Some(waits))) if last != waits => {
+                eprintln!("{waits}");
+                last = waits;
+            }
+            Ok(Seen::Waits(_)) | Err(_) => {}
         }
         sleep(ASK_AGAIN);
     }
@@ -139,12 +138,21 @@ fn wait<T>(
     Err(ClusterError::Slow { what, last })
 }
 
+/// In a cluster, or why not.
+fn in_cluster(status: ClusterStatus) -> Seen<Cluster> {
+    match (status.cluster, status.failure) {
+        (Some(cluster), _) => Seen::Done(cluster),
+        (None, Some(failure)) => Seen::Failed(failure),
+        (None, None) => Seen::Waits(None),
+    }
+}
+
 /// `maru cluster create`.
 pub fn create(args: &CreateArgs) -> Result<(), ClusterError> {
     let body = api::NewCluster { name: args.name.clone(), host: args.host.clone(), addresses: args.address.clone() };
     ask(&args.connect, Method::POST, "/cluster", Some(&body))?;
     eprintln!("marud starts itself anew; VMs go on");
-    let cluster = wait(&args.connect, "the cluster", |status| Ok(status.cluster))?;
+    let cluster = wait(&args.connect, "the cluster", in_cluster)?;
     Ok(print(&made(&cluster, "`maru cluster token` lets other hosts join"))?)
 }
 
@@ -180,20 +188,19 @@ pub fn join(args: &JoinArgs) -> Result<(), ClusterError> {
         return Ok(print(text)?);
     }
     eprintln!("the cluster has agreed; marud starts itself anew");
-    let cluster = wait(&args.connect, "the host's place in the cluster", |status| Ok(status.cluster))?;
+    let cluster = wait(&args.connect, "the host's place in the cluster", in_cluster)?;
     Ok(print(&made(&cluster, "`maru cluster status` shows all hosts"))?)
 }
 
 /// `maru cluster leave`.
-pub fn leave(force: bool, connect: &Connect) -> Result<(), ClusterError> {
-    let path = if force { "/cluster/leave?force=true" } else { "/cluster/leave" };
-    ask(connect, Method::POST, path, None::<&()>)?;
+pub fn leave(connect: &Connect) -> Result<(), ClusterError> {
+    ask(connect, Method::POST, "/cluster/leave", None::<&()>)?;
     if !connect.is_local()? {
         return Ok(print("the host is about to leave, and has another authority and another token then\n")?);
     }
     let gone = |status: ClusterStatus| match status.cluster {
-        None => Ok(Some(())),
-        Some(cluster) => cluster.waits.map_or(Ok(None), Err),
+        None => Seen::Done(()),
+        Some(cluster) => Seen::Waits(cluster.waits),
     };
     wait(connect, "that this host leaves", gone)?;
     Ok(print("this host is in no cluster any more\n")?)
@@ -213,8 +220,8 @@ pub fn rotate(connect: &Connect) -> Result<(), ClusterError> {
         let missing: Vec<&str> =
             hosts.iter().filter(old).filter(|host| host.alive).map(|host| host.name.as_str()).collect();
         match missing.is_empty() && !hosts.is_empty() {
-            true => Ok(Some(hosts.iter().filter(old).map(|host| host.name.clone()).collect::<Vec<_>>())),
-            false => Err(format!("waits for {}", missing.join(", "))),
+            true => Seen::Done(hosts.iter().filter(old).map(|host| host.name.clone()).collect::<Vec<_>>()),
+            false => Seen::Waits(Some(format!("waits for {}", missing.join(", ")))),
         }
     })?;
     let later = if off.is_empty() { String::new() } else { format!("; {} when they are back", off.join(", ")) };

@@ -1,7 +1,7 @@
 //! `maru cluster`: hosts that become a cluster, and what one decides.
 
+mod by_file;
 mod forming;
-mod restore;
 mod simulate;
 mod status;
 
@@ -137,11 +137,12 @@ pub fn run(command: ClusterCommand) -> anyhow::Result<ExitCode> {
         ClusterCommand::Create(args) => forming::create(&args)?,
         ClusterCommand::Token { valid, connect, output } => forming::token(valid, &connect, output)?,
         ClusterCommand::Join(args) => forming::join(&args)?,
-        ClusterCommand::Leave { force, connect } => forming::leave(force, &connect)?,
+        ClusterCommand::Leave { force: true, .. } => by_file::leave()?,
+        ClusterCommand::Leave { force: false, connect } => forming::leave(&connect)?,
         ClusterCommand::Remove { host, connect } => forming::remove(&host, &connect)?,
         ClusterCommand::Status { connect, output } => status::show(&connect, output)?,
         ClusterCommand::RotateCertificates { connect } => forming::rotate(&connect)?,
-        ClusterCommand::Restore { from, others_are_off: _ } => restore::run(&from)?,
+        ClusterCommand::Restore { from, others_are_off: _ } => by_file::restore(&from)?,
         ClusterCommand::Simulate(args) => return Ok(simulate::run(args)?),
     }
     Ok(ExitCode::SUCCESS)

@@ -19,7 +19,6 @@ mod restore;
 pub use create::prepare as prepare_create;
 pub use join::{JoinError, prepare as prepare_join};
 pub use member::{AdmitError, Admitted, admit, make_token};
-pub use restore::is_wanted as is_restore_wanted;
 
 use std::fs;
 use std::io;
@@ -262,6 +261,12 @@ pub struct Formed {
     pub identity: Option<Identity>,
     /// Its etcd, if that was started for this.
     pub server: Option<Server>,
+}
+
+/// Whether something is to be done that only a start of `marud` does. What `maru cluster restore` and `maru cluster leave --force` want is told by
+/// files: the store, which says who may do what, may not answer any more, or not know this host.
+pub fn is_planned(place: &Place) -> bool {
+    place.state.join(PLAN).exists() || restore::is_wanted(place)
 }
 
 /// Does what was begun before `marud` started, and says what the host is now. Nobody may use the store meanwhile.

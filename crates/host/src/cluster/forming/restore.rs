@@ -39,8 +39,8 @@ impl Record for RestoreRecord {
     const VERSION: u32 = 1;
 }
 
-/// Whether someone wants that: `marud` is to start itself anew then.
-pub fn is_wanted(place: &Place) -> bool {
+/// Whether someone wants that.
+pub(super) fn is_wanted(place: &Place) -> bool {
     place.state.join(FILE).exists()
 }
 
