@@ -11,6 +11,7 @@ use host::audit::Audit;
 use host::cluster::guard;
 use host::cluster::authority::{self, Authority};
 use host::cluster::forming::{self, Place};
+use host::cluster::handover::Handover;
 use host::cluster::members::keeper::Keeper;
 use host::cluster::members::{Follower, Setting};
 use host::cluster::{Parts, Runtime};
@@ -163,15 +164,23 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
     let host = Host::start(state.clone(), surroundings(options)?, boot_id.ok().as_deref())?;
     let (mut runtime, mut peers) = (None, None);
     if let Some((replica, member)) = replica.zip(member.as_ref()) {
+        let mut guard = guard_of(&host);
+        let handed_over = formed.handover.map(Handover::end);
+        if let Some((guard, held)) = guard.as_mut().zip(handed_over)
+            && let Err(error) = guard.extend(held.lease, held.deadline)
+        {
+            tracing::error!("VMs will end: {}", vmm::error_chain(&error));
+        }
         let parts = Parts {
             host: host.clone(),
             replica,
-            guard: guard_of(&host),
+            guard,
             name: member.identity.host.clone(),
             addresses: member.identity.addresses.clone(),
             port: address.port(),
             secret: authority.shared_secret("heartbeats"),
             witness: member.identity.witness,
+            held: handed_over,
         };
         runtime = Some(Arc::new(tokio::task::spawn_blocking(move || Runtime::start(parts)).await??));
         peers = Some(Arc::new(Peers::new(tls::client(&certificate, shown)?)));

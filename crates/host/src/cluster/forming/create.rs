@@ -4,15 +4,18 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::cluster::HostId;
+use ::cluster::records::{self, Holder, OwnerRecord};
 use store::etcd::server::{Membership, Server};
 use store::etcd::{EtcdConfig, EtcdStore};
 use store::record::Record;
-use store::{Entry, FileStore, MAX_OPERATIONS, MAX_TRANSACTION, Outcome, Revision, Store, StoreError, Transaction};
+use store::{Entry, FileStore, LeaseId, MAX_OPERATIONS, MAX_TRANSACTION, Outcome, Revision, Store, StoreError, Transaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{CreateRecord, Formed, FormingError, Place, PlanRecord};
 use crate::cluster::authority::{self, Authority};
+use crate::cluster::handover::Handover;
 use crate::cluster::identity::{Identity, MemberAddress, remove_file};
 use crate::cluster::records::{CERTIFICATES, CertificatesRecord, ClusterRecord, INFO, MemberRecord, MemberState};
 use crate::cluster::placements;
@@ -67,7 +70,8 @@ pub(super) fn run(place: &Place, plan: &CreateRecord) -> Result<Formed, FormingE
     crate::cluster::members::keeper::note_member(place, id).map_err(super::file(&directory))?;
     let store = Arc::new(store);
     copy(&FileStore::open(&place.state)?, &store)?;
-    place_vms(&State::of_cluster(store.clone(), &plan.host))?;
+    let handover = Handover::begin(store.clone(), &plan.host)?;
+    place_vms(&State::of_cluster(store.clone(), &plan.host), handover.lease())?;
     let member = MemberRecord {
         addresses: plan.addresses.clone(),
         api_port: place.api_port,
@@ -102,7 +106,7 @@ pub(super) fn run(place: &Place, plan: &CreateRecord) -> Result<Formed, FormingE
     identity.write(&place.state)?;
     super::retire_file_store(place, &identity)?;
     place.end_plan()?;
-    Ok(Formed { identity: Some(identity), server: Some(server) })
+    Ok(Formed { identity: Some(identity), server: Some(server), handover: Some(handover) })
 }
 
 /// Writes all that one store has into another, which is empty.
@@ -124,12 +128,15 @@ fn copy(from: &FileStore, to: &EtcdStore) -> Result<(), FormingError> {
 }
 
 /// VMs are this host's, and those that run are to run: it is the cluster now that looks after that.
-fn place_vms(state: &State) -> Result<(), StateError> {
+fn place_vms(state: &State, incarnation: LeaseId) -> Result<(), StateError> {
+    let host = HostId::from(state.own_host().unwrap_or_default());
     for vm in state.all::<VmRecord>()? {
         let id = vm.record.id.to_string();
         let mut transaction = Transaction::new().write(&id, &vm.record);
         if vm.record.power == Power::On {
-            transaction = placements::want(state, vm.record.id, ::cluster::records::Power::On, transaction)?;
+            transaction = placements::want(state, vm.record.id, records::Power::On, transaction)?;
+            let holder = Some(Holder { host: host.clone(), incarnation });
+            transaction = transaction.write(&id, &OwnerRecord { holder, start: 1, ..OwnerRecord::default() });
         }
         // Nobody else is there, and what is not known to be done is done again.
         while let Err(StateError::Store(StoreError::Unknown(_))) = state.commit(&transaction) {}

@@ -34,6 +34,7 @@ use store::{OpenError, StoreError, Transaction};
 use uuid::Uuid;
 
 use super::authority::{self, AuthorityError};
+use super::handover::{Handover, HandoverError};
 use super::identity::{Identity, IdentityError, read_file, remove_file, sync_directory_of, write_file};
 use super::records::{MemberRecord, local_token};
 use crate::records::{Cause, TokenRecord};
@@ -203,6 +204,9 @@ pub enum FormingError {
     /// What is in it.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The host's lease.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     /// A file.
     #[error("{} cannot be used", .path.display())]
     File {
@@ -261,6 +265,8 @@ pub struct Formed {
     pub identity: Option<Identity>,
     /// Its etcd, if that was started for this.
     pub server: Option<Server>,
+    /// The lease under which its VMs run, if it has just become a cluster.
+    pub handover: Option<Handover>,
 }
 
 /// Whether something is to be done that only a start of `marud` does. What `maru cluster restore` and `maru cluster leave --force` want is told by
@@ -312,7 +318,7 @@ fn alone_or(place: &Place, identity: Option<Identity>) -> Result<Formed, Forming
     if let Some(identity) = &identity {
         retire_file_store(place, identity)?;
     }
-    Ok(Formed { identity, server: None })
+    Ok(Formed { identity, server: None, handover: None })
 }
 
 /// Gives a plan up, and remembers why.

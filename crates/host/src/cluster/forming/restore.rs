@@ -124,5 +124,5 @@ fn run(place: &Place, identity: &Identity, wanted: &RestoreRecord, before: &Path
     put(&etcd, &last.tell(&EventRecord::now(EventKind::StoreAlarm, text)))?;
     identity.write(&place.state)?;
     remove_directory(before)?;
-    Ok(Formed { identity: Some(identity), server: Some(server) })
+    Ok(Formed { identity: Some(identity), server: Some(server), handover: None })
 }
