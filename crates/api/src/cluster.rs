@@ -154,7 +154,7 @@ pub struct ClusterStatus {
     /// The cluster that it is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<Cluster>,
-    /// Why it is in none, though that was wanted.
+    /// Why what was to be done about it at the last start of `marud` was not done: making a cluster, or restoring one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Error>,
 }

@@ -57,7 +57,7 @@ pub enum Command {
     /// Hosts: what this machine can do as one, what marud knows of one
     #[command(subcommand)]
     Host(HostCommand),
-    /// Clusters: what one would do, played in virtual time
+    /// Clusters: hosts that become one, and what it would do, played in virtual time
     #[command(subcommand)]
     Cluster(ClusterCommand),
     /// Disks that are files: make, look at, convert

@@ -63,7 +63,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Host(HostCommand::Check(args)) => return Ok(host::check(&args)?.into()),
         Command::Host(HostCommand::Init(args)) => init::run(&args)?,
         Command::Host(HostCommand::Show(args)) => host::show(&args)?,
-        Command::Cluster(command) => return Ok(cluster::run(command)?),
+        Command::Cluster(command) => return cluster::run(command),
         Command::Volume(command) => volume::run(&command)?,
         Command::Image(command) => image::run(command)?,
         Command::Task(command) => task::run(command)?,

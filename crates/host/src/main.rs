@@ -10,7 +10,8 @@ use anyhow::Context;
 use host::audit::Audit;
 use host::cluster::authority::{self, Authority};
 use host::cluster::forming::{self, Place};
-use host::cluster::guard::{self, Guard};
+use host::cluster::guard;
+use host::cluster::handover::Handover;
 use host::cluster::members::keeper::Keeper;
 use host::cluster::members::{Follower, Setting};
 use host::cluster::standing::{Membership, Standing};
@@ -20,8 +21,7 @@ use host::net::Network;
 use host::options::{self, Options, Wanted};
 use host::state::State;
 use host::vm::meter::Meters;
-use host::vm::work;
-use host::vm::{Capacity, Cgroups, Ledger, Surroundings};
+use host::vm::{Capacity, Cgroups, Ledger, Surroundings, work};
 use host::volumes::Volumes;
 use host::web::{self, App, Peers};
 use host::{anew, auth, autostart, tls};
@@ -113,7 +113,7 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
     let again = Arc::new(Notify::new());
     let [terminated, interrupted] = &mut ends;
     let mut file = None;
-    let (mut joined, mut peers) = (None, None);
+    let mut replica = None;
     let (state, member) = match formed.identity {
         None => {
             let store = Arc::new(FileStore::open(&options.state)?);
@@ -126,25 +126,26 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
             let config =
                 EtcdConfig { endpoints: identity.endpoints(), tls: Some(certificate.etcd_client()), deadline: STORE_DEADLINE };
             let etcd = Arc::new(EtcdStore::new(&config)?);
-            let copied = etcd.clone();
-            let waiting = web::waiting("the cluster's store does not answer yet: most of its members are needed");
-            let replica = tokio::select! {
-                () = web::serve(&listener, tls.clone(), waiting) => return Ok(Ended::Told),
-                replica = tokio::task::spawn_blocking(move || copy(&copied)) => replica?,
+            let (read, waiting) = (etcd.clone(), place.clone());
+            let refusing = web::waiting("the cluster's store does not answer yet: most of its members are needed");
+            let copied = tokio::select! {
+                () = web::serve(&listener, tls.clone(), refusing) => return Ok(Ended::Told),
+                copied = tokio::task::spawn_blocking(move || copy(&read, &waiting)) => match copied? {
+                    Some(copied) => Arc::new(copied),
+                    None => return Ok(Ended::ToBeginAnew),
+                },
                 _ = terminated.recv() => return Ok(Ended::Told),
                 _ = interrupted.recv() => return Ok(Ended::Told),
             };
-            let replica = Arc::new(replica);
-            let state = State::of_cluster(replica.clone(), &identity.host);
-            joined = Some((replica, identity.clone()));
-            peers = Some(Arc::new(Peers::new(tls::client(&certificate)?)));
+            let state = State::of_cluster(copied.clone(), &identity.host);
+            replica = Some(copied);
             let setting = Setting {
                 place: place.clone(),
                 identity: identity.clone(),
                 state: state.clone(),
                 etcd: etcd.clone(),
-                shown,
-                certificate,
+                shown: shown.clone(),
+                certificate: certificate.clone(),
                 again: again.clone(),
             };
             (state, Some(Membership { identity, etcd, follower: Follower::start(setting, keeper)? }))
@@ -158,42 +159,42 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
     let audit = Audit::open(&audit).with_context(|| format!("the audit log {} cannot be written", audit.display()))?;
 
     // A cluster's VMs run because the cluster has them run.
-    // A cluster's VMs run because the cluster has them run.
-    let boot_id = match joined {
+    let boot_id = match member {
         Some(_) => None,
         None => autostart::boot_id(&options.boot_id)
             .inspect_err(|error| tracing::warn!("no VM is started with the host: {}: {error}", options.boot_id.display()))
             .ok(),
     };
     let host = Host::start(state.clone(), surroundings(options)?, boot_id.as_deref())?;
-    let runtime = joined.map(|(replica, identity)| {
-        let program = options.guard.clone().or_else(|| find_program("maru-guard"));
-        let cgroups = host.surroundings.cgroups.directory();
-        let guard = program.zip(cgroups).map(|(program, vms)| Guard::new(program, &host.surroundings.run_directory, vms));
-        if guard.is_none() {
-            tracing::warn!(
-                "no maru-guard watches over this host's VMs: there is no such program, or there are no control groups"
-            );
+    let (mut runtime, mut peers) = (None, None);
+    if let Some((replica, member)) = replica.zip(member.as_ref()) {
+        let mut guard = guard_of(options, &host);
+        let handed_over = formed.handover.map(Handover::end);
+        if let Some((guard, held)) = guard.as_mut().zip(handed_over)
+            && let Err(error) = guard.extend(held.lease, held.deadline)
+        {
+            tracing::error!("VMs will end: {}", vmm::error_chain(&error));
         }
         let parts = Parts {
             host: host.clone(),
             replica,
             guard,
-            name: identity.host,
-            addresses: identity.addresses,
-            port: identity.api_port,
-            secret: authority.secret("heartbeats"),
-            witness: identity.witness,
+            name: member.identity.host.clone(),
+            addresses: member.identity.addresses.clone(),
+            port: address.port(),
+            secret: authority.shared_secret("heartbeats"),
+            witness: member.identity.witness,
+            held: handed_over,
         };
-        Runtime::start(parts).map(Arc::new)
-    });
-    let runtime = runtime.transpose()?;
+        runtime = Some(Arc::new(tokio::task::spawn_blocking(move || Runtime::start(parts)).await??));
+        peers = Some(Arc::new(Peers::new(tls::client(&certificate, shown)?)));
+    }
     let told = options.state.join(api::ADDRESS_FILE);
     auth::write_private(&told, &format!("{address}\n")).with_context(|| format!("{} cannot be written", told.display()))?;
     tracing::info!("listening at {address}, for clients that know this host as {}", names.join(", "));
     let standing = Arc::new(Standing { place, found: addresses, again: again.clone(), member });
     let router =
-        web::router(App { host, audit: Arc::new(audit), names: names.into(), cluster: standing.clone(), runtime, peers });
+        web::router(App { host, audit: Arc::new(audit), names: names.into(), runtime, peers, cluster: standing.clone() });
     let ended = tokio::select! {
         () = web::serve(&listener, tls, router) => Ended::Told,
         () = keep_house(state, file) => Ended::Told,
@@ -207,11 +208,19 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
     Ok(ended)
 }
 
-/// Reads all of the cluster's store, as soon as that answers.
-fn copy(etcd: &Arc<EtcdStore>) -> Replica<EtcdStore> {
+/// Who ends this host's VMs in time: where they have control groups.
+fn guard_of(options: &Options, host: &Host) -> Option<guard::Guard> {
+    let surroundings = &host.surroundings;
+    let vms = surroundings.cgroups.directory().filter(|directory| directory.join("cgroup.procs").exists())?;
+    Some(guard::Guard::new(options.guard.clone().or_else(|| find_program("maru-guard"))?, &surroundings.run_directory, vms))
+}
+
+/// Reads all of the cluster's store, as soon as that answers; nothing if someone knows that it never will.
+fn copy(etcd: &Arc<EtcdStore>, place: &Place) -> Option<Replica<EtcdStore>> {
     loop {
         match Replica::new(etcd.clone()) {
-            Ok(replica) => return replica,
+            Ok(replica) => return Some(replica),
+            Err(_) if forming::is_planned(place) => return None,
             Err(error) => tracing::warn!("waits for the cluster's store: {}", vmm::error_chain(&error)),
         }
         std::thread::sleep(STORE_PAUSE);

@@ -3,12 +3,13 @@
 use std::net::{IpAddr, UdpSocket};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use rustls::client::ResolvesClientCert;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 
 use crate::cluster::authority::HostCertificate;
 
@@ -26,7 +27,7 @@ pub enum TlsError {
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
-/// The certificate that a server shows now.
+/// The certificate that this host shows now, as a server and as a client.
 #[derive(Debug)]
 pub struct Shown(RwLock<Arc<CertifiedKey>>);
 
@@ -49,21 +50,25 @@ impl ResolvesServerCert for Shown {
     }
 }
 
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
 fn certified(certificate: &HostCertificate) -> Result<Arc<CertifiedKey>, TlsError> {
-    let (chain, key) = parsed(certificate)?;
+    let chain = CertificateDer::pem_slice_iter(certificate.chain.as_bytes()).collect::<Result<_, _>>()?;
+    let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes())?;
     let key = provider().key_provider.load_private_key(key)?;
     Ok(Arc::new(CertifiedKey::new(chain, key)))
-}
-
-type Parsed = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
-
-fn parsed(certificate: &HostCertificate) -> Result<Parsed, TlsError> {
-    let chain = CertificateDer::pem_slice_iter(certificate.chain.as_bytes()).collect::<Result<_, _>>()?;
-    Ok((chain, PrivateKeyDer::from_pem_slice(certificate.key.as_bytes())?))
 }
 
 fn roots(certificate: &HostCertificate) -> Result<RootCertStore, TlsError> {
@@ -83,10 +88,11 @@ pub fn server(certificate: &HostCertificate, shown: Arc<Shown>) -> Result<Server
 }
 
 /// What a client needs that talks to other hosts, as this host.
-pub fn client(certificate: &HostCertificate) -> Result<ClientConfig, TlsError> {
-    let (chain, key) = parsed(certificate)?;
+pub fn client(certificate: &HostCertificate, shown: Arc<Shown>) -> Result<ClientConfig, TlsError> {
     let config = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13])?;
-    Ok(config.with_root_certificates(roots(certificate)?).with_client_auth_cert(chain, key)?)
+    let mut config = config.with_root_certificates(roots(certificate)?).with_client_cert_resolver(shown);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
 }
 
 /// Addresses by which others may reach who listens at this one.

@@ -15,7 +15,7 @@ use super::{RemoteError, show_one, table};
 use crate::output::Output;
 
 /// Where `marud` keeps its state if nothing else is said.
-const LOCAL_STATE: &str = "/var/lib/maru";
+pub const LOCAL_STATE: &str = "/var/lib/maru";
 /// The name of this machine's own `marud`.
 const LOCAL: &str = "local";
 
@@ -104,14 +104,29 @@ impl Connect {
         Connect { context: std::env::var("MARU_CONTEXT").ok() }
     }
 
+    /// Whether it is this machine's own.
+    pub fn is_local(&self) -> Result<bool, RemoteError> {
+        let contexts = Self::contexts()?;
+        let name = self.name(&contexts);
+        Ok(name == LOCAL && !contexts.contexts.contains_key(name))
+    }
+
+    fn contexts() -> Result<Contexts, RemoteError> {
+        match path() {
+            Ok(path) => Contexts::read(&path),
+            // Services have no home.
+            Err(_) => Ok(Contexts::default()),
+        }
+    }
+
+    fn name<'a>(&'a self, contexts: &'a Contexts) -> &'a str {
+        self.context.as_deref().or(contexts.current.as_deref()).unwrap_or(LOCAL)
+    }
+
     /// A client of it.
     pub fn client(&self) -> Result<Client, RemoteError> {
-        let contexts = match path() {
-            Ok(path) => Contexts::read(&path)?,
-            // Services have no home.
-            Err(_) => Contexts::default(),
-        };
-        let name = self.context.as_deref().or(contexts.current.as_deref()).unwrap_or(LOCAL);
+        let contexts = Self::contexts()?;
+        let name = self.name(&contexts);
         match contexts.contexts.get(name) {
             Some(context) => Ok(Client::new(&context.server, context.authority.as_bytes(), &context.secret)?),
             None if name == LOCAL => Local::find()?.client(),

@@ -4,7 +4,7 @@ mod contexts;
 mod error;
 mod show;
 
-pub use contexts::{Connect, ContextCommand, Local, context_names, run};
+pub use contexts::{Connect, ContextCommand, LOCAL_STATE, Local, context_names, run};
 pub use error::RemoteError;
 pub use show::{fields, guest_fields, show_one, shown_size, shown_time, spec_fields, table};
 

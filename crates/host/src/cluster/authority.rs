@@ -130,12 +130,6 @@ impl Authority {
         write_private(&certificate, pem).map_err(file(&certificate))
     }
 
-    /// What only the cluster's hosts know, for one purpose.
-    pub fn secret(&self, purpose: &str) -> Vec<u8> {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.key.serialize_der());
-        hmac::sign(&key, purpose.as_bytes()).as_ref().to_vec()
-    }
-
     /// Its certificate, as PEM.
     pub fn pem(&self) -> &str {
         &self.pem
@@ -144,6 +138,12 @@ impl Authority {
     /// Its key, as PEM: whoever has it is believed by all hosts.
     pub fn key_pem(&self) -> String {
         self.key.serialize_pem()
+    }
+
+    /// What all hosts that have this authority know, and nobody else, for one purpose.
+    pub fn shared_secret(&self, purpose: &str) -> Vec<u8> {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.key.serialize_der());
+        hmac::sign(&key, purpose.as_bytes()).as_ref().to_vec()
     }
 
     /// SHA-256 of its certificate, in hexadecimal.

@@ -25,6 +25,7 @@ pub mod backup;
 pub mod beat;
 pub mod forming;
 pub mod guard;
+pub mod handover;
 pub mod identity;
 pub mod machines;
 pub mod members;

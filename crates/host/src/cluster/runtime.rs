@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cluster::records::{AliveRecord, Fencing, HostRecord, alive_key, host_key};
-use cluster::{Action, Answer, Config, Ending, Event, Node};
+use cluster::{Action, Answer, Config, Ending, Event, Guarded, Node};
 use store::record::to_bytes;
 use store::{EtcdStore, Leases, Outcome, Replica, Revision, Store, StoreError, Transaction};
 use tokio::runtime::Handle;
@@ -46,6 +46,8 @@ pub struct Parts {
     pub secret: Vec<u8>,
     /// Whether it only keeps the store, and runs no VMs.
     pub witness: bool,
+    /// The lease under which VMs run, if the guard does not know one: this host has just become a cluster.
+    pub held: Option<Guarded>,
 }
 
 /// The running part of the cluster on this host.
@@ -77,7 +79,7 @@ pub enum RuntimeError {
 impl Runtime {
     /// Begins. VMs that run are this host's until the store says something else, or the lease is over.
     pub fn start(parts: Parts) -> Result<Runtime, RuntimeError> {
-        let Parts { host, replica, mut guard, name, addresses, port, secret, witness } = parts;
+        let Parts { host, replica, mut guard, name, addresses, port, secret, witness, held: handed_over } = parts;
         let (inputs, receiver) = channel();
         let config = Config::new(name.as_str().into());
         let shared = Arc::new(Shared { config: config.clone(), host: host.clone(), replica, inputs });
@@ -96,7 +98,7 @@ impl Runtime {
         };
         let (running, ended) = machines::found(&host)?;
         let locals = running.iter().chain(&ended).cloned().collect();
-        let node = Node::new(config, now(), status.as_ref().and_then(held), locals);
+        let node = Node::new(config, now(), status.as_ref().and_then(held).or(handed_over), locals);
         let mut machines = Machines::new(shared.clone(), Handle::current());
         running.iter().for_each(|vm| machines.follow(vm));
         for vm in ended {

@@ -8,12 +8,10 @@ use ::cluster::records::{AliveRecord, COORDINATOR_KEY, CoordinatorRecord, HostRe
 use axum::Json;
 use axum::extract::State as Shared;
 use axum::http::{HeaderMap, StatusCode};
-use serde::Deserialize;
 use store::{Outcome, Store, Transaction};
 use time::OffsetDateTime;
-use utoipa::IntoParams;
 
-use super::extract::{Body, Name, Params};
+use super::extract::{Body, Name};
 use super::guard::secret;
 use super::{App, Refusal};
 use crate::cluster::forming::{self, AdmitError, Admitted, FormingError, JoinError};
@@ -105,8 +103,8 @@ async fn blocking<T: Send + 'static, E: Into<Refusal> + Send + 'static>(
     (status = "default", description = "Not done", body = api::Error),
 ))]
 pub async fn show(Shared(app): Shared<App>) -> Result<Json<api::ClusterStatus>, Refusal> {
+    let failure = app.cluster.place.failure().map(|cause| (&cause).into());
     let Some(member) = &app.cluster.member else {
-        let failure = app.cluster.place.failure().map(|cause| (&cause).into());
         return Ok(Json(api::ClusterStatus { cluster: None, failure }));
     };
     let (this_host, told) = (member.identity.host.clone(), member.follower.told());
@@ -114,7 +112,7 @@ pub async fn show(Shared(app): Shared<App>) -> Result<Json<api::ClusterStatus>, 
     let store_failure = blocking(move || Ok::<_, Refusal>(etcd.revision().err().map(|error| error.to_string())));
     let store_failure = store_failure.await?;
     let cluster = app.host.state.run(move |state| cluster(state, this_host, told, store_failure)).await?;
-    Ok(Json(api::ClusterStatus { cluster: Some(cluster), failure: None }))
+    Ok(Json(api::ClusterStatus { cluster: Some(cluster), failure }))
 }
 
 fn cluster(
@@ -236,25 +234,15 @@ pub async fn admit(Shared(app): Shared<App>, headers: HeaderMap, body: Body) -> 
     }
 }
 
-/// Whether the cluster is asked.
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct LeaveParams {
-    /// Do not ask the cluster: for a host that was removed from it, or whose cluster is no more
-    #[serde(default)]
-    force: bool,
-}
-
 /// Leave the cluster
 ///
 /// Its part in the store goes to others first; then `marud` starts itself anew as a host that nothing was done on yet. `GET /cluster` says what
 /// is waited for.
-#[utoipa::path(post, path = "/cluster/leave", tag = "cluster", operation_id = "leave_cluster", params(LeaveParams), responses(
+#[utoipa::path(post, path = "/cluster/leave", tag = "cluster", operation_id = "leave_cluster", responses(
     (status = 202, description = "It is about to leave"),
     (status = "default", description = "Not done", body = api::Error),
 ))]
-pub async fn leave(Shared(app): Shared<App>, Params(params): Params<LeaveParams>) -> Result<StatusCode, Refusal> {
+pub async fn leave(Shared(app): Shared<App>) -> Result<StatusCode, Refusal> {
     let member = membership(&app.cluster)?;
     let (host, standing) = (member.identity.host.clone(), app.cluster.clone());
     let vms = app.host.state.run(|state| state.all::<VmRecord>()).await?;
@@ -262,11 +250,6 @@ pub async fn leave(Shared(app): Shared<App>, Params(params): Params<LeaveParams>
     if let Some(vm) = vms.iter().find(|vm| runs(&vm.record.id)) {
         let message = format!("the VM '{}' runs on this host", vm.record.name);
         return Err(Refusal::conflict("has-vms", message, "drain the host first, and wait until it has no VMs"));
-    }
-    if params.force {
-        blocking(move || forming::plan_to_leave(&standing.place)).await?;
-        start_anew(&app.cluster);
-        return Ok(StatusCode::ACCEPTED);
     }
     let etcd = member.etcd.clone();
     let (state, name) = (app.host.state.clone(), host.clone());
@@ -290,7 +273,7 @@ pub async fn leave(Shared(app): Shared<App>, Params(params): Params<LeaveParams>
 fn may_leave(state: &State, host: &str) -> Result<(), Refusal> {
     let hosts = state.named::<HostRecord>()?;
     if hosts.iter().all(|(name, _)| name == host) {
-        let way_out = "let another host join first; or leave with --force, and begin with nothing";
+        let way_out = "let another host join first; or leave with `maru cluster leave --force`, and begin with nothing";
         return Err(Refusal::conflict("last-host", "this is the only host of the cluster", way_out));
     }
     if let Some(vm) = owned(state, host)? {

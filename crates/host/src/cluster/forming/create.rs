@@ -1,26 +1,31 @@
 //! A cluster of one host.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use ::cluster::HostId;
+use ::cluster::records::{self, Holder, OwnerRecord};
 use store::etcd::server::{Membership, Server};
 use store::etcd::{EtcdConfig, EtcdStore};
 use store::record::Record;
-use store::{Entry, FileStore, MAX_OPERATIONS, MAX_TRANSACTION, Outcome, Revision, Store, StoreError, Transaction};
+use store::{Entry, FileStore, LeaseId, MAX_OPERATIONS, MAX_TRANSACTION, Outcome, Revision, Store, StoreError, Transaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{CreateRecord, Formed, FormingError, Place, PlanRecord};
 use crate::cluster::authority::{self, Authority};
+use crate::cluster::handover::Handover;
 use crate::cluster::identity::{Identity, MemberAddress, remove_file};
+use crate::cluster::placements;
 use crate::cluster::records::{CERTIFICATES, CertificatesRecord, ClusterRecord, INFO, MemberRecord, MemberState};
-use crate::records::{EventKind, EventRecord, Pruned};
-use crate::state::Records;
+use crate::records::{EventKind, EventRecord, Power, Pruned, VmRecord};
+use crate::state::{Records, State, StateError};
 
 /// How long etcd may take to be ready.
-const READY: Duration = Duration::from_secs(30);
+pub(super) const READY: Duration = Duration::from_secs(30);
 /// How long one call of it may take.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 /// Who names none.
 const DEFAULT_NAME: &str = "maru";
 
@@ -63,7 +68,10 @@ pub(super) fn run(place: &Place, plan: &CreateRecord) -> Result<Formed, FormingE
     let id = store.status(&identity.client_url)?.id;
     let directory = place.member();
     crate::cluster::members::keeper::note_member(place, id).map_err(super::file(&directory))?;
+    let store = Arc::new(store);
     copy(&FileStore::open(&place.state)?, &store)?;
+    let handover = Handover::begin(store.clone(), &plan.host)?;
+    place_vms(&State::of_cluster(store.clone(), &plan.host), handover.lease())?;
     let member = MemberRecord {
         addresses: plan.addresses.clone(),
         api_port: place.api_port,
@@ -89,7 +97,7 @@ pub(super) fn run(place: &Place, plan: &CreateRecord) -> Result<Formed, FormingE
     let last = Transaction::new()
         .write(INFO, &cluster)
         .write(CERTIFICATES, &CertificatesRecord::default())
-        .write(&plan.host, &super::own_record(&plan.addresses))
+        .write(&plan.host, &super::own_record(&plan.addresses, place.api_port))
         .write(&plan.host, &member)
         .tell(&EventRecord::now(EventKind::ClusterCreated, text));
     put(&store, &last)?;
@@ -98,7 +106,7 @@ pub(super) fn run(place: &Place, plan: &CreateRecord) -> Result<Formed, FormingE
     identity.write(&place.state)?;
     super::retire_file_store(place, &identity)?;
     place.end_plan()?;
-    Ok(Formed { identity: Some(identity), server: Some(server) })
+    Ok(Formed { identity: Some(identity), server: Some(server), handover: Some(handover) })
 }
 
 /// Writes all that one store has into another, which is empty.
@@ -115,6 +123,23 @@ fn copy(from: &FileStore, to: &EtcdStore) -> Result<(), FormingError> {
     events.sort_by_key(|event| event.revision);
     for event in events {
         put(to, &Transaction::new().put(event.key, event.value))?;
+    }
+    Ok(())
+}
+
+/// VMs are this host's, and those that run are to run: it is the cluster now that looks after that.
+fn place_vms(state: &State, incarnation: LeaseId) -> Result<(), StateError> {
+    let host = HostId::from(state.own_host().unwrap_or_default());
+    for vm in state.all::<VmRecord>()? {
+        let id = vm.record.id.to_string();
+        let mut transaction = Transaction::new().write(&id, &vm.record);
+        if vm.record.power == Power::On {
+            transaction = placements::want(state, vm.record.id, records::Power::On, transaction)?;
+            let holder = Some(Holder { host: host.clone(), incarnation });
+            transaction = transaction.write(&id, &OwnerRecord { holder, start: 1, ..OwnerRecord::default() });
+        }
+        // Nobody else is there, and what is not known to be done is done again.
+        while let Err(StateError::Store(StoreError::Unknown(_))) = state.commit(&transaction) {}
     }
     Ok(())
 }
@@ -138,7 +163,7 @@ fn chunks(entries: &[Entry]) -> Vec<&[Entry]> {
 }
 
 /// Commits what has no conditions: if it is not known whether it was done, it is done again.
-fn put(store: &EtcdStore, transaction: &Transaction) -> Result<Revision, StoreError> {
+pub(super) fn put(store: &EtcdStore, transaction: &Transaction) -> Result<Revision, StoreError> {
     loop {
         match store.commit(transaction) {
             Err(StoreError::Unknown(_)) => {}

@@ -221,6 +221,7 @@ fn joining(
         memory_mib: request.memory_mib,
         cpus: request.cpus,
         addresses: request.addresses.iter().map(ToString::to_string).collect(),
+        port: request.api_port,
         fencing: if request.watchdog { Fencing::Watchdog } else { Fencing::Manual },
         ..HostRecord::default()
     };

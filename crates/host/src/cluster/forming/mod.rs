@@ -14,6 +14,7 @@ mod create;
 mod join;
 mod leave;
 mod member;
+mod restore;
 
 pub use create::prepare as prepare_create;
 pub use join::{JoinError, prepare as prepare_join};
@@ -33,6 +34,7 @@ use store::{OpenError, StoreError, Transaction};
 use uuid::Uuid;
 
 use super::authority::{self, AuthorityError};
+use super::handover::{Handover, HandoverError};
 use super::identity::{Identity, IdentityError, read_file, remove_file, sync_directory_of, write_file};
 use super::records::{MemberRecord, local_token};
 use crate::records::{Cause, TokenRecord};
@@ -202,6 +204,9 @@ pub enum FormingError {
     /// What is in it.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The host's lease.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     /// A file.
     #[error("{} cannot be used", .path.display())]
     File {
@@ -229,6 +234,9 @@ pub enum FormingError {
     /// It is in one.
     #[error("this host is in the cluster {0} already: `maru cluster status` shows it, and `maru cluster leave` leaves it")]
     InCluster(Uuid),
+    /// There is nothing to go on with.
+    #[error("this host has no member of the store ({} is not there): restore on a host that has one, or from a backup", .0.display())]
+    NoData(PathBuf),
     /// Something that is not finished.
     #[error("this host is about to change what it is: wait until it is back")]
     Busy,
@@ -261,6 +269,14 @@ pub struct Formed {
     pub identity: Option<Identity>,
     /// Its etcd, if that was started for this.
     pub server: Option<Server>,
+    /// The lease under which its VMs run, if it has just become a cluster.
+    pub handover: Option<Handover>,
+}
+
+/// Whether something is to be done that only a start of `marud` does. What `maru cluster restore` and `maru cluster leave --force` want is told by
+/// files: the store, which says who may do what, may not answer any more, or not know this host.
+pub fn is_planned(place: &Place) -> bool {
+    place.state.join(PLAN).exists() || restore::is_wanted(place)
 }
 
 /// Does what was begun before `marud` started, and says what the host is now. Nobody may use the store meanwhile.
@@ -270,6 +286,11 @@ pub struct Formed {
 pub fn resume(place: &Place) -> Result<Formed, FormingError> {
     let identity = Identity::read(&place.state)?;
     let plan = place.plan()?;
+    if let (None, Some(identity)) = (&plan, &identity)
+        && let Some(formed) = restore::run_if_wanted(place, identity)?
+    {
+        return Ok(formed);
+    }
     match (plan, identity) {
         (None, identity) => alone_or(place, identity),
         // The last step is missing.
@@ -301,17 +322,21 @@ fn alone_or(place: &Place, identity: Option<Identity>) -> Result<Formed, Forming
     if let Some(identity) = &identity {
         retire_file_store(place, identity)?;
     }
-    Ok(Formed { identity, server: None })
+    Ok(Formed { identity, server: None, handover: None })
 }
 
 /// Gives a plan up, and remembers why.
 fn fail(place: &Place, error: &FormingError) -> Result<(), FormingError> {
-    let text = vmm::error_chain(error);
-    tracing::error!("the cluster is not made, and this host goes on alone: {text}");
+    tracing::error!("the cluster is not made, and this host goes on alone: {}", vmm::error_chain(error));
     remove_directory(&place.member())?;
-    let cause = Cause::new(error.code(), text, "mend that, and try again; marud's log says more");
-    write_file(&place.state.join(FAILURE), &FailureRecord { cause })?;
+    remember_failure(place, error)?;
     Ok(place.end_plan()?)
+}
+
+fn remember_failure(place: &Place, error: &FormingError) -> Result<(), FormingError> {
+    let text = vmm::error_chain(error);
+    let cause = Cause::new(error.code(), text, "mend that, and try again; marud's log says more");
+    Ok(write_file(&place.state.join(FAILURE), &FailureRecord { cause })?)
 }
 
 /// Moves the store that a single host had out of the way: it is out of date now, and kept.
@@ -380,11 +405,12 @@ pub fn forgotten(host: &str) -> Transaction {
 }
 
 /// What this host has, for `hosts/HOST`.
-pub fn own_record(addresses: &[IpAddr]) -> HostRecord {
+pub fn own_record(addresses: &[IpAddr], port: u16) -> HostRecord {
     HostRecord {
         memory_mib: crate::web::memory().0 >> 20,
         cpus: own_cpus(),
         addresses: addresses.iter().map(IpAddr::to_string).collect(),
+        port,
         fencing: if has_watchdog() { Fencing::Watchdog } else { Fencing::Manual },
         ..HostRecord::default()
     }

@@ -47,6 +47,8 @@ pub enum Order {
         /// All members with their peer URLs, as it has to be told if it has no data yet.
         members: Vec<(String, String)>,
     },
+    /// None, and what one may have had stays.
+    Stopped,
     /// None.
     Nothing,
 }
@@ -212,6 +214,10 @@ impl Work {
         match order {
             Order::AsBefore if data.exists() => self.start(Vec::new()),
             Order::AsBefore => Ok(()),
+            Order::Stopped => {
+                self.stop();
+                Ok(())
+            }
             Order::Nothing => {
                 self.stop();
                 self.wipe()

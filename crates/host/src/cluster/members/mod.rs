@@ -181,6 +181,10 @@ impl Work {
     }
 
     fn round(&mut self) -> Result<(), RoundError> {
+        if forming::is_planned(&self.setting.place) {
+            self.setting.again.notify_one();
+            return Ok(());
+        }
         let members: Members =
             self.setting.state.named::<MemberRecord>()?.into_iter().map(|(name, stored)| (name, stored.record)).collect();
         let own = members.iter().find(|(name, _)| *name == self.setting.identity.host).map(|(_, record)| record.clone());
@@ -219,7 +223,8 @@ impl Work {
                 "this host was removed from its cluster: it takes no part in it any more. `maru cluster leave --force` makes it a \
                  host of its own, which can join again"
             );
-            self.keeper.order(Order::Nothing);
+            // Its data stay: nobody knows yet whether that was right.
+            self.keeper.order(Order::Stopped);
         }
         Ok(())
     }

@@ -29,6 +29,7 @@ pub(super) fn of(config: &ServerConfig, version: Version) -> Vec<OsString> {
             flag("initial-cluster-token", token);
         }
         Membership::Join => flag("initial-cluster-state", &"existing"),
+        Membership::Alone => flag("force-new-cluster", &"true"),
     }
     if let Some(tls) = &config.tls {
         for (side, authenticate) in [("", "client-cert-auth"), ("peer-", "peer-client-cert-auth")] {

@@ -67,6 +67,8 @@ pub enum Membership {
     },
     /// It was added to a cluster that is there.
     Join,
+    /// The other members are lost for ever: it goes on alone, with the data in its directory. What most members had not agreed on is dropped.
+    Alone,
 }
 
 /// Files in PEM form. A member's certificate serves for both sides of a connection.

@@ -1,10 +1,10 @@
-//! `maru cluster`: what a cluster decides.
+//! `maru cluster simulate`: what a cluster decides.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::{fs, io};
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use cluster::simulate::fuzz::{self, Faults};
 use cluster::simulate::scenario::{Scenario, ScenarioError};
 
@@ -13,15 +13,7 @@ use crate::output;
 /// The largest scenario in bytes.
 const LARGEST: u64 = 1024 * 1024;
 
-/// Clusters
-#[derive(Debug, Subcommand)]
-pub enum ClusterCommand {
-    /// Play what happens to a cluster, in virtual time, with the code that decides in real ones
-    #[command(after_help = SIMULATE_HELP)]
-    Simulate(SimulateArgs),
-}
-
-const SIMULATE_HELP: &str = "\
+pub const AFTER_HELP: &str = "\
 A scenario is a TOML file: hosts, VMs, and steps with their times. It is played within moments, changes nothing, and needs no host. The log has
 the time in seconds, who it is about, and what happens there; `*` is what is done from outside, `?` what was asked for, `=` how each VM
 stands at the end.
@@ -87,9 +79,8 @@ pub enum SimulateError {
     Print(#[from] io::Error),
 }
 
-/// Does what was asked for.
-pub fn run(command: ClusterCommand) -> Result<ExitCode, SimulateError> {
-    let ClusterCommand::Simulate(args) = command;
+/// Plays it.
+pub fn run(args: SimulateArgs) -> Result<ExitCode, SimulateError> {
     let (log, violation) = match (args.file, args.seed) {
         (Some(file), _) => {
             let size = fs::metadata(&file).map_err(|error| SimulateError::Read(file.clone(), error))?.len();
