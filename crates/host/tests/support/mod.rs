@@ -171,7 +171,7 @@ impl Drop for TestHost {
         if self.marud.is_some() {
             self.kill();
         }
-        for pid in self.monitors().into_iter().chain(self.processes("maru-switch")) {
+        for pid in self.monitors().into_iter().chain(self.processes("maru-switch")).chain(self.processes("maru-guard")) {
             end(pid);
         }
     }
