@@ -13,13 +13,13 @@ use crate::Error;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewCluster {
-    /// Its name, for people: letters, digits, `-`, `_` and `.`, at most 64. `maru` if it is not given.
+    /// Its name, for people: letters, digits, `-`, `_` and `.`, at most 58. `maru` if it is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._-]+$")]
+    #[schema(min_length = 1, max_length = 58, pattern = "^[A-Za-z0-9._-]+$")]
     pub name: Option<String>,
     /// The host's name in it: the host name if it is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._-]+$")]
+    #[schema(min_length = 1, max_length = 58, pattern = "^[A-Za-z0-9._-]+$")]
     pub host: Option<String>,
     /// The host's addresses, one for each of one or two networks; the first is that of the store and the API. Found if none is given.
     #[serde(default)]
@@ -35,7 +35,7 @@ pub struct JoinCluster {
     pub token: String,
     /// The host's name in it: the host name if it is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._-]+$")]
+    #[schema(min_length = 1, max_length = 58, pattern = "^[A-Za-z0-9._-]+$")]
     pub host: Option<String>,
     /// The host's addresses, one for each of one or two networks; the first is that of the store and the API. Found if none is given.
     #[serde(default)]
@@ -89,7 +89,7 @@ pub struct JoinRequest {
     /// Names this join: the same again is the same join.
     pub join: Uuid,
     /// The host's name.
-    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._-]+$")]
+    #[schema(min_length = 1, max_length = 58, pattern = "^[A-Za-z0-9._-]+$")]
     pub host: String,
     /// Its addresses; the first is that of the store and the API.
     #[schema(min_items = 1, max_items = 2, value_type = Vec<String>)]

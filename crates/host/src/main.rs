@@ -14,6 +14,7 @@ use host::cluster::guard;
 use host::cluster::handover::Handover;
 use host::cluster::members::keeper::Keeper;
 use host::cluster::members::{Follower, Setting};
+use host::cluster::records::MemberRecord;
 use host::cluster::standing::{Membership, Standing};
 use host::cluster::{Parts, Runtime};
 use host::host::{Host, find_program};
@@ -113,7 +114,7 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
     let again = Arc::new(Notify::new());
     let [terminated, interrupted] = &mut ends;
     let mut file = None;
-    let mut replica = None;
+    let (mut replica, mut is_removed) = (None, false);
     let (state, member) = match formed.identity {
         None => {
             let store = Arc::new(FileStore::open(&options.state)?);
@@ -139,6 +140,14 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
             };
             let state = State::of_cluster(copied.clone(), &identity.host);
             replica = Some(copied);
+            let removed = state.read::<MemberRecord>(&identity.host)?.is_none();
+            if removed {
+                tracing::error!(
+                    "this host was removed from its cluster, and takes no part in it: `maru cluster leave --force` makes it a host of \
+                     its own, which can join again"
+                );
+            }
+            is_removed = removed;
             let setting = Setting {
                 place: place.clone(),
                 identity: identity.clone(),
@@ -147,6 +156,7 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
                 shown: shown.clone(),
                 certificate: certificate.clone(),
                 again: again.clone(),
+                removed,
             };
             (state, Some(Membership { identity, etcd, follower: Follower::start(setting, keeper)? }))
         }
@@ -167,7 +177,7 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
     };
     let host = Host::start(state.clone(), surroundings(options)?, boot_id.as_deref())?;
     let (mut runtime, mut peers) = (None, None);
-    if let Some((replica, member)) = replica.zip(member.as_ref()) {
+    if let Some((replica, member)) = replica.zip(member.as_ref()).filter(|_| !is_removed) {
         let mut guard = guard_of(options, &host);
         let handed_over = formed.handover.map(Handover::end);
         if let Some((guard, held)) = guard.as_mut().zip(handed_over)

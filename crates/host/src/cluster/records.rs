@@ -138,6 +138,14 @@ impl Record for JoinRecord {
     const VERSION: u32 = 1;
 }
 
+/// The longest name of a host: with it, the name of its token is one.
+pub const MAX_HOST: usize = 58;
+
+/// Whether a host can be called so.
+pub fn is_host_name(name: &str) -> bool {
+    name.len() <= MAX_HOST && vmm::config::check_id(name).is_ok()
+}
+
 /// The name of the token that an administrator on this host itself uses.
 pub fn local_token(host: &str) -> String {
     format!("admin.{host}")

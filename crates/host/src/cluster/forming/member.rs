@@ -15,7 +15,8 @@ use crate::auth::{hex, sha256};
 use crate::cluster::authority::Authority;
 use crate::cluster::identity::Identity;
 use crate::cluster::records::{
-    CERTIFICATES, CertificatesRecord, ClusterRecord, INFO, JoinRecord, MemberRecord, MemberState, UsedRecord, local_token,
+    CERTIFICATES, CertificatesRecord, ClusterRecord, INFO, JoinRecord, MAX_HOST, MemberRecord, MemberState, UsedRecord,
+    is_host_name, local_token,
 };
 use crate::cluster::token::JoinToken;
 use crate::records::{Cause, EventKind, EventRecord, RoleRecord, TokenRecord};
@@ -111,6 +112,11 @@ pub fn admit(
         if let Some(cause) = look(&token.record, &members, request, now) {
             return Ok(Admitted::No(cause));
         }
+        let admin = local_token(&request.host);
+        if state.read::<TokenRecord>(&admin)?.is_some() {
+            let message = format!("there is a token '{admin}' already, which would be that of this host");
+            return Ok(Admitted::No(Cause::new("name-taken", message, "delete that token, or choose another name with --name")));
+        }
         if let Outcome::Committed(_) = state.commit(&joining(state, place, &token, &info, request, now)?)? {
             return answer(place, &info.record, &members).map(Admitted::Yes);
         }
@@ -154,9 +160,9 @@ fn look(
         return Some(Cause::new("version", message, "install the same version on both"));
     }
     let name = &request.host;
-    if vmm::config::check_id(name).is_err() {
+    if !is_host_name(name) {
         let message = format!("'{name}' cannot be the name of a host");
-        return Some(Cause::new("bad-name", message, "use 1 to 64 letters, digits, '-', '_' and '.'"));
+        return Some(Cause::new("bad-name", message, format!("use 1 to {MAX_HOST} letters, digits, '-', '_' and '.'")));
     }
     if !(1..=2).contains(&request.addresses.len()) || request.addresses.iter().any(|address| address.is_unspecified()) {
         let message = "a host has one or two addresses, one for each network";
@@ -241,6 +247,7 @@ fn joining(
         .write(INFO, &info.record)
         .if_none::<HostRecord>(name)
         .if_none::<MemberRecord>(name)
+        .if_none::<TokenRecord>(&admin.name)
         .write(&id, &JoinRecord { used, ..token.record.clone() })
         .write(name, &host)
         .write(name, &member)
@@ -380,5 +387,10 @@ mod tests {
         cluster.state.commit(&Transaction::new().write(&token.to_string(), &record)).unwrap();
         assert_eq!(cluster.asked(&api::JoinRequest { token, ..cluster.request("h2", 3) }), "name-taken");
         assert_eq!(cluster.asked(&api::JoinRequest { token, ..cluster.request("h3", 2) }), "address-taken");
+        // Somebody's token is not overwritten by that of a host.
+        let somebodys = crate::auth::token(&local_token("h4"), RoleRecord::Viewer, "theirs");
+        cluster.state.commit(&Transaction::new().write(&somebodys.name, &somebodys)).unwrap();
+        assert_eq!(cluster.asked(&api::JoinRequest { token, ..cluster.request("h4", 4) }), "name-taken");
+        assert_eq!(cluster.asked(&api::JoinRequest { token, ..cluster.request("h3", 3) }), "yes");
     }
 }

@@ -36,7 +36,7 @@ use uuid::Uuid;
 use super::authority::{self, AuthorityError};
 use super::handover::{Handover, HandoverError};
 use super::identity::{Identity, IdentityError, read_file, remove_file, sync_directory_of, write_file};
-use super::records::{MemberRecord, local_token};
+use super::records::{MAX_HOST, MemberRecord, is_host_name, local_token};
 use crate::records::{Cause, TokenRecord};
 use crate::state::{Records, StateError};
 
@@ -216,7 +216,7 @@ pub enum FormingError {
         source: io::Error,
     },
     /// A name.
-    #[error("'{0}' cannot be the name of a host or a cluster: use 1 to 64 letters, digits, '-', '_' and '.'")]
+    #[error("'{0}' cannot be the name of a host or a cluster: use 1 to {MAX_HOST} letters, digits, '-', '_' and '.'")]
     Name(String),
     /// Addresses.
     #[error("a host has one or two addresses, one for each network, and not {0}: name them with --address")]
@@ -369,7 +369,9 @@ fn name_and_addresses(
     found: &[IpAddr],
 ) -> Result<(String, Vec<IpAddr>), FormingError> {
     let host = host.map_or_else(crate::web::host_name, str::to_owned);
-    vmm::config::check_id(&host).map_err(|_| FormingError::Name(host.clone()))?;
+    if !is_host_name(&host) {
+        return Err(FormingError::Name(host));
+    }
     // One network is enough, and the first of those found is the one that others are reached by.
     let addresses = if addresses.is_empty() { found.first().copied().into_iter().collect() } else { addresses.to_vec() };
     if !(1..=2).contains(&addresses.len()) {

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use ::cluster::records::{AliveRecord, CoordinatorRecord, HostRecord, HostWanted};
 use store::etcd::admin::{Alarm, Member, MemberId};
 use store::etcd::{EtcdConfigError, EtcdStore};
-use store::{Store, StoreError, Transaction};
+use store::{Revision, Store, StoreError, Transaction};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
@@ -62,6 +62,8 @@ pub struct Setting {
     pub certificate: HostCertificate,
     /// Told when `marud` is to start itself anew.
     pub again: Arc<Notify>,
+    /// The records did not know this host when `marud` started, so it takes no part in anything.
+    pub removed: bool,
 }
 
 /// Whoever follows the records.
@@ -78,8 +80,6 @@ pub struct Told {
     pub leader: Option<MemberId>,
     /// What is waited for, or why the last step was not done.
     pub waits: Option<String>,
-    /// Why the store does not take changes.
-    pub store_failure: Option<String>,
 }
 
 /// Why a round was not finished.
@@ -114,7 +114,6 @@ impl Follower {
             alarms_at: Instant::now(),
             backups: backup::Schedule::default(),
             registered: false,
-            removed: false,
         };
         let stop = ends.clone();
         let run = move || {
@@ -170,7 +169,6 @@ struct Work {
     alarms_at: Instant,
     backups: backup::Schedule,
     registered: bool,
-    removed: bool,
 }
 
 type Members = Vec<(String, MemberRecord)>;
@@ -217,15 +215,16 @@ impl Work {
     /// The records say that this host is none of the cluster.
     fn was_removed(&mut self, members: &Members) -> Result<(), RoundError> {
         // An empty list says nothing.
-        if !members.is_empty() && !self.removed {
-            self.removed = true;
-            tracing::error!(
-                "this host was removed from its cluster: it takes no part in it any more. `maru cluster leave --force` makes it a \
-                 host of its own, which can join again"
-            );
-            // Its data stay: nobody knows yet whether that was right.
-            self.keeper.order(Order::Stopped);
+        if members.is_empty() {
+            return Ok(());
         }
+        if !self.setting.removed {
+            tracing::error!("this host was removed from its cluster: marud starts itself anew, to take no part in it any more");
+            self.setting.removed = true;
+            self.setting.again.notify_one();
+        }
+        // Its data stay: nobody knows yet whether that was right.
+        self.keeper.order(Order::Stopped);
         Ok(())
     }
 
@@ -468,25 +467,34 @@ impl Work {
         Ok("the store was full: what had changed long ago was forgotten, and there is room again".into())
     }
 
-    /// Members hold different things. The one that most differ from is made anew.
+    /// Members hold different things. The one that most differ from goes, and is made anew from the others.
     fn find_the_odd_one(&self, members: &Members) -> Result<String, String> {
         let failed = |error: StoreError| format!("members of the store differ, and it cannot be told which is wrong: {error}");
         let etcd = &self.setting.etcd;
-        let newest = etcd.revision().map_err(failed)?;
-        let mut hashes = Vec::new();
-        for (host, member) in members.iter().filter(|(_, member)| member.state == MemberState::Voter) {
-            hashes.push((host, etcd.hash(&member.client_url, newest).map_err(failed)?));
+        let voters: Vec<&(String, MemberRecord)> =
+            members.iter().filter(|(_, member)| member.state == MemberState::Voter).collect();
+        // Up to where all of them are.
+        let mut common = None;
+        for (_, member) in &voters {
+            let revision = etcd.status(&member.client_url).map_err(failed)?.revision;
+            common = Some(common.map_or(revision, |common: Revision| common.min(revision)));
         }
-        let count = |hash| hashes.iter().filter(|(_, other)| *other == hash).count();
-        let odd = hashes.iter().find(|(_, hash)| count(*hash) * 2 < hashes.len());
-        let Some((host, _)) = odd else {
-            return Err("members of the store differ, and there are too few to tell which one is wrong: stop the one that you \
-                        believe less, and remove its host with `maru cluster remove`"
-                .into());
+        let mut hashes = Vec::new();
+        for (host, member) in &voters {
+            let hash = etcd.hash(&member.client_url, common.unwrap_or_default()).map_err(failed)?;
+            hashes.push((host, member.member, hash));
+        }
+        let count = |hash| hashes.iter().filter(|(_, _, other)| *other == hash).count();
+        let odd = hashes.iter().find(|(_, _, hash)| count(*hash) * 2 < hashes.len());
+        let Some((host, Some(id), _)) = odd else {
+            return Err(
+                "members of the store differ, and there are too few to tell which one is wrong: stop the host whose you \
+                        believe less, and remove it with `maru cluster remove`"
+                    .into(),
+            );
         };
-        let why = "what it holds differs from what the others hold".to_owned();
-        let marked = self.change(host, |record| record.damaged = Some(why.clone()), None);
-        marked.map_err(|error| format!("the store's member on {host} differs from the others: {error}"))?;
-        Ok(format!("the store's member on {host} holds something else than the others, and is made anew"))
+        // Records cannot be changed before the alarm is ended; that it is gone is noted after that.
+        etcd.remove(*id).map_err(failed)?;
+        Ok(format!("the store's member on {host} held something else than the others, and is made anew"))
     }
 }
