@@ -2,12 +2,14 @@
 
 use std::io::{self, IsTerminal};
 
+use api::client::Method;
 use check::{Color, Options};
 use clap::{Args, Subcommand};
 
 use crate::init::InitArgs;
 use crate::output::{Output, print, terminal_width};
 use crate::remote::{Connect, RemoteError, fields, show_one, shown_size, shown_time};
+use crate::vm::manage::segment;
 
 /// Where the width of the terminal is not known.
 const DEFAULT_WIDTH: usize = 100;
@@ -21,6 +23,15 @@ pub enum HostCommand {
     Init(InitArgs),
     /// Show what marud knows of its host
     Show(ShowArgs),
+    /// Have all VMs of a host of the cluster go to others; it takes none until it is resumed
+    Drain(ClusterHostArgs),
+    /// Let a drained host take VMs again; those that had left it come back
+    Resume(ClusterHostArgs),
+    /// Vouch that a host that is not there runs nothing: its VMs are started on other hosts
+    ///
+    /// For a host without a watchdog, whose VMs wait. If it does run some, these run twice, and their disks are destroyed: make sure that it
+    /// has no power.
+    ConfirmDead(ClusterHostArgs),
 }
 
 /// What is shown, and how.
@@ -31,6 +42,20 @@ pub struct ShowArgs {
     /// How to show the result
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
+}
+
+/// A host of the cluster.
+#[derive(Debug, Args)]
+pub struct ClusterHostArgs {
+    /// Its name
+    host: String,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+/// Wants something of a host of the cluster.
+pub fn want(args: &ClusterHostArgs, what: &str) -> Result<(), RemoteError> {
+    Ok(args.connect.client()?.call(Method::POST, &format!("/hosts/{}/{what}", segment(&args.host)), None::<&()>)?)
 }
 
 /// `maru host show`.

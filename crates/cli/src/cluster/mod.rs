@@ -2,6 +2,7 @@
 
 mod by_file;
 mod forming;
+mod outlook;
 mod simulate;
 mod status;
 
@@ -126,6 +127,28 @@ pub enum ClusterCommand {
         #[arg(long, required = true)]
         others_are_off: bool,
     },
+    /// Tell what would become of VMs if hosts failed
+    WhatIf {
+        /// The hosts that would fail
+        #[arg(long, value_name = "HOST", required = true, value_delimiter = ',')]
+        host_down: Vec<String>,
+        #[command(flatten)]
+        connect: Connect,
+        /// How to show the result
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Show or change what holds for the cluster
+    Policy {
+        /// So many hosts may fail and all VMs that run still fit: a VM whose start would break that is not started
+        #[arg(long, value_name = "HOSTS")]
+        survive_failures: Option<u32>,
+        #[command(flatten)]
+        connect: Connect,
+        /// How to show the result
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
     /// Play what happens to a cluster, in virtual time, with the code that decides in real ones
     #[command(after_help = simulate::AFTER_HELP)]
     Simulate(SimulateArgs),
@@ -134,6 +157,8 @@ pub enum ClusterCommand {
 /// Does what was asked for.
 pub fn run(command: ClusterCommand) -> anyhow::Result<ExitCode> {
     match command {
+        ClusterCommand::WhatIf { host_down, connect, output } => outlook::what_if(&host_down, &connect, output)?,
+        ClusterCommand::Policy { survive_failures, connect, output } => outlook::policy(survive_failures, &connect, output)?,
         ClusterCommand::Create(args) => forming::create(&args)?,
         ClusterCommand::Token { valid, connect, output } => forming::token(valid, &connect, output)?,
         ClusterCommand::Join(args) => forming::join(&args)?,

@@ -51,6 +51,12 @@ pub enum ManageCommand {
     Checkpoint(CheckpointCommand),
     /// Drop what VMs were saved to: they are off then, as if their power had been cut
     Discard(OperationArgs),
+    /// Explain where a VM of a cluster runs: what speaks for and against each host
+    Explain(super::place::ExplainArgs),
+    /// Move a VM to another host of the cluster
+    Move(super::place::MoveArgs),
+    /// Show or change what is wanted of the place of a VM in a cluster
+    Placement(super::place::PlacementArgs),
     /// Delete VMs that are off
     Delete(DeleteArgs),
     /// Change a VM, also while it runs
@@ -241,6 +247,9 @@ pub fn run(command: ManageCommand) -> Result<(), RemoteError> {
         ManageCommand::Stop(StopArgs { vms, grace, task, .. }) => {
             operate(Method::POST, &vms, &format!("/stop?grace={grace}"), &task)
         }
+        ManageCommand::Explain(args) => super::place::explain(&args),
+        ManageCommand::Move(args) => super::place::move_vm(&args),
+        ManageCommand::Placement(args) => super::place::placement(&args),
         ManageCommand::Edit(args) => super::edit::run(*args),
         ManageCommand::Limit(args) => limit::run(&args),
         ManageCommand::Usage(args) => usage::run(&args),
@@ -298,11 +307,13 @@ fn list(args: &ListArgs) -> Result<(), RemoteError> {
     let vms: Vec<api::Vm> = args.show.connect.client()?.list(path)?;
     show_one(args.show.output, &vms, || {
         let row = |vm: &api::Vm| {
-            let pid = vm.pid.map_or_else(|| "-".into(), |pid| pid.to_string());
+            // What runs it, or in a cluster, where.
+            let place = vm.host.clone().or(vm.pid.map(|pid| pid.to_string())).unwrap_or_else(|| "-".into());
             let memory = shown_size(vm.spec.memory_bytes);
-            [vm.spec.name.clone(), vm.state.to_string(), vm.spec.cpus.to_string(), memory, pid, vm.id.to_string()]
+            [vm.spec.name.clone(), vm.state.to_string(), vm.spec.cpus.to_string(), memory, place, vm.id.to_string()]
         };
-        table(["NAME", "STATE", "CPUS", "MEMORY", "PID", "ID"], vms.iter().map(row))
+        let place = if vms.iter().any(|vm| vm.host.is_some()) { "HOST" } else { "PID" };
+        table(["NAME", "STATE", "CPUS", "MEMORY", place, "ID"], vms.iter().map(row))
     })
 }
 

@@ -9,6 +9,7 @@ pub mod control;
 pub mod edit;
 mod limit;
 pub mod manage;
+mod place;
 pub mod run;
 pub mod transfer;
 mod usage;

@@ -1,6 +1,7 @@
 //! Volumes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State as Shared;
@@ -14,7 +15,7 @@ use crate::images;
 use crate::records::{Cause, FileRef, ImageRecord, PlaceRecord, VmRecord, VolumeRecord};
 use crate::state::{Records, State, StateError};
 use crate::vm::Surroundings;
-use crate::volumes::{Account, Directory, account};
+use crate::volumes::{Account, Directory, Volume, account};
 
 /// All volumes, as they are told.
 pub fn told(state: &State, surroundings: &Surroundings) -> Result<Vec<api::Volume>, StateError> {
@@ -140,11 +141,23 @@ fn insert(state: &State, surroundings: &Surroundings, mut record: VolumeRecord, 
         let message = format!("there is a volume called '{name}' already");
         Refusal::conflict("name-taken", message, "choose another name")
     };
-    if surroundings.volumes.names().contains(&name) {
+    let path = record.place.as_ref().map(|PlaceRecord::Directory { path }| path.clone()).unwrap_or_default();
+    let is_here = |root: std::path::PathBuf| std::fs::canonicalize(&path).is_ok_and(|real| real == root);
+    // One of the command line may become one that all hosts see.
+    let given = surroundings.volumes.root(&name).ok();
+    let is_given = shared && given.clone().is_some_and(is_here);
+    if given.is_some() && !is_given {
         return Err(taken());
     }
     let place = record.place.as_mut().map(|PlaceRecord::Directory { path }| path);
-    let volume = place.map(|path| surroundings.volumes.make(path)).transpose().map_err(Refusal::senseless)?;
+    let volume = match (place, given) {
+        (Some(path), None) => Some(surroundings.volumes.make(path).map_err(Refusal::senseless)?),
+        (Some(_), Some(root)) => Some(Arc::new(
+            Directory::open(&root)
+                .map_err(|error| Refusal::senseless(Cause::new("bad-volume", error.to_string(), "see what the directory is")))?,
+        ) as Arc<dyn Volume>),
+        (None, _) => None,
+    };
     if let (true, Some(volume)) = (shared, &volume) {
         let marked = Directory::open(volume.root()).and_then(|directory| directory.share());
         record.shared = Some(marked.map_err(|error| {
