@@ -49,9 +49,8 @@ fn post(client: &Client, path: &str, body: &serde_json::Value) -> Result<(), Cli
 }
 
 fn status(host: &TestHost) -> Option<ClusterStatus> {
-    // Certificates change with the cluster, so a client is made each time; marud may be about to start anew.
-    let token = fs::read_to_string(host.directory.path().join("state/admin.token")).ok()?;
-    host.client_with(token.trim()).get("/cluster").ok()
+    // marud may be about to start anew.
+    host.try_client()?.get("/cluster").ok()
 }
 
 fn cluster(host: &TestHost) -> Option<Cluster> {
