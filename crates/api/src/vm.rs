@@ -1,5 +1,7 @@
 //! Virtual machines.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -25,6 +27,10 @@ pub struct VmSpec {
     /// Memory that it may have later, while it runs; as much as at start if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_memory_bytes: Option<u64>,
+    /// All that the guest may see of the processors, by names of Linux's `/proc/cpuinfo`. It runs on hosts that have all of it. If left out, it is
+    /// what the host has, and in a cluster what all hosts have in common when the VM is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_features: Option<BTreeSet<String>>,
     /// What it boots. May be left out if a disk is made from an image that says it.
     #[serde(default)]
     pub boot: Boot,

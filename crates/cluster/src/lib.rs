@@ -26,6 +26,7 @@
 //! that is safe, and nothing here panics on it. Outcomes that nobody knows are expected, not errors.
 
 pub mod action;
+pub mod baseline;
 pub mod event;
 pub mod ids;
 pub mod node;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::cpu::CpuConfig;
+use crate::cpu::features::{self, FeatureError};
 use crate::memory::MemoryConfig;
 
 /// A VM.
@@ -385,6 +386,9 @@ pub enum ConfigError {
     /// A context id that is taken.
     #[error("context id {0}: guests have 3 to 4294967294")]
     BadCid(u32),
+    /// What the processors are to be able to do.
+    #[error(transparent)]
+    Features(#[from] FeatureError),
     /// A card whose frames do not pass through the monitor.
     #[error("network card '{0}' is on a virtual switch and cannot be limited here: only cards on TAPs can")]
     SwitchLimits(String),
@@ -432,6 +436,7 @@ impl VmConfig {
                 return Err(ConfigError::SwitchLimits(net.id.clone()));
             }
         }
+        self.cpus.features.as_ref().map_or(Ok(()), features::check)?;
         match &self.vsock {
             Some(vsock) if vsock.cid < 3 || vsock.cid == u32::MAX => Err(ConfigError::BadCid(vsock.cid)),
             _ => Ok(()),
@@ -488,6 +493,8 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
+        let listed = MINIMAL.replace(r#""count":1"#, r#""count":1,"features":["avx"]"#) + "}";
+        assert!(VmConfig::from_json(listed.as_bytes()).unwrap_err().to_string().contains("not xsave"));
         let parse = |rest: &str| VmConfig::from_json(format!("{MINIMAL},{rest}}}").as_bytes()).unwrap_err().to_string();
         assert!(parse(r#""memroy":1"#).contains("memroy"));
         let disk = r#"{"id":"a","path":"/x"}"#;

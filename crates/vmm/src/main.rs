@@ -32,6 +32,7 @@ usage: maru-vmm --config FILE [options]
   --uid N            the user to become when started as root; by default one that no other VM of this host has
   --gid N            the group to become; by default the one with the user's number
   --unconfined       do not confine the monitor: for debugging only
+  --cpu-features     print what guests could have of this host's processors, a name a line
   --version          print the version
   --help             print this
 
@@ -58,6 +59,7 @@ struct Options {
     uid: Option<u32>,
     gid: Option<u32>,
     unconfined: bool,
+    cpu_features: bool,
 }
 
 fn main() -> ExitCode {
@@ -105,6 +107,10 @@ fn parse() -> Result<Option<Options>, lexopt::Error> {
             Long("uid") => options.uid = Some(parser.value()?.parse()?),
             Long("gid") => options.gid = Some(parser.value()?.parse()?),
             Long("unconfined") => options.unconfined = true,
+            Long("cpu-features") => {
+                options.cpu_features = true;
+                return Ok(Some(options));
+            }
             Long("version") => {
                 println!("maru-vmm {}", env!("CARGO_PKG_VERSION"));
                 return Ok(None);
@@ -126,6 +132,10 @@ fn parse() -> Result<Option<Options>, lexopt::Error> {
 }
 
 fn run(options: &Options) -> Result<u8, Box<dyn std::error::Error>> {
+    if options.cpu_features {
+        vmm::machine::cpu_features()?.iter().for_each(|name| println!("{name}"));
+        return Ok(0);
+    }
     let config = options.config.as_deref().map(read_config).transpose()?;
     let listener = match &options.control {
         Some(path) => Some(Listener::bind(path).map_err(|error| format!("control socket {}: {error}", path.display()))?),

@@ -24,6 +24,7 @@ impl FromStr for CpuOption {
             max: parts.number("max")?.unwrap_or(0),
             threads_per_core: parts.number("threads")?.unwrap_or(1),
             sockets: parts.number("sockets")?.unwrap_or(1),
+            features: None,
         };
         // What the host allows is the monitor's to say.
         Topology::new(&config, u32::MAX, u32::MAX).map_err(|error| parts.wrong(text, error.to_string()))?;
@@ -38,7 +39,9 @@ mod tests {
 
     #[test]
     fn a_number_is_enough_and_every_part_arrives() {
-        let config = |count, max, threads_per_core, sockets| Ok(CpuOption(CpuConfig { count, max, threads_per_core, sockets }));
+        let config = |count, max, threads_per_core, sockets| {
+            Ok(CpuOption(CpuConfig { count, max, threads_per_core, sockets, features: None }))
+        };
         assert_eq!("3".parse(), config(3, 0, 1, 1));
         assert_eq!("2,sockets=2,threads=2,max=8".parse(), config(2, 8, 2, 2));
     }

@@ -79,6 +79,8 @@ pub fn spec_fields(spec: &VmSpec) -> Vec<(&'static str, String)> {
         ("memory", memory(spec)),
         ("kernel", spec.boot.kernel.clone()),
     ];
+    let promised = spec.cpu_features.iter().map(|names| names.iter().map(String::as_str).collect::<Vec<_>>().join(", "));
+    fields.extend(promised.map(|names| ("CPU features", names)));
     fields.extend(spec.boot.initrd.clone().map(|initrd| ("initrd", initrd)));
     if !spec.boot.command_line.is_empty() {
         fields.push(("command line", spec.boot.command_line.clone()));

@@ -48,6 +48,9 @@ pub struct EditArgs {
     /// Memory that it may have later, while it runs
     #[arg(long, value_name = "SIZE")]
     max_memory: Option<ByteSize>,
+    /// All that the guest may see of the processors, such as sse2,avx; `host` for what its host has
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    cpu_features: Option<Vec<String>>,
     /// Memory that the balloon takes from the guest
     #[arg(long, value_name = "SIZE")]
     balloon_size: Option<ByteSize>,
@@ -141,6 +144,8 @@ fn patch(args: &EditArgs, mut spec: api::VmSpec) -> Result<Value, RemoteError> {
     set("max_cpus", args.max_cpus.map(|count| json!(count)));
     set("memory_bytes", size(args.memory));
     set("max_memory_bytes", size(args.max_memory));
+    let is_host = |names: &Vec<String>| matches!(names.as_slice(), [name] if name == "host");
+    set("cpu_features", args.cpu_features.as_ref().map(|names| if is_host(names) { Value::Null } else { json!(names) }));
     set("balloon_bytes", size(args.balloon_size));
     set("auto_start", args.auto_start.map(|option| serde_json::to_value(option.0)).transpose()?);
     let mut boot = Map::new();
@@ -214,6 +219,8 @@ mod tests {
         };
         let patch = |words: &[&str]| patch(&Edit::parse_from([&["edit", "web"], words].concat()).args, spec());
         assert_eq!(patch(&["--cpus", "2", "--initrd", "none"]).unwrap(), json!({"cpus": 2, "boot": {"initrd": null}}));
+        let features = |text: &str| patch(&["--cpu-features", text]).unwrap()["cpu_features"].clone();
+        assert_eq!((features("sse2,avx"), features("host")), (json!(["sse2", "avx"]), Value::Null));
         let disks = patch(&["--remove-disk", "disk0", "--grow-disk", "disk1=1G", "--add-disk", "size=2G"]).unwrap();
         let ids: Vec<_> = disks["disks"].as_array().unwrap().iter().map(|disk| (&disk["id"], &disk["size_bytes"])).collect();
         assert_eq!(ids, [(&json!("disk1"), &json!(1 << 30)), (&Value::Null, &json!(2_u64 << 30))]);

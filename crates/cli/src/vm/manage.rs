@@ -161,6 +161,9 @@ pub struct CreateArgs {
     /// Memory that it may have later, while it runs
     #[arg(long, value_name = "SIZE")]
     max_memory: Option<ByteSize>,
+    /// All that the guest may see of the processors, such as sse2,avx, on whichever host (see `maru-vmm --cpu-features`)
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    cpu_features: Option<Vec<String>>,
     /// Add a balloon, which gives memory that the guest does not use back to the host
     #[arg(long)]
     balloon: bool,
@@ -326,6 +329,7 @@ fn create(args: CreateArgs) -> Result<(), RemoteError> {
         max_cpus: args.max_cpus,
         memory_bytes: args.memory.0,
         max_memory_bytes: args.max_memory.map(|size| size.0),
+        cpu_features: args.cpu_features.map(|names| names.into_iter().collect()),
         boot: api::Boot { kernel: args.kernel, initrd: args.initrd, command_line: args.cmdline },
         disks: first.into_iter().chain(args.disks.into_iter().map(|disk| disk.0)).collect(),
         nets: on_switches.chain(args.nets.into_iter().map(|net| net.0)).collect(),

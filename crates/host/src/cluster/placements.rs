@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use cluster::records::{MoveRecord, OwnerRecord, PlacementRecord, Power};
+use cluster::HostId;
+use cluster::baseline::baseline;
+use cluster::records::{HostRecord, MoveRecord, OwnerRecord, PlacementRecord, Power};
 use store::record::{self, Record, Stored};
 use store::{Change, Transaction};
 use uuid::Uuid;
@@ -32,11 +34,23 @@ pub fn reach(volume: &str, host: &str, shared: &BTreeSet<String>) -> String {
     if shared.contains(volume) { volume.into() } else { format!("{volume}@{host}") }
 }
 
+/// What a VM can be promised of the processors, that may run on any host of the cluster; nothing, if none has said what it has.
+fn promise(state: &State) -> Result<Option<BTreeSet<String>>, StateError> {
+    let mut hosts = Vec::new();
+    for name in state.names::<HostRecord>()? {
+        let stored = state.read::<HostRecord>(&name)?;
+        hosts.extend(stored.map(|stored| (HostId::from(name), stored.record)));
+    }
+    let common = baseline(hosts.iter().map(|(id, record)| (id, record))).features;
+    Ok(Some(common).filter(|common| !common.is_empty()))
+}
+
 /// Takes up in a placement what a VM's record says.
 fn follow(placement: &mut PlacementRecord, vm: &VmRecord, own: &str, shared: &BTreeSet<String>) {
     let host = vm.host.as_deref().unwrap_or(own);
     placement.memory_mib = vm.memory_bytes.div_ceil(1 << 20) + MONITOR_MIB;
     placement.vcpus = vm.cpus;
+    placement.cpu_features = vm.cpu_features.clone().unwrap_or_default();
     placement.volumes = volumes(vm).into_iter().map(|volume| reach(volume, host, shared)).collect();
 }
 
@@ -85,7 +99,8 @@ pub fn is_wanted_on(state: &State, vm: Uuid) -> Result<bool, StateError> {
     Ok(state.read::<PlacementRecord>(&vm.to_string())?.is_some_and(|placement| placement.record.power == Power::On))
 }
 
-/// Lets what follows from VMs' records follow from them: where they are made, changed or deleted. A VM that is made is this host's.
+/// Lets what follows from VMs' records follow from them: where they are made, changed or deleted. A VM that is made is this host's, and is
+/// promised what the processors of all hosts have in common.
 pub fn complete(state: &State, own: &str, mut transaction: Transaction) -> Result<Transaction, StateError> {
     let changes: Vec<Change> =
         transaction.changes().iter().filter(|change| change.key().starts_with(VmRecord::PREFIX)).cloned().collect();
@@ -100,6 +115,10 @@ pub fn complete(state: &State, own: &str, mut transaction: Transaction) -> Resul
                 let mut vm: VmRecord = record::from_bytes(&key, &value)?;
                 if vm.host.is_none() {
                     vm.host = Some(own.into());
+                    // One that there was before the cluster keeps what it has: a guest that runs, or was saved, has seen it.
+                    if vm.cpu_features.is_none() && state.read::<VmRecord>(&id)?.is_none() {
+                        vm.cpu_features = promise(state)?;
+                    }
                     transaction = transaction.put(key, record::to_bytes(&vm));
                 }
                 let (before, stored) = read(state, &transaction, &id)?;
@@ -164,6 +183,34 @@ mod tests {
 
         state.commit(&Transaction::new().forget::<VmRecord>(&id).forget::<NameRecord>(&vm.name)).unwrap();
         assert_eq!(placement(&state, &vm), None);
+    }
+
+    #[test]
+    fn a_vm_that_is_made_is_promised_what_all_hosts_have_and_keeps_that() {
+        let state = State::of_cluster(Arc::new(MemoryStore::new()), "h1");
+        let add = |host: &str, features: &[&str]| {
+            let cpu_features = features.iter().map(|name| name.to_string()).collect();
+            let record = HostRecord { memory_mib: 1024, cpu_features, ..HostRecord::default() };
+            state.commit(&Transaction::new().write(host, &record)).unwrap();
+        };
+        let (before, vm) = (vm("web/root.vhdx"), vm("web/root.vhdx"));
+        state.commit(&Transaction::new().create(&before)).unwrap();
+        assert!(placement(&state, &before).unwrap().cpu_features.is_empty());
+        add("h1", &["avx", "sse2"]);
+        add("h2", &["sse2", "xop"]);
+        let vm = VmRecord { name: "other".into(), id: Uuid::new_v4(), ..vm };
+        state.commit(&Transaction::new().create(&vm)).unwrap();
+        let promised = || placement(&state, &vm).unwrap().cpu_features;
+        assert_eq!(promised(), BTreeSet::from(["sse2".to_owned()]));
+
+        // A host that comes later changes nothing of it, nor does a change of the VM.
+        add("h3", &["avx"]);
+        let id = vm.id.to_string();
+        let stored = state.read::<VmRecord>(&id).unwrap().unwrap();
+        assert_eq!(stored.record.cpu_features, Some(promised()));
+        let changed = VmRecord { memory_bytes: 512 << 20, ..stored.record.clone() };
+        state.commit(&Transaction::new().if_still(&id, &stored).write(&id, &changed)).unwrap();
+        assert_eq!(promised(), BTreeSet::from(["sse2".to_owned()]));
     }
 
     #[test]

@@ -104,7 +104,14 @@ impl Runtime {
         for vm in ended {
             shared.tell(Event::VmEnded { vm, ending: Ending::PoweredOff });
         }
-        let own = Own { addresses: addresses.iter().map(ToString::to_string).collect(), port, fencing, witness };
+        let cpu_features = match witness {
+            true => BTreeSet::new(),
+            false => vmm::machine::cpu_features().unwrap_or_else(|error| {
+                tracing::warn!("VMs can be promised nothing of the processors of this host: {}", vmm::error_chain(&error));
+                BTreeSet::new()
+            }),
+        };
+        let own = Own { addresses: addresses.iter().map(ToString::to_string).collect(), port, fencing, witness, cpu_features };
         let refresher = shared.clone();
         std::thread::spawn(move || refresh(&refresher, &own));
         let revision = shared.replica.revision()?;
@@ -273,6 +280,7 @@ struct Own {
     port: u16,
     fencing: Fencing,
     witness: bool,
+    cpu_features: BTreeSet<String>,
 }
 
 /// Keeps `hosts/HOST` true, for ever.
@@ -302,6 +310,7 @@ fn refresh_once(shared: &Shared, own: &Own) -> Result<(), StateError> {
         port: own.port,
         volumes,
         fencing: own.fencing,
+        cpu_features: own.cpu_features.clone(),
         ..stored.record.clone()
     };
     if record != stored.record {

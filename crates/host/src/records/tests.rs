@@ -87,6 +87,7 @@ fn records_of_version_1_are_read_and_written_as_ever() {
         },
         host: None,
         owned_at: None,
+        cpu_features: None,
     };
     stays(&vm, include_str!("golden/vm-1.json"));
     let named = NetRecord { name: Some("storage".into()), ..vm.nets[0].clone() };

@@ -1,5 +1,7 @@
 //! A VM, as it is stored.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use store::record::Record;
 use switch::policy::PortPolicy;
@@ -69,6 +71,9 @@ pub struct VmRecord {
     /// How much of the host it may have.
     #[serde(default)]
     pub resources: ResourcesRecord,
+    /// What it was promised of the processors when it was made, and all that it sees of them; what its host has, if there is nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_features: Option<BTreeSet<String>>,
     /// The host of a cluster that does what is to be done with it, and runs it if it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
@@ -283,6 +288,7 @@ impl VmRecord {
             max_cpus: (self.max_cpus != self.cpus).then_some(self.max_cpus),
             memory_bytes: self.memory_bytes,
             max_memory_bytes: self.max_memory_bytes,
+            cpu_features: self.cpu_features.clone(),
             boot: api::Boot::from(&self.boot),
             disks: self.disks.iter().map(api::Disk::from).collect(),
             nets: self.nets.iter().map(api::Net::from).collect(),

@@ -86,6 +86,10 @@ fn wanted(
         ));
     }
     check_memory(spec)?;
+    let names = spec.cpu_features.as_ref().map_or(Ok(()), vmm::cpu::features::check);
+    names.map_err(|error| {
+        bad(error.to_string(), "list what `maru-vmm --cpu-features` prints on the hosts that it is to run on, or nothing")
+    })?;
     if spec.auto_start.delay_seconds > MAX_DELAY {
         return Err(bad(format!("a delay of {} s", spec.auto_start.delay_seconds), "let it start within a day"));
     }
@@ -156,6 +160,7 @@ fn wanted(
         last_end: old.and_then(|old| old.last_end.clone()),
         saved: old.and_then(|old| old.saved.clone()),
         resources: ResourcesRecord::default(),
+        cpu_features: spec.cpu_features.clone(),
         host: old.and_then(|old| old.host.clone()),
         owned_at: old.and_then(|old| old.owned_at),
     };
@@ -353,7 +358,7 @@ fn monitor_with(
     };
     let config = VmConfig {
         name: vm.name.clone(),
-        cpus: CpuConfig { count: vm.cpus, max: vm.max_cpus, threads_per_core: 1, sockets: 1 },
+        cpus: CpuConfig { count: vm.cpus, max: vm.max_cpus, threads_per_core: 1, sockets: 1, features: vm.cpu_features.clone() },
         memory: MemoryConfig {
             size: vm.memory_bytes,
             hotplug_size: vm.max_memory_bytes.map_or(0, |max| max.saturating_sub(vm.memory_bytes)),

@@ -113,6 +113,9 @@ pub fn plan(old: &VmRecord, wanted: &Wanted) -> Result<Plan, Cause> {
     if new.max_cpus != old.max_cpus {
         return refuse("the maximum of vCPUs".into());
     }
+    if new.cpu_features != old.cpu_features {
+        return refuse("what it sees of the processors".into());
+    }
     let max = |vm: &VmRecord| vm.max_memory_bytes.unwrap_or(vm.memory_bytes);
     if max(new) != max(old) {
         return refuse("the maximum of the memory".into());

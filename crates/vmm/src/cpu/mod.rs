@@ -1,8 +1,11 @@
-//! Virtual CPUs: what they look like to the guest ([`cpuid`]), how they run ([`vcpu`]), and their saved state ([`state`]).
+//! Virtual CPUs: what they look like to the guest ([`cpuid`]), what they can do ([`features`]), how they run ([`vcpu`]), and their saved state ([`state`]).
 
 pub mod cpuid;
+pub mod features;
 pub mod state;
 pub mod vcpu;
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +24,10 @@ pub struct CpuConfig {
     /// Sockets; the cores are spread evenly.
     #[serde(default = "one")]
     pub sockets: u32,
+    /// All [features](features) that the guest may see of the processors; it is refused to run where one is missing. Without a list it sees what
+    /// the host has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub features: Option<BTreeSet<String>>,
 }
 
 fn one() -> u32 {
@@ -131,7 +138,7 @@ mod tests {
     use super::*;
 
     fn config(count: u32, max: u32, threads: u32, sockets: u32) -> CpuConfig {
-        CpuConfig { count, max, threads_per_core: threads, sockets }
+        CpuConfig { count, max, threads_per_core: threads, sockets, features: None }
     }
 
     #[test]

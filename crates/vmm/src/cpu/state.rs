@@ -49,6 +49,18 @@ pub struct VcpuState {
     pub tsc_khz: u32,
 }
 
+impl VcpuState {
+    /// The CPUID table that it was saved with.
+    ///
+    /// # Errors
+    /// If it is no such table.
+    pub fn cpuid_table(&self) -> Result<CpuId, VcpuStateError> {
+        let entries: Vec<kvm_cpuid_entry2> =
+            self.cpuid.chunks_exact(size_of::<kvm_cpuid_entry2>()).filter_map(from_bytes).collect();
+        CpuId::from_entries(&entries).map_err(|_| VcpuStateError::Short { what: "CPUID table", apic_id: self.apic_id })
+    }
+}
+
 /// One model-specific register.
 #[derive(Clone, Copy, PartialEq, Message)]
 pub struct Msr {
@@ -159,9 +171,7 @@ pub fn restore(fd: &VcpuFd, state: &VcpuState, tsc_advance: u64) -> Result<(), V
 
     // A vCPU that has run keeps the table it ran with: KVM takes no other.
     if !state.cpuid.is_empty() {
-        let cpuid: Vec<kvm_cpuid_entry2> =
-            state.cpuid.chunks_exact(size_of::<kvm_cpuid_entry2>()).filter_map(from_bytes).collect();
-        let cpuid = CpuId::from_entries(&cpuid).map_err(|_| short("CPUID table"))?;
+        let cpuid = state.cpuid_table()?;
         fd.set_cpuid2(&cpuid).map_err(kvm("setting the CPUID table"))?;
     }
     let host_khz = fd.get_tsc_khz().unwrap_or(0);

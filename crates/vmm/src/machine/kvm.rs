@@ -1,5 +1,6 @@
 //! KVM's side of a machine: the VM, its interrupt controllers, its clock.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,6 +9,7 @@ use kvm_bindings::{CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHI
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use prost::Message;
 
+use crate::cpu::features::{self, FeatureError};
 use crate::cpu::{CpuConfig, CpuConfigError, Topology};
 use crate::memory::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 
@@ -39,6 +41,9 @@ pub enum KvmError {
     /// The vCPUs.
     #[error(transparent)]
     Cpus(#[from] CpuConfigError),
+    /// What the vCPUs are to be able to do.
+    #[error(transparent)]
+    Features(#[from] FeatureError),
 }
 
 /// Attaches what was tried.
@@ -52,26 +57,44 @@ pub struct KvmVm {
     pub vm: Arc<VmFd>,
     /// The vCPUs' arrangement.
     pub topology: Topology,
-    /// The CPUID table that KVM supports.
-    pub supported_cpuid: CpuId,
+    /// The CPUID table that KVM supports, and whether the APIC timer has a deadline mode.
+    pub supported: (CpuId, bool),
+    /// The same for this VM, of which it sees no more: the table that those of its vCPUs are made of.
+    pub shown: (CpuId, bool),
     /// The model-specific registers that make up a vCPU's state.
     pub msr_indices: Vec<u32>,
-    /// Whether the APIC timer has a deadline mode.
-    pub tsc_deadline: bool,
+}
+
+fn open() -> Result<Kvm, KvmError> {
+    Kvm::new().map_err(|error| {
+        let source = io::Error::from_raw_os_error(error.errno());
+        let remedy = match source.kind() {
+            io::ErrorKind::NotFound => "load kvm_amd or kvm_intel, or switch virtualization on in the firmware",
+            io::ErrorKind::PermissionDenied => "add yourself to the group kvm",
+            _ => "virtualization may be switched off or in use",
+        };
+        KvmError::Open { source, remedy }
+    })
+}
+
+fn supported(kvm: &Kvm) -> Result<(CpuId, bool), KvmError> {
+    let table = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES);
+    Ok((table.map_err(call("reading the supported CPUID table"))?, kvm.check_extension(Cap::TscDeadlineTimer)))
+}
+
+/// What guests on this host could have of its processors: see [`features`].
+///
+/// # Errors
+/// If KVM cannot be used.
+pub fn cpu_features() -> Result<BTreeSet<String>, KvmError> {
+    let (table, tsc_deadline) = supported(&open()?)?;
+    Ok(features::of(&table, tsc_deadline))
 }
 
 impl KvmVm {
     /// Makes a VM with interrupt controllers in the kernel.
     pub fn new(cpus: &CpuConfig) -> Result<KvmVm, KvmError> {
-        let kvm = Kvm::new().map_err(|error| {
-            let source = io::Error::from_raw_os_error(error.errno());
-            let remedy = match source.kind() {
-                io::ErrorKind::NotFound => "load kvm_amd or kvm_intel, or switch virtualization on in the firmware",
-                io::ErrorKind::PermissionDenied => "add yourself to the group kvm",
-                _ => "virtualization may be switched off or in use",
-            };
-            KvmError::Open { source, remedy }
-        })?;
+        let kvm = open()?;
         if kvm.get_api_version() != 12 {
             return Err(KvmError::Version(kvm.get_api_version()));
         }
@@ -89,10 +112,12 @@ impl KvmVm {
             return Err(KvmError::Capability(name));
         }
         let topology = Topology::new(cpus, kvm.get_max_vcpus() as u32, kvm.get_max_vcpu_id() as u32)?;
-        let supported_cpuid =
-            kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).map_err(call("reading the supported CPUID table"))?;
+        let supported = supported(&kvm)?;
+        let shown = match &cpus.features {
+            Some(listed) => features::restrict(&supported.0, supported.1, listed)?,
+            None => supported.clone(),
+        };
         let msr_indices = kvm.get_msr_index_list().map_err(call("reading the list of registers"))?.as_slice().to_vec();
-        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         let vm = loop {
             match kvm.create_vm() {
                 Err(error) if error.errno() == libc::EINTR => {}
@@ -102,7 +127,7 @@ impl KvmVm {
         vm.set_identity_map_address(KVM_IDENTITY_MAP).map_err(call("placing the identity map"))?;
         vm.set_tss_address(KVM_TSS as usize).map_err(call("placing the task state"))?;
         vm.create_irq_chip().map_err(call("creating the interrupt controllers"))?;
-        Ok(KvmVm { vm: Arc::new(vm), topology, supported_cpuid, msr_indices, tsc_deadline })
+        Ok(KvmVm { vm: Arc::new(vm), topology, supported, shown, msr_indices })
     }
 }
 

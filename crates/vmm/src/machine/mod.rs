@@ -39,7 +39,7 @@ use crate::sandbox::{ThreadKind, confine_thread};
 use crate::virtio::spawner::Spawner;
 pub use devices::{DeviceError, DeviceHandle, DeviceSlot};
 use events::{EventSender, MachineEvent};
-pub use kvm::KvmError;
+pub use kvm::{KvmError, cpu_features};
 use kvm::{KvmState, KvmVm, call};
 pub use layers::LayersError;
 use platform::PlatformDevices;
@@ -216,7 +216,7 @@ impl Machine {
         }
         let apic_id = self.kvm.topology.apic_id(index);
         let fd = self.kvm.vm.create_vcpu(u64::from(apic_id)).map_err(call("creating a vCPU"))?;
-        let table = cpuid::for_vcpu(&self.kvm.supported_cpuid, &self.kvm.topology, apic_id, self.kvm.tsc_deadline);
+        let table = cpuid::for_vcpu(&self.kvm.shown.0, &self.kvm.topology, apic_id, self.kvm.shown.1);
         fd.set_cpuid2(&table).map_err(call("setting a CPUID table"))?;
         self.power_on.0.push(for_reset(save_vcpu(&fd, apic_id, &self.kvm.msr_indices)?));
         let events = self.events.clone();

@@ -8,11 +8,12 @@ use std::io::{Read, Write};
 use prost::Message;
 
 use super::events::EventSender;
-use super::kvm::KvmState;
+use super::kvm::{KvmError, KvmState};
 use super::{Machine, MachineError, RunState};
 use crate::acpi::controller::AcpiState;
 use crate::config::{ConfigError, VmConfig};
 use crate::cpu::state::{VcpuState, VcpuStateError, restore as restore_vcpu, save as save_vcpu};
+use crate::cpu::{cpuid, features};
 use crate::pci::state::VirtioPciState;
 use crate::state::{Reader, Section, StateError, Writer, load_memory_chunk, save_memory};
 use crate::virtio::RestoreError;
@@ -179,6 +180,14 @@ impl Machine {
         }
         if vcpus.iter().any(|vcpu| vcpu.cpuid.is_empty()) {
             return Err(incomplete("a vCPU has no CPUID table".into()));
+        }
+        for vcpu in &vcpus {
+            let saved = vcpu.cpuid_table().map_err(MachineError::from)?;
+            let (supported, tsc_deadline) = &self.kvm.supported;
+            let here = cpuid::for_vcpu(supported, &self.kvm.topology, vcpu.apic_id, *tsc_deadline);
+            features::check_saved(&saved, &here).map_err(|error| MachineError::from(KvmError::from(error)))?;
+            // vCPUs that are added later are of the same kind. The table says whether there is a deadline mode.
+            self.kvm.shown = (saved, false);
         }
         // Interrupt controllers first: what a device raises while it is restored must not be overwritten.
         if !kvm.restore_controllers(&self.kvm.vm).map_err(MachineError::from)? {

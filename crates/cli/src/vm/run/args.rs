@@ -51,7 +51,7 @@ pub struct RunArgs {
     ///
     /// The VM is what it was when it was saved; --disk and --net say only where its disks and network cards are on this host.
     #[arg(long, value_name = "FILE", group = "source", conflicts_with_all = [
-        "initrd", "cmdline", "cpus", "memory", "console", "balloon", "no_rng", "vsock", "name", "on_reset",
+        "initrd", "cmdline", "cpus", "cpu_features", "memory", "console", "balloon", "no_rng", "vsock", "name", "on_reset",
     ])]
     restore: Option<PathBuf>,
 
@@ -84,6 +84,12 @@ pub struct RunArgs {
     /// max: how many it may have after `set-cpus`. threads: per core, 1 or 2. sockets: the cores are spread over them.
     #[arg(long, value_name = CPUS_FORM, default_value = "1")]
     pub(super) cpus: CpuOption,
+
+    /// All that the guest may see of the processors, such as sse2,avx; without this, what the host has
+    ///
+    /// `maru-vmm --cpu-features` prints what guests could have on a host. A host that lacks some of it does not run the VM.
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub(super) cpu_features: Option<Vec<String>>,
 
     /// Memory, with the unit K, M, G or T
     ///

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use vmm::config::{BootConfig, VmConfig};
+use vmm::cpu::CpuConfig;
 use vmm::launch::command_line;
 use vmm::state::{Reader, StateError};
 
@@ -23,7 +24,7 @@ pub fn boot(args: &RunArgs, kernel: &Path) -> Result<VmConfig, RunError> {
     let nets = parse_all::<NetOption>("--net", &args.nets)?;
     let config = VmConfig {
         name: args.name.clone(),
-        cpus: args.cpus.0.clone(),
+        cpus: CpuConfig { features: args.cpu_features.clone().map(|names| names.into_iter().collect()), ..args.cpus.0.clone() },
         memory: args.memory.0.clone(),
         boot: BootConfig {
             kernel: absolute(kernel),

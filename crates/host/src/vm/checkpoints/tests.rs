@@ -46,6 +46,7 @@ pub(crate) fn vm(leaf: &str) -> VmRecord {
         resources: Default::default(),
         host: None,
         owned_at: None,
+        cpu_features: None,
     }
 }
 
