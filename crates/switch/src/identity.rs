@@ -26,8 +26,10 @@ pub const NET_ADMIN: u64 = 1 << 12;
 pub const NET_RAW: u64 = 1 << 13;
 /// `CAP_BPF`, as a set: loading the program of AF_XDP.
 pub const BPF: u64 = 1 << 39;
+/// `CAP_IPC_LOCK`, as a set: as much memory for AF_XDP as there are queues.
+pub const IPC_LOCK: u64 = 1 << 14;
 /// All that TAPs and NICs need.
-pub const NETWORK: u64 = NET_ADMIN | NET_RAW | BPF;
+pub const NETWORK: u64 = NET_ADMIN | NET_RAW | BPF | IPC_LOCK;
 
 fn check(result: libc::c_long) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -61,12 +63,4 @@ pub fn keep_capabilities(set: u64) -> io::Result<()> {
     }
     // SAFETY: a head and sets of its version.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const HEAD, sets.as_ptr()) })
-}
-
-/// Lets the process lock as much memory as it likes, if it may decide that: the memory of AF_XDP is locked. Who may not has what the
-/// system gives, and a NIC for which that is not enough says so.
-pub fn lift_memory_limit() {
-    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: the kernel only reads the limit.
-    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
 }

@@ -10,7 +10,7 @@ use packet::Listener;
 use switch::control::serve;
 use switch::error_chain;
 use switch::host::Host;
-use switch::identity::{become_user, lift_memory_limit};
+use switch::identity::become_user;
 use switch::ring::bus_error;
 use switch::sandbox::{self, Places, ThreadKind, confine_thread, directory_of};
 use switch::worker::Pool;
@@ -118,7 +118,6 @@ fn a_number_of_workers(text: &str) -> Result<usize, String> {
 
 fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
     let Options { control, state, user, allow, unconfined, workers, poll } = options;
-    lift_memory_limit();
     if let Some(user) = user {
         become_user(user).map_err(|error| format!("cannot become user {user}: {error}"))?;
     }

@@ -67,13 +67,12 @@ fn kinds_differ_in_what_they_may() {
     let tap = [usize::MAX, libc::TUNSETIFF as usize, 0, 0];
     // A ring is told of by sending or receiving nothing; bytes are for those who talk.
     let (nothing, bytes) = ([usize::MAX, 0, 0, 0], [usize::MAX, 0, 1, 0]);
-    let cases: [(libc::c_long, [usize; 4], &[ThreadKind]); 19] = [
+    let cases: [(libc::c_long, [usize; 4], &[ThreadKind]); 18] = [
         (libc::SYS_socket, unix, &[Control]),
         (libc::SYS_socket, packet, &[Control, Links]),
         (libc::SYS_socket, xdp, &[Control, Links]),
         (libc::SYS_bpf, [crate::xdp::COMMANDS[0] as usize, 0, 0, 0], &[Control, Links]),
-        // Attaching to anything but interfaces, and looking at what others have.
-        (libc::SYS_bpf, [8, 0, 0, 0], &[]),
+        // Looking at what others have.
         (libc::SYS_bpf, [13, 0, 0, 0], &[]),
         (libc::SYS_getsockopt, xdp_losses, &[Control, Links, Worker]),
         (libc::SYS_sendto, nothing, &[Control, Links, FrontDoor, Worker]),

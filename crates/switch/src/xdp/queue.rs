@@ -17,7 +17,7 @@ const GIVEN_BACK: u32 = 32;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 const NEEDS: &str = ": the switch needs CAP_NET_RAW, and a kernel with CONFIG_XDP_SOCKETS";
-const MEMORY: &str = ": the switch may not lock so much memory (ulimit -l, LimitMEMLOCK= of its service)";
+const MEMORY: &str = ": the switch needs CAP_IPC_LOCK, or a higher limit of locked memory (ulimit -l, LimitMEMLOCK= of its service)";
 
 /// How large its rings are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

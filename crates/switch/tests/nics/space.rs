@@ -42,7 +42,7 @@ fn again(test: &str, namespaces: &[&str]) {
 /// not root finds out that it is so.
 pub fn in_roots_namespace(test: &str, work: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
-        return if is_root() { work() } else { assert_refused() };
+        return if is_root() { work() } else { drop(assert_refused()) };
     }
     again(test, if is_root() { &["--net"] } else { &["--map-root-user", "--net"] });
 }
@@ -54,13 +54,14 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 && map.split_whitespace().eq(["0", "0", "4294967295"]) }
 }
 
-/// Without the right to load programs, AF_XDP is refused, with the reason.
-pub fn assert_refused() {
+/// Without the right to load programs, AF_XDP is refused, with the reason. There is a NIC `v0` as long as the peer is.
+pub fn assert_refused() -> Peer {
     let peer = Peer::start();
     peer.cable("v0", "w0");
     let team = TeamConfig { datapath: Datapath::AfXdp, ..TeamConfig::single("v0") };
     let refused = Station::start().refusal(Backend::Team(team));
     assert!(refused.contains("v0 cannot be used by AF_XDP") && refused.contains("CAP_BPF"), "{refused}");
+    peer
 }
 
 /// `ip ARGUMENTS`.

@@ -59,7 +59,7 @@ fn answers(peer: &Peer, what: &str) {
 #[test]
 fn who_may_not_load_programs_has_af_packet() {
     in_namespace("xdp::who_may_not_load_programs_has_af_packet", || {
-        assert_refused();
+        let _peer = assert_refused();
         let mut station = Station::start();
         station.add("wire", by(Datapath::Auto, &["v0"]), PortPolicy::default());
         let auto = datapath(&mut station).unwrap();
@@ -94,7 +94,7 @@ fn a_stream_crosses_an_af_xdp_uplink_in_packets_with_checksums() {
 fn tags_pass_an_af_xdp_uplink_both_ways() {
     in_roots_namespace("xdp::tags_pass_an_af_xdp_uplink_both_ways", || {
         let access = PortPolicy { vlan: VlanMode::Access { vlan: 10.try_into().unwrap() }, ..PortPolicy::default() };
-        let (_station, peer) = by_xdp(access);
+        let (_station, peer) = by_xdp(access.clone());
         let mut wire = peer.wire("w0");
         // The host is in VLAN 10 only, and its answers come back there.
         wire.ask(11);
@@ -103,12 +103,17 @@ fn tags_pass_an_af_xdp_uplink_both_ways() {
         let answer = wire.next(ARP).remove(0);
         assert_eq!(answer[..6], STATION.0);
         assert_eq!(answer[12..18], [0x81, 0, 0, 10, 8, 6], "{answer:x?}");
-        // Segments with tags are cut behind them, and an interface of the kernel's puts tags in as it likes.
-        peer.ip("link add link w0 name w0.10 type vlan id 10");
-        peer.ip("addr add 10.9.0.2/24 dev w0.10");
-        peer.ip("link set w0.10 up");
+        // Segments with tags are cut behind them. At the other end is a switch, too.
+        drop(wire);
+        let other = peer.run(move || {
+            let mut other = Station::start();
+            other.add_tap(access, "10.9.0.2");
+            other.add("wire", by(Datapath::AfPacket, &["w0"]), trunk());
+            other
+        });
         ip("neigh flush dev sw0");
         echo(4 << 20, peer.run(|| TcpListener::bind("10.9.0.2:7").unwrap()));
+        drop(other);
     });
 }
 
@@ -213,6 +218,8 @@ fn a_driver_that_refuses_is_done_without() {
         answers(&peer, "by the kernel's XDP");
         peer.ip("addr add 10.9.0.2/24 dev w0");
         peer.ip("link set w0 mtu 1500");
+        // Who was there before is not any more.
+        ip("neigh flush dev sw0");
         echo(1 << 20, peer.run(|| TcpListener::bind("10.9.0.2:7").unwrap()));
     });
 }
@@ -260,7 +267,7 @@ fn rings_that_are_not_emptied_lose_frames_and_nobody_else_notices() {
         let peer = Peer::start();
         peer.cable("v0", "w0");
         peer.cable("v1", "w1");
-        ["w0", "w1"].map(|name| peer.whole_frames(name));
+        ["w0", "w1"].into_iter().for_each(|name| peer.whole_frames(name));
         let mut station = Station::start();
         station.add_tap(PortPolicy::default(), "10.9.0.1");
         let slow = Bandwidth { max_out_bps: 8000, burst_bytes: 1000, ..Bandwidth::default() };
