@@ -25,7 +25,7 @@ pub struct Switch {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity_bps: Option<u64>,
     /// How frames come from its NICs and go to them, if that was said.
-    #[serde(default, skip_serializing_if = "Datapath::is_auto")]
+    #[serde(default, skip_serializing_if = "Datapath::is_default")]
     pub datapath: Datapath,
     /// The NICs of its way out, one or more, as they are now; none while the process that switches does not run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -88,7 +88,7 @@ pub struct NewSwitch {
     /// wait while it is full; without it, what the wire does not take is dropped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity_bps: Option<u64>,
-    /// How frames come from its NICs and go to them: of an external switch.
+    /// How frames come from its NICs and go to them, by AF_PACKET if left out: of an external switch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datapath: Option<Datapath>,
     /// The host's interface, which is made: of an internal switch. Its name if left out, as far as interfaces have such names.

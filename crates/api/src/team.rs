@@ -59,19 +59,19 @@ impl std::fmt::Display for TeamMode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Datapath {
-    /// By AF_XDP where a NIC's driver has XDP of its own and the host has no address on it, by AF_PACKET otherwise.
+    /// By AF_PACKET: with any NIC, with large segments, and the host keeps what it has on the NIC.
     #[default]
-    Auto,
-    /// By AF_PACKET: with any NIC, and with large segments.
     AfPacket,
+    /// By AF_XDP where the NIC's driver has XDP of its own and the host has no address on the NIC, by AF_PACKET otherwise.
+    Auto,
     /// By AF_XDP, or not at all.
     AfXdp,
 }
 
 impl Datapath {
-    /// Whether nothing is said.
-    pub fn is_auto(&self) -> bool {
-        *self == Datapath::Auto
+    /// Whether it is what it is if nothing is said.
+    pub fn is_default(&self) -> bool {
+        *self == Datapath::default()
     }
 }
 

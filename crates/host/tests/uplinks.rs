@@ -131,7 +131,9 @@ fn nics_come_and_go_and_the_ports_of_vms_stay() {
 
         // How it is used, and why not in a better way.
         let datapath = |switch: &Switch| switch.nics[0].datapath.clone().unwrap();
-        let auto = datapath(&show(&client));
+        let plain = show(&client);
+        assert_eq!((plain.datapath, datapath(&plain).reason), (Datapath::AfPacket, None));
+        let auto = datapath(&change(&client, &json!({"datapath": "auto"})));
         assert_eq!((auto.kind, auto.queues), (DatapathKind::AfPacket, 1));
         assert!(auto.reason.unwrap().contains("its driver is veth"));
         let insisting = change(&client, &json!({"datapath": "af-xdp"}));

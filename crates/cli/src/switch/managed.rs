@@ -138,7 +138,7 @@ pub(super) fn show_switch(output: Output, switch: &Switch) -> Result<(), RemoteE
         shown.extend(switch.uplink.clone().map(|nic| ("uplink", nic)));
         shown.extend(switch.team.as_ref().map(|team| ("team", team::line(team))));
         shown.extend(switch.capacity_bps.map(|bits| ("capacity", format!("{bits} bits a second"))));
-        shown.extend(Some(switch.datapath).filter(|path| !path.is_auto()).map(|path| ("datapath", path.to_string())));
+        shown.extend(Some(switch.datapath).filter(|path| !path.is_default()).map(|path| ("datapath", path.to_string())));
         shown.extend(switch.host_interface.clone().map(|name| ("host interface", name)));
         shown.extend(switch.host_address.clone().map(|address| ("host address", address)));
         shown.push(("network cards", switch.nets.to_string()));

@@ -109,7 +109,8 @@ pub struct TeamArgs {
 /// How frames are to come from NICs and go to them.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct DatapathArgs {
-    /// How frames come from its NICs and go to them: auto (af-xdp where the driver can), af-packet, af-xdp (or not at all)
+    /// How frames come from its NICs and go to them: af-packet (if nothing is said), auto (af-xdp where the driver can), af-xdp (or not at
+    /// all); with af-xdp, the host itself hears nothing on these NICs any more
     #[arg(long, value_name = "DATAPATH", value_parser = word::<api::Datapath>)]
     pub datapath: Option<api::Datapath>,
 }

@@ -148,7 +148,7 @@ mod tests {
     fn external(nics: &[&str], capacity_bps: u64) -> SwitchKindRecord {
         let nics = nics.iter().map(ToString::to_string).collect();
         let uplink = TeamConfig { nics, ..TeamConfig::single("") }.into();
-        SwitchKindRecord::External { uplink, capacity_bps, datapath: Datapath::Auto }
+        SwitchKindRecord::External { uplink, capacity_bps, datapath: Datapath::default() }
     }
 
     fn wanted(nets: Vec<NetRecord>) -> Config {

@@ -26,7 +26,7 @@ pub enum SwitchKindRecord {
         #[serde(default, skip_serializing_if = "is_zero")]
         capacity_bps: u64,
         /// How frames come from them and go to them. Their team does not say it.
-        #[serde(default, skip_serializing_if = "Datapath::is_auto")]
+        #[serde(default, skip_serializing_if = "Datapath::is_default")]
         datapath: Datapath,
     },
     /// The host.

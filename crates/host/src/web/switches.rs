@@ -34,7 +34,7 @@ pub fn told(state: &State, surroundings: &Surroundings) -> Result<Vec<api::Switc
             uplink: None,
             team: None,
             capacity_bps: None,
-            datapath: api::Datapath::Auto,
+            datapath: api::Datapath::default(),
             nics: Vec::new(),
             host_interface: None,
             host_address: None,

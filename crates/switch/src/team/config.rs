@@ -29,19 +29,19 @@ pub enum TeamMode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Datapath {
-    /// By AF_XDP where the NIC's driver has XDP of its own and the host has no address there, by AF_PACKET otherwise.
+    /// By AF_PACKET: with any NIC, with large segments, and the host keeps what it has on the NIC.
     #[default]
-    Auto,
-    /// By AF_PACKET: with any NIC, and with large segments.
     AfPacket,
+    /// By AF_XDP where the NIC's driver has XDP of its own and the host has no address on the NIC, by AF_PACKET otherwise.
+    Auto,
     /// By AF_XDP, or not at all.
     AfXdp,
 }
 
 impl Datapath {
-    /// Whether nothing is said.
-    pub fn is_auto(&self) -> bool {
-        *self == Datapath::Auto
+    /// Whether it is what it is if nothing is said.
+    pub fn is_default(&self) -> bool {
+        *self == Datapath::default()
     }
 }
 
@@ -64,7 +64,7 @@ pub struct TeamConfig {
     #[serde(default = "default_priority")]
     pub lacp_priority: u16,
     /// How frames come and go.
-    #[serde(default, skip_serializing_if = "Datapath::is_auto")]
+    #[serde(default, skip_serializing_if = "Datapath::is_default")]
     pub datapath: Datapath,
 }
 
