@@ -176,6 +176,9 @@ fn measure(load: Load, datapath: Datapath, leaves_work: bool, time: Duration) ->
     };
     let seconds = before.2.elapsed().as_secs_f64();
     let (work, received) = (switch.status()?.work, receiver.run(|| ends::received("w1"))?);
+    // The names are for the next contender; by themselves the cables go some time after their ends.
+    drop(switch);
+    (0..2).try_for_each(|number| ip(&format!("link del v{number}")))?;
     let busy = (work.busy_cycles - before.0.busy_cycles) as f64;
     Ok(match load {
         Load::Frames(_) => {

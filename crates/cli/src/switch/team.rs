@@ -390,16 +390,8 @@ mod tests {
             lacp: Some(lacp),
         };
         let (name, error) = ("eth2".into(), Some("no XDP".into()));
-        let gone = NicStatus {
-            name,
-            error,
-            is_present: false,
-            lacp: None,
-            speed_mbps: None,
-            mtu: None,
-            datapath: None,
-            ..nic.clone()
-        };
+        let gone =
+            NicStatus { name, error, is_present: false, lacp: None, speed_mbps: None, mtu: None, datapath: None, ..nic.clone() };
         let team = Named { name: "wire".into(), team: TeamStatus { mode: TeamMode::Lacp, nics: vec![nic, gone] } };
         assert_eq!(direct_line(&team), "wire: lacp, eth1* eth2*\n");
         let expected = "  eth1: in use, 1000 Mb/s, MTU 1500\n    by AF_XDP with copies, 2 queues: no zero copy\n    from it 1 frames with 60 bytes, to it 2 with 120 (0 dropped, 3 wrong)\n\

@@ -96,7 +96,8 @@ fn address(text: &str) -> Result<String, Refusal> {
 }
 
 fn kind(wanted: &api::NewSwitch) -> Result<SwitchKindRecord, Refusal> {
-    let api::NewSwitch { name: switch, kind, uplink, team, capacity_bps, datapath, host_interface, host_address } = wanted.clone();
+    let api::NewSwitch { name: switch, kind, uplink, team, capacity_bps, datapath, host_interface, host_address } =
+        wanted.clone();
     let has_way_out = uplink.is_some() || team.is_some() || capacity_bps.is_some() || datapath.is_some();
     let has_host = host_interface.is_some() || host_address.is_some();
     match kind {

@@ -194,8 +194,7 @@ impl Registry<'_> {
     pub fn watch(&mut self, worker: &Handle, port: PortNumber, opened: Opened) {
         let datapath = opened.datapath;
         let nics = opened.names.into_iter().zip(opened.found).enumerate();
-        let watch =
-            |(nic, (name, found))| Watch { worker: worker.clone(), port, nic, name, datapath, found, refused: None };
+        let watch = |(nic, (name, found))| Watch { worker: worker.clone(), port, nic, name, datapath, found, refused: None };
         self.0.extend(nics.map(watch));
     }
 

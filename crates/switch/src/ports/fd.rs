@@ -98,8 +98,11 @@ fn failed(name: &str, what: &'static str, hint: &'static str) -> impl FnOnce(io:
 fn packet_socket(name: &str) -> Result<File, FdPortError> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: numbers only; without a protocol nothing is received yet.
-    let fd = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })
-        .map_err(failed(name, "open a packet socket for", ": the switch needs CAP_NET_RAW"))?;
+    let fd = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) }).map_err(failed(
+        name,
+        "open a packet socket for",
+        ": the switch needs CAP_NET_RAW",
+    ))?;
     // SAFETY: the descriptor is new and nobody else's.
     Ok(unsafe { File::from_raw_fd(fd) })
 }

@@ -12,13 +12,17 @@ pub enum XdpError {
     )]
     Software(String),
     /// The host would not get its own packets any more.
-    #[error("the host has an address on it, and would hear nothing any more: give it a NIC of its own, or ask for af-xdp if it has")]
+    #[error(
+        "the host has an address on it, and would hear nothing any more: give it a NIC of its own, or ask for af-xdp if it has"
+    )]
     HostAddress,
     /// It is not said whether the host has addresses on it.
     #[error("the kernel does not say whether the host has an address on it")]
     Addresses(#[source] io::Error),
     /// Frames would not fit.
-    #[error("its MTU of {mtu} is more than the {most} that fit: set a smaller one (ip link set ... mtu {most}), or take af-packet")]
+    #[error(
+        "its MTU of {mtu} is more than the {most} that fit: set a smaller one (ip link set ... mtu {most}), or take af-packet"
+    )]
     Mtu {
         /// What it is.
         mtu: u32,
@@ -26,7 +30,9 @@ pub enum XdpError {
         most: u32,
     },
     /// More queues than there may be.
-    #[error("it has {count} queues, of which there may be {most}: give it fewer (ethtool -L ... combined {most}), or take af-packet")]
+    #[error(
+        "it has {count} queues, of which there may be {most}: give it fewer (ethtool -L ... combined {most}), or take af-packet"
+    )]
     Queues {
         /// So many.
         count: u32,

@@ -17,7 +17,8 @@ const GIVEN_BACK: u32 = 32;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 const NEEDS: &str = ": the switch needs CAP_NET_RAW, and a kernel with CONFIG_XDP_SOCKETS";
-const MEMORY: &str = ": the switch needs CAP_IPC_LOCK, or a higher limit of locked memory (ulimit -l, LimitMEMLOCK= of its service)";
+const MEMORY: &str =
+    ": the switch needs CAP_IPC_LOCK, or a higher limit of locked memory (ulimit -l, LimitMEMLOCK= of its service)";
 
 /// How large its rings are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,7 +200,9 @@ impl Queue {
         self.fill.publish();
         if self.fill.needs_wakeup() {
             // SAFETY: no buffer, which is how a driver is told to look. What it answers is not of interest.
-            unsafe { libc::recvfrom(self.socket.as_raw_fd(), ptr::null_mut(), 0, libc::MSG_DONTWAIT, ptr::null_mut(), ptr::null_mut()) };
+            unsafe {
+                libc::recvfrom(self.socket.as_raw_fd(), ptr::null_mut(), 0, libc::MSG_DONTWAIT, ptr::null_mut(), ptr::null_mut())
+            };
         }
     }
 

@@ -186,7 +186,9 @@ fn all_queues_of_a_nic_are_heard_also_when_there_are_more() {
         assert_eq!(datapath(&mut station).unwrap().queues, 2);
         answers(&peer, "with two queues");
         set("v0", 4, 4);
-        until("four queues", || datapath(&mut station).is_some_and(|datapath| datapath.queues == 4) && nic(&mut station).has_link);
+        until("four queues", || {
+            datapath(&mut station).is_some_and(|datapath| datapath.queues == 4) && nic(&mut station).has_link
+        });
         peer.run(move || set("w0", 4, 4));
         // Flows that are spread over queues by the other end.
         know_station();
