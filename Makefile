@@ -101,8 +101,8 @@ fmt: ## format the code
 
 ## Measure
 
-.PHONY: bench bench-boot bench-block bench-cluster bench-disk bench-host bench-switch
-bench: bench-boot bench-block bench-cluster bench-disk bench-host bench-switch ## all measurements; the numbers go into SPECIFICATION.md
+.PHONY: bench bench-boot bench-block bench-cluster bench-disk bench-host bench-switch bench-uplink
+bench: bench-boot bench-block bench-cluster bench-disk bench-host bench-switch bench-uplink ## all measurements; the numbers go into SPECIFICATION.md
 
 bench-boot: deps build ## time to a guest's init and own memory, beside QEMU's
 	@scripts/bench boot
@@ -121,6 +121,9 @@ bench-host: deps-test build ## a hundred VMs on one host, and how exact shares, 
 
 bench-switch: deps-switch build ## the virtual switch beside Open vSwitch with DPDK, and beside a Linux bridge; needs root and two quiet cores
 	@scripts/bench switch
+
+bench-uplink: deps build ## uplinks of the virtual switch by AF_XDP beside AF_PACKET; needs root and two quiet cores
+	@scripts/bench uplink
 
 ## Document
 

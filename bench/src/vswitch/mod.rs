@@ -61,6 +61,16 @@ impl Switch {
         Ok(switch)
     }
 
+    /// Gives it one more port, with another thing behind it than a VM.
+    ///
+    /// # Errors
+    /// When it refuses that.
+    pub fn add(&mut self, name: &str, backend: Backend) -> Result<()> {
+        let policy = PortPolicy::default();
+        let port = PortConfig { name: name.into(), switch: DEFAULT_SWITCH.into(), backend, policy };
+        Ok(self.client.call::<()>(&Request::AddPort { port, missing: Missing::Refused })?)
+    }
+
     /// Where its ports are.
     pub fn sockets(&self) -> &[PathBuf] {
         &self.sockets

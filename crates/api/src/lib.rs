@@ -55,7 +55,10 @@ pub use policy::{
 pub use resources::{Burst, DiskLimits, NetLimits, Rate, Resources};
 pub use switch::{NewSwitch, Port, PortCounters, PortKind, RuleCounters, Station, Switch, SwitchChange, SwitchKind};
 pub use task::{LogLine, Operation, Progress, ProgressUnit, Task, TaskState};
-pub use team::{LacpMux, LacpRate, LacpReceive, Nic, NicCounters, NicLacp, NicPartner, Team, TeamChange, TeamMode};
+pub use team::{
+    Datapath, DatapathKind, LacpMux, LacpRate, LacpReceive, Nic, NicCounters, NicDatapath, NicLacp, NicPartner, Team, TeamChange,
+    TeamMode,
+};
 pub use token::{CreatedToken, NewToken, Role, Token};
 pub use usage::Usage;
 pub use vm::{

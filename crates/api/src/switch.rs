@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{Nic, PortPolicy, Team, TeamChange};
+use crate::{Datapath, Nic, PortPolicy, Team, TeamChange};
 
 /// A virtual switch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -24,6 +24,9 @@ pub struct Switch {
     /// What its wire carries, in bits a second, if it was told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity_bps: Option<u64>,
+    /// How frames come from its NICs and go to them, if that was said.
+    #[serde(default, skip_serializing_if = "Datapath::is_default")]
+    pub datapath: Datapath,
     /// The NICs of its way out, one or more, as they are now; none while the process that switches does not run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nics: Vec<Nic>,
@@ -85,6 +88,9 @@ pub struct NewSwitch {
     /// wait while it is full; without it, what the wire does not take is dropped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity_bps: Option<u64>,
+    /// How frames come from its NICs and go to them, by AF_PACKET if left out: of an external switch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datapath: Option<Datapath>,
     /// The host's interface, which is made: of an internal switch. Its name if left out, as far as interfaces have such names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "lan0")]
@@ -108,6 +114,9 @@ pub struct SwitchChange {
     /// What its wire carries, in bits a second, 8000 or more; 0 for what nobody knows. Of an external switch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity_bps: Option<u64>,
+    /// How frames come from its NICs and go to them, of an external switch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datapath: Option<Datapath>,
     /// Another address of the host, of an internal switch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_address: Option<String>,

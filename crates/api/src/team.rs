@@ -55,6 +55,73 @@ impl std::fmt::Display for TeamMode {
     }
 }
 
+/// How frames come from NICs and go to them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Datapath {
+    /// By AF_PACKET: with any NIC, with large segments, and the host keeps what it has on the NIC.
+    #[default]
+    AfPacket,
+    /// By AF_XDP where the NIC's driver has XDP of its own and the host has no address on the NIC, by AF_PACKET otherwise.
+    Auto,
+    /// By AF_XDP, or not at all.
+    AfXdp,
+}
+
+impl Datapath {
+    /// Whether it is what it is if nothing is said.
+    pub fn is_default(&self) -> bool {
+        *self == Datapath::default()
+    }
+}
+
+impl std::fmt::Display for Datapath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Datapath::Auto => "auto",
+            Datapath::AfPacket => "af-packet",
+            Datapath::AfXdp => "af-xdp",
+        })
+    }
+}
+
+/// How frames come from a NIC and go to it, as it turned out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DatapathKind {
+    /// Through the host's network stack. Segments and checksums are the NIC's or the kernel's work.
+    AfPacket,
+    /// By rings that are shared with the kernel, which fills them in front of the host's network stack.
+    AfXdpGeneric,
+    /// The same, filled by the driver, with a copy of each frame.
+    AfXdpCopy,
+    /// The same, without copies.
+    AfXdpZeroCopy,
+}
+
+impl std::fmt::Display for DatapathKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            DatapathKind::AfPacket => "AF_PACKET",
+            DatapathKind::AfXdpGeneric => "AF_XDP in front of the driver",
+            DatapathKind::AfXdpCopy => "AF_XDP with copies",
+            DatapathKind::AfXdpZeroCopy => "AF_XDP without copies",
+        })
+    }
+}
+
+/// How frames come from a NIC and go to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NicDatapath {
+    /// How.
+    pub kind: DatapathKind,
+    /// So many queues of the NIC, each with rings of its own; of `af-packet` 1.
+    pub queues: u64,
+    /// Why not in a better way, if there is one that was not asked to be left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
 /// How often a partner is asked to speak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -121,6 +188,12 @@ pub struct Nic {
     pub mac: Option<String>,
     /// What it has counted.
     pub counters: NicCounters,
+    /// How frames come and go, if it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datapath: Option<NicDatapath>,
+    /// Why it is not used although there is such an interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// How it stands in LACP, if the team speaks that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lacp: Option<NicLacp>,

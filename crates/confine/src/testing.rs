@@ -84,7 +84,8 @@ pub const NEVER: [(libc::c_long, [usize; 4]); 16] = {
         (libc::SYS_mmap, [0, 4096, executable, libc::MAP_PRIVATE as usize]),
         (libc::SYS_mprotect, [0, 4096, executable, 0]),
         (libc::SYS_setresuid, [0; 4]),
-        (libc::SYS_bpf, [0; 4]),
+        // Attaching a program to whatever there is.
+        (libc::SYS_bpf, [8, 0, 0, 0]),
         (libc::SYS_mount, [0; 4]),
         (libc::SYS_process_vm_readv, [1, 0, 0, 0]),
         (libc::SYS_ioctl, [0, 0x5412, 0, 0]),

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use api::client::Client;
-use api::{Nic, Port, Switch};
+use api::{Datapath, DatapathKind, Nic, Port, Switch};
 use serde_json::{Value, json};
 use support::{Asking, TestHost, end, spec, until};
 
@@ -128,6 +128,24 @@ fn nics_come_and_go_and_the_ports_of_vms_stay() {
         let one = change(&client, &json!({"team": {"remove": ["v1"]}}));
         assert_eq!((one.uplink.as_deref(), one.team), (Some("v2"), None));
         until_active(&client, &[("v2", true)]);
+
+        // How it is used, and why not in a better way.
+        let datapath = |switch: &Switch| switch.nics[0].datapath.clone().unwrap();
+        let plain = show(&client);
+        assert_eq!((plain.datapath, datapath(&plain).reason), (Datapath::AfPacket, None));
+        let auto = datapath(&change(&client, &json!({"datapath": "auto"})));
+        assert_eq!((auto.kind, auto.queues), (DatapathKind::AfPacket, 1));
+        assert!(auto.reason.unwrap().contains("its driver is veth"));
+        let insisting = change(&client, &json!({"datapath": "af-xdp"}));
+        assert_eq!((insisting.datapath, insisting.uplink.as_deref()), (Datapath::AfXdp, Some("v2")));
+        // Programs for NICs are for the machine's root alone.
+        match std::fs::read_to_string("/proc/self/uid_map").unwrap().contains("4294967295") {
+            true => assert_eq!((datapath(&insisting).kind, insisting.error), (DatapathKind::AfXdpCopy, None)),
+            false => assert!(insisting.error.unwrap().contains("CAP_BPF")),
+        }
+        let packet = change(&client, &json!({"datapath": "af-packet"}));
+        assert_eq!((datapath(&packet).kind, datapath(&packet).reason, packet.error), (DatapathKind::AfPacket, None, None));
+        assert_eq!(refused("PATCH", "/switches/wan", json!({"datapath": "dpdk"})), "422 bad-request");
     });
 }
 

@@ -20,17 +20,23 @@ struct Sets {
     inheritable: u32,
 }
 
-/// `CAP_NET_ADMIN`, as a set: making and opening TAPs.
-pub const NET_ADMIN: u32 = 1 << 12;
+/// `CAP_NET_ADMIN`, as a set: making and opening TAPs, attaching programs to NICs.
+pub const NET_ADMIN: u64 = 1 << 12;
 /// `CAP_NET_RAW`, as a set: hearing NICs.
-pub const NET_RAW: u32 = 1 << 13;
+pub const NET_RAW: u64 = 1 << 13;
+/// `CAP_BPF`, as a set: loading the program of AF_XDP.
+pub const BPF: u64 = 1 << 39;
+/// `CAP_IPC_LOCK`, as a set: as much memory for AF_XDP as there are queues.
+pub const IPC_LOCK: u64 = 1 << 14;
+/// All that TAPs and NICs need.
+pub const NETWORK: u64 = NET_ADMIN | NET_RAW | BPF | IPC_LOCK;
 
 fn check(result: libc::c_long) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Becomes another user, with a group of the same number, and keeps `CAP_NET_ADMIN` and `CAP_NET_RAW` alone. Before any thread is started:
-/// it is this thread that changes, and those that it starts.
+/// Becomes another user, with a group of the same number, and keeps the capabilities of [`NETWORK`] alone. Before any thread is started: it is
+/// this thread that changes, and those that it starts.
 pub fn become_user(user: u32) -> io::Result<()> {
     let no_groups = std::ptr::null::<libc::gid_t>();
     // SAFETY: numbers, and a list of no groups.
@@ -40,18 +46,21 @@ pub fn become_user(user: u32) -> io::Result<()> {
         check(libc::syscall(libc::SYS_setresgid, user, user, user))?;
         check(libc::syscall(libc::SYS_setresuid, user, user, user))?;
     }
-    keep_capabilities(NET_ADMIN | NET_RAW)?;
+    keep_capabilities(NETWORK)?;
     // SAFETY: numbers only.
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into())
 }
 
 /// Has the calling thread keep those of its capabilities that are in a set, and no others.
-pub fn keep_capabilities(set: u32) -> io::Result<()> {
+pub fn keep_capabilities(set: u64) -> io::Result<()> {
     let mut sets = [Sets::default(); 2];
     // SAFETY: a head, and room for the sets of its version.
     check(unsafe { libc::syscall(libc::SYS_capget, &raw const HEAD, sets.as_mut_ptr()) })?;
-    let kept = sets[0].permitted & set;
-    let sets = [Sets { effective: kept, permitted: kept, inheritable: 0 }, Sets::default()];
+    let words = [set as u32, (set >> 32) as u32];
+    for (sets, word) in sets.iter_mut().zip(words) {
+        let kept = sets.permitted & word;
+        *sets = Sets { effective: kept, permitted: kept, inheritable: 0 };
+    }
     // SAFETY: a head and sets of its version.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const HEAD, sets.as_ptr()) })
 }

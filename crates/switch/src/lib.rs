@@ -1,6 +1,6 @@
 //! The virtual switch of a host.
 //!
-//! One process per host connects the ports of its VMs (vhost-user), the host itself (a TAP) and the wire (NICs, by AF_PACKET).
+//! One process per host connects the ports of its VMs (vhost-user), the host itself (a TAP) and the wire (NICs, by AF_PACKET or AF_XDP).
 //!
 //! ```text
 //!  frame    what a frame says about itself, without believing it
@@ -8,7 +8,8 @@
 //!  tables   stations, connections, flows
 //!  pipeline the core: frame in, action list, copies out; no I/O, no clock, no lock
 //!  ring     virtqueues in memory that others write to
-//!  ports    VMs (vhost-user), the host (TAP), the wire (AF_PACKET)
+//!  ports    VMs (vhost-user), the host (TAP), the wire (AF_PACKET, AF_XDP)
+//!  xdp      NICs by AF_XDP: rings that are shared with the kernel
 //!  team     NICs that are one uplink; LACP
 //!  links    what the kernel says of NICs
 //!  worker   the threads that own cores and ports: a switch has one of them
@@ -51,6 +52,7 @@ pub mod tables;
 pub mod team;
 pub mod vlan;
 pub mod worker;
+pub mod xdp;
 
 /// An error with its causes, in one line.
 pub fn error_chain(error: &dyn std::error::Error) -> String {

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::place::card;
 use super::policy::rate;
-use super::team::{self, TeamArgs};
+use super::team::{self, DatapathArgs, TeamArgs};
 use crate::output::Output;
 use crate::remote::{RemoteError, fields, show_one, shown_size, table};
 use crate::vm::manage::{ShowArgs, segment};
@@ -64,6 +64,8 @@ pub struct EditArgs {
     /// What its wire carries, like 10G; 0 for what nobody knows
     #[arg(long, value_name = "BITS", value_parser = rate)]
     capacity: Option<u64>,
+    #[command(flatten)]
+    datapath: DatapathArgs,
     /// Another address of the host
     #[arg(long, value_name = "ADDRESS/LENGTH")]
     host_address: Option<String>,
@@ -91,6 +93,7 @@ impl CreateArgs {
             uplink: self.uplink.clone(),
             team: (!self.team.is_empty()).then(|| self.team_options.wanted(self.team.clone())),
             capacity_bps: self.capacity,
+            datapath: self.team_options.datapath(),
             host_interface: self.host_interface.clone(),
             host_address: self.host_address.clone(),
         }
@@ -109,6 +112,7 @@ pub fn edit(args: &EditArgs) -> Result<(), RemoteError> {
         uplink: args.uplink.clone(),
         team: None,
         capacity_bps: args.capacity,
+        datapath: args.datapath.datapath,
         host_address: args.host_address.clone(),
     };
     if change == SwitchChange::default() {
@@ -134,6 +138,7 @@ pub(super) fn show_switch(output: Output, switch: &Switch) -> Result<(), RemoteE
         shown.extend(switch.uplink.clone().map(|nic| ("uplink", nic)));
         shown.extend(switch.team.as_ref().map(|team| ("team", team::line(team))));
         shown.extend(switch.capacity_bps.map(|bits| ("capacity", format!("{bits} bits a second"))));
+        shown.extend(Some(switch.datapath).filter(|path| !path.is_default()).map(|path| ("datapath", path.to_string())));
         shown.extend(switch.host_interface.clone().map(|name| ("host interface", name)));
         shown.extend(switch.host_address.clone().map(|address| ("host address", address)));
         shown.push(("network cards", switch.nets.to_string()));

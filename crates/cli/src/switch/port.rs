@@ -27,6 +27,9 @@ EXAMPLES
   Two cables as one way out, as agreed with the switch at their other ends:
     maru port add wire --team eth1,eth2 --team-mode lacp
 
+  A NIC that is used by AF_XDP, or not at all:
+    maru port add wire --uplink eth1 --datapath af-xdp
+
   Anything else as JSON (the book's chapter about the switch has all of it):
     echo '{\"storm-limit\": 1000, \"router\": \"deny\"}' > policy.json
     maru port add db --vhost-user /run/db.port --policy policy.json";
@@ -157,9 +160,11 @@ pub(super) fn run(command: PortCommand) -> anyhow::Result<()> {
     match command {
         PortCommand::Add(args) => {
             let AddArgs { socket, name, switch, backend, team, queues, mode, policy } = *args;
+            let has_nics = backend.uplink.is_some() || backend.team.is_some();
+            ensure!(has_nics || team.datapath().is_none(), "--datapath is for NICs: name them with --uplink or --team");
             let backend = match backend {
                 BackendArgs { tap: Some(name), .. } => Backend::Tap(name),
-                BackendArgs { uplink: Some(name), .. } => Backend::Uplink(name),
+                BackendArgs { uplink: Some(name), .. } => Backend::from(team.config(vec![name])),
                 BackendArgs { team: Some(nics), .. } => Backend::Team(team.config(nics)),
                 BackendArgs { vhost_user, .. } => {
                     let socket = std::path::absolute(vhost_user.unwrap_or_default()).context("the socket's path")?;

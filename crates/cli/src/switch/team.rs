@@ -7,8 +7,9 @@ use clap::{Args, Subcommand};
 use serde::de::{DeserializeOwned, IntoDeserializer, value::Error};
 use serde::{Deserialize, Serialize};
 use switch::control::{PortStatus, Request, Status};
+use switch::ports::nic::DatapathKind;
 use switch::team::TeamStatus;
-use switch::team::config::{TeamConfig, TeamMode};
+use switch::team::config::{Datapath, TeamConfig, TeamMode};
 use switch::team::lacp::{LacpRate, LacpStatus};
 use switch::team::nic::NicStatus;
 
@@ -101,13 +102,39 @@ pub struct TeamArgs {
     /// How often the switch at the other end is to speak: slow (every 30 seconds), fast (every second)
     #[arg(long, value_name = "RATE", default_value = "slow", value_parser = word::<LacpRate>, requires = "team")]
     lacp_rate: LacpRate,
+    #[command(flatten)]
+    datapath: DatapathArgs,
+}
+
+/// How frames are to come from NICs and go to them.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct DatapathArgs {
+    /// How frames come from its NICs and go to them: af-packet (if nothing is said), auto (af-xdp where the driver can), af-xdp (or not at
+    /// all); with af-xdp, the host itself hears nothing on these NICs any more
+    #[arg(long, value_name = "DATAPATH", value_parser = word::<api::Datapath>)]
+    pub datapath: Option<api::Datapath>,
+}
+
+impl DatapathArgs {
+    fn config(self) -> Datapath {
+        match self.datapath.unwrap_or_default() {
+            api::Datapath::Auto => Datapath::Auto,
+            api::Datapath::AfPacket => Datapath::AfPacket,
+            api::Datapath::AfXdp => Datapath::AfXdp,
+        }
+    }
 }
 
 impl TeamArgs {
     /// The team of these NICs.
     pub fn config(self, nics: Vec<String>) -> TeamConfig {
-        let TeamArgs { team_mode: mode, primary, lacp_rate } = self;
-        TeamConfig { nics, mode, primary, lacp_rate, ..TeamConfig::single("") }
+        let TeamArgs { team_mode: mode, primary, lacp_rate, datapath } = self;
+        TeamConfig { nics, mode, primary, lacp_rate, datapath: datapath.config(), ..TeamConfig::single("") }
+    }
+
+    /// How frames are to come and go, as `marud` is asked for it.
+    pub fn datapath(&self) -> Option<api::Datapath> {
+        self.datapath.datapath
     }
 
     /// The same, as `marud` is asked for it.
@@ -255,9 +282,11 @@ fn managed_nic(nic: &api::Nic) -> String {
         };
         format!("    LACP {receive}, {mux}, key {key}, {partner}\n")
     });
+    let datapath = nic.datapath.as_ref().map(|path| datapath_text(&path.kind.to_string(), path.queues, path.reason.as_deref()));
     format!(
-        "  {}: {link}{speed}{mtu}\n    from it {} frames with {} bytes{}, to it {} with {}{}\n{}",
+        "  {}: {link}{speed}{mtu}\n{}    from it {} frames with {} bytes{}, to it {} with {}{}\n{}",
         nic.name,
+        datapath.or(nic.error.as_ref().map(|error| format!("    {error}\n"))).unwrap_or_default(),
         counters.received_packets,
         counters.received_bytes,
         lost(counters.received_drops, counters.received_errors),
@@ -282,6 +311,12 @@ fn link_text(is_present: bool, has_link: bool, is_active: bool) -> &'static str 
     }
 }
 
+fn datapath_text(kind: &str, queues: u64, reason: Option<&str>) -> String {
+    let queues = if queues > 1 { format!(", {queues} queues") } else { String::new() };
+    let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+    format!("    by {kind}{queues}{reason}\n")
+}
+
 fn lost(drops: u64, errors: u64) -> String {
     if drops + errors > 0 { format!(" ({drops} dropped, {errors} wrong)") } else { String::new() }
 }
@@ -296,9 +331,19 @@ fn nic_text(nic: &NicStatus) -> String {
     let speed = nic.speed_mbps.map(|speed| format!(", {speed} Mb/s")).unwrap_or_default();
     let mtu = nic.mtu.map(|mtu| format!(", MTU {mtu}")).unwrap_or_default();
     let counters = &nic.counters;
+    let datapath = nic.datapath.as_ref().map(|path| {
+        let kind = match path.kind {
+            DatapathKind::AfPacket => api::DatapathKind::AfPacket,
+            DatapathKind::AfXdpGeneric => api::DatapathKind::AfXdpGeneric,
+            DatapathKind::AfXdpCopy => api::DatapathKind::AfXdpCopy,
+            DatapathKind::AfXdpZeroCopy => api::DatapathKind::AfXdpZeroCopy,
+        };
+        datapath_text(&kind.to_string(), path.queues as u64, path.reason.as_deref())
+    });
     format!(
-        "  {}: {link}{speed}{mtu}\n    from it {} frames with {} bytes{}, to it {} with {}{}\n{}",
+        "  {}: {link}{speed}{mtu}\n{}    from it {} frames with {} bytes{}, to it {} with {}{}\n{}",
         nic.name,
+        datapath.or(nic.error.as_ref().map(|error| format!("    {error}\n"))).unwrap_or_default(),
         counters.rx_packets,
         counters.rx_bytes,
         lost(counters.rx_drops, counters.rx_errors),
@@ -319,6 +364,7 @@ fn lacp_text(LacpStatus { receive, mux, key, partner }: &LacpStatus) -> String {
 
 #[cfg(test)]
 mod tests {
+    use switch::ports::nic::DatapathStatus;
     use switch::team::lacp::{LacpPartner, MuxState, ReceiveState};
     use switch::team::nic::NicCounters;
 
@@ -339,13 +385,17 @@ mod tests {
             mtu: Some(1500),
             mac: None,
             counters,
+            datapath: Some(DatapathStatus { kind: DatapathKind::AfXdpCopy, queues: 2, reason: Some("no zero copy".into()) }),
+            error: None,
             lacp: Some(lacp),
         };
-        let gone = NicStatus { name: "eth2".into(), is_present: false, lacp: None, speed_mbps: None, mtu: None, ..nic.clone() };
+        let (name, error) = ("eth2".into(), Some("no XDP".into()));
+        let gone =
+            NicStatus { name, error, is_present: false, lacp: None, speed_mbps: None, mtu: None, datapath: None, ..nic.clone() };
         let team = Named { name: "wire".into(), team: TeamStatus { mode: TeamMode::Lacp, nics: vec![nic, gone] } };
         assert_eq!(direct_line(&team), "wire: lacp, eth1* eth2*\n");
-        let expected = "  eth1: in use, 1000 Mb/s, MTU 1500\n    from it 1 frames with 60 bytes, to it 2 with 120 (0 dropped, 3 wrong)\n\
-            \x20   LACP current, distributing, key 101, partner 02:00:00:00:00:01 port 2 key 7\n  eth2: not there\n";
+        let expected = "  eth1: in use, 1000 Mb/s, MTU 1500\n    by AF_XDP with copies, 2 queues: no zero copy\n    from it 1 frames with 60 bytes, to it 2 with 120 (0 dropped, 3 wrong)\n\
+            \x20   LACP current, distributing, key 101, partner 02:00:00:00:00:01 port 2 key 7\n  eth2: not there\n    no XDP\n";
         assert!(text(&team.team).starts_with(expected), "{}", text(&team.team));
     }
 

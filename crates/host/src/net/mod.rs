@@ -10,8 +10,8 @@
 //! has is compared with what is wanted, and the difference is asked for: ports that nobody wants any more go, whoever was killed when.
 //!
 //! # Rights
-//! A `marud` that is root gives the process a user of its own, and of root's rights only `CAP_NET_ADMIN` (to make TAPs) and `CAP_NET_RAW`
-//! (to hear NICs); those of its children, too, if it had any. The sockets of a VM's ports are in a directory in which the switch may write and
+//! A `marud` that is root gives the process a user of its own, and of root's rights only `CAP_NET_ADMIN` (to make TAPs), `CAP_NET_RAW`
+//! (to hear NICs), `CAP_BPF` and `CAP_IPC_LOCK` (to do so by AF_XDP); those of its children, too, if it had any. The sockets of a VM's ports are in a directory in which the switch may write and
 //! the VM's monitor, by its group, may find what it knows: nobody else gets there. It [confines itself](switch::sandbox) to these directories.
 
 mod host_side;

@@ -1,7 +1,8 @@
 //! The NICs of external switches: as the API has them, and as the switch is told them.
 
+use switch::ports::nic::{DatapathKind, DatapathStatus};
 use switch::team::TeamStatus;
-use switch::team::config::{TeamConfig, TeamMode};
+use switch::team::config::{Datapath, TeamConfig, TeamMode};
 use switch::team::lacp::{LacpRate, LacpStatus, MuxState, ReceiveState};
 use switch::team::nic::NicStatus;
 
@@ -36,7 +37,8 @@ fn checked(team: TeamConfig) -> Result<TeamConfig, Cause> {
 /// Checks a team that is wanted.
 pub fn record(wanted: api::Team) -> Result<TeamConfig, Cause> {
     let api::Team { nics, mode, primary, lacp_rate, lacp_priority } = wanted;
-    checked(TeamConfig { nics, mode: mode_of(mode), primary, lacp_rate: rate_of(lacp_rate), lacp_priority })
+    let (mode, lacp_rate) = (mode_of(mode), rate_of(lacp_rate));
+    checked(TeamConfig { nics, mode, primary, lacp_rate, lacp_priority, datapath: Datapath::default() })
 }
 
 /// What a way out is after a change. One NIC becomes a team with the first change.
@@ -102,6 +104,34 @@ fn rate_of(rate: api::LacpRate) -> LacpRate {
     }
 }
 
+/// How frames come and go, as it is wanted.
+pub fn datapath_of(datapath: api::Datapath) -> Datapath {
+    match datapath {
+        api::Datapath::Auto => Datapath::Auto,
+        api::Datapath::AfPacket => Datapath::AfPacket,
+        api::Datapath::AfXdp => Datapath::AfXdp,
+    }
+}
+
+/// The same, as the API tells it.
+pub fn datapath_told(datapath: Datapath) -> api::Datapath {
+    match datapath {
+        Datapath::Auto => api::Datapath::Auto,
+        Datapath::AfPacket => api::Datapath::AfPacket,
+        Datapath::AfXdp => api::Datapath::AfXdp,
+    }
+}
+
+fn datapath(status: &DatapathStatus) -> api::NicDatapath {
+    let kind = match status.kind {
+        DatapathKind::AfPacket => api::DatapathKind::AfPacket,
+        DatapathKind::AfXdpGeneric => api::DatapathKind::AfXdpGeneric,
+        DatapathKind::AfXdpCopy => api::DatapathKind::AfXdpCopy,
+        DatapathKind::AfXdpZeroCopy => api::DatapathKind::AfXdpZeroCopy,
+    };
+    api::NicDatapath { kind, queues: status.queues as u64, reason: status.reason.clone() }
+}
+
 /// The NICs of a way out, as they are.
 pub fn nics(status: &TeamStatus) -> Vec<api::Nic> {
     status.nics.iter().map(nic).collect()
@@ -127,6 +157,8 @@ fn nic(status: &NicStatus) -> api::Nic {
             sent_drops: counters.tx_drops,
             sent_errors: counters.tx_errors,
         },
+        datapath: status.datapath.as_ref().map(datapath),
+        error: status.error.clone(),
         lacp: status.lacp.as_ref().map(lacp),
     }
 }

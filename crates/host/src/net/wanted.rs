@@ -46,9 +46,10 @@ impl Config {
             let mut bandwidth = Bandwidth::default();
             let (kind, backend, vlan) = match &switch.kind {
                 // Everything may go out, as it is.
-                SwitchKindRecord::External { uplink, capacity_bps } => {
+                SwitchKindRecord::External { uplink, capacity_bps, datapath } => {
                     bandwidth.capacity_bps = *capacity_bps;
-                    (SwitchKind::External, Some(Backend::from(uplink.team())), VlanMode::all())
+                    let team = TeamConfig { datapath: *datapath, ..uplink.team() };
+                    (SwitchKind::External, Some(Backend::from(team)), VlanMode::all())
                 }
                 SwitchKindRecord::Internal { interface, .. } => {
                     (SwitchKind::Internal, Some(Backend::Tap(interface.clone())), VlanMode::Untagged)
@@ -132,6 +133,8 @@ pub fn subject(request: &Request) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use switch::team::config::Datapath;
+
     use super::*;
     use crate::records::AttachmentRecord;
 
@@ -144,7 +147,8 @@ mod tests {
 
     fn external(nics: &[&str], capacity_bps: u64) -> SwitchKindRecord {
         let nics = nics.iter().map(ToString::to_string).collect();
-        SwitchKindRecord::External { uplink: TeamConfig { nics, ..TeamConfig::single("") }.into(), capacity_bps }
+        let uplink = TeamConfig { nics, ..TeamConfig::single("") }.into();
+        SwitchKindRecord::External { uplink, capacity_bps, datapath: Datapath::default() }
     }
 
     fn wanted(nets: Vec<NetRecord>) -> Config {
@@ -185,6 +189,18 @@ mod tests {
             Request::AddPort { port: new, missing: Missing::Awaited },
         ];
         assert_eq!(before.plan(&after), expected);
+    }
+
+    #[test]
+    fn an_uplink_gets_another_datapath_while_it_is_there() {
+        let before = wanted(vec![]);
+        let SwitchKindRecord::External { uplink, capacity_bps, .. } = external(&["eth1"], 0) else { panic!() };
+        let kind = SwitchKindRecord::External { uplink, capacity_bps, datapath: Datapath::AfXdp };
+        let mut after = before.clone();
+        let by_xdp = Config::wanted(&[SwitchRecord { name: "wan".into(), kind }], &[], Path::new("/run/maru"));
+        after.ports.extend(by_xdp.ports);
+        let team = TeamConfig { datapath: Datapath::AfXdp, ..TeamConfig::single("eth1") };
+        assert_eq!(before.plan(&after), [Request::SetTeam { name: "wan".into(), team }]);
     }
 
     #[test]

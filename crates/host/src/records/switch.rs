@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use store::record::Record;
-use switch::team::config::TeamConfig;
+use switch::team::config::{Datapath, TeamConfig};
 
 /// `switches/NAME`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,9 @@ pub enum SwitchKindRecord {
         /// What the wire carries, in bits a second; 0 if nobody knows.
         #[serde(default, skip_serializing_if = "is_zero")]
         capacity_bps: u64,
+        /// How frames come from them and go to them. Their team does not say it.
+        #[serde(default, skip_serializing_if = "Datapath::is_default")]
+        datapath: Datapath,
     },
     /// The host.
     Internal {

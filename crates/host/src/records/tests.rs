@@ -1,5 +1,6 @@
 //! The stored forms, which never change: what is here must be readable for ever.
 
+use ::switch::team::config::Datapath;
 use store::record::{from_bytes, to_bytes};
 use time::macros::datetime;
 use uuid::uuid;
@@ -142,11 +143,14 @@ fn records_of_version_1_are_read_and_written_as_ever() {
     stays(&image, include_str!("golden/image-1.json"));
     let kind = SwitchKindRecord::Internal { interface: "lan0".into(), address: Some("10.0.0.1/24".into()) };
     stays(&SwitchRecord { name: "lan".into(), kind }, include_str!("golden/switch-1.json"));
-    let kind = SwitchKindRecord::External { uplink: UplinkRecord::Nic { uplink: "eth1".into() }, capacity_bps: 0 };
+    let uplink = UplinkRecord::Nic { uplink: "eth1".into() };
+    let kind = SwitchKindRecord::External { uplink: uplink.clone(), capacity_bps: 0, datapath: Datapath::default() };
     stays(&SwitchRecord { name: "wan".into(), kind }, include_str!("golden/switch-nic-1.json"));
+    let kind = SwitchKindRecord::External { uplink, capacity_bps: 0, datapath: Datapath::AfXdp };
+    stays(&SwitchRecord { name: "wan".into(), kind }, include_str!("golden/switch-datapath-1.json"));
     let text = r#"{"nics": ["eth1", "eth2"], "mode": "active-standby", "primary": "eth2"}"#;
     let uplink = UplinkRecord::Team { team: serde_json::from_str(text).unwrap() };
-    let kind = SwitchKindRecord::External { uplink, capacity_bps: 1_000_000_000 };
+    let kind = SwitchKindRecord::External { uplink, capacity_bps: 1_000_000_000, datapath: Datapath::default() };
     stays(&SwitchRecord { name: "wan".into(), kind }, include_str!("golden/switch-team-1.json"));
     stays(&NameRecord { vm: VM }, include_str!("golden/name-1.json"));
     let booted = BootedRecord { boot_id: "b".into(), pending: vec![PendingStart { vm: VM, at: AT }] };

@@ -34,12 +34,13 @@ pub fn told(state: &State, surroundings: &Surroundings) -> Result<Vec<api::Switc
             uplink: None,
             team: None,
             capacity_bps: None,
+            datapath: api::Datapath::default(),
             nics: Vec::new(),
             host_interface: None,
             host_address: None,
         };
         match switch.kind {
-            SwitchKindRecord::External { uplink, capacity_bps } => {
+            SwitchKindRecord::External { uplink, capacity_bps, datapath } => {
                 let port = status.iter().flat_map(|status| &status.ports).find(|port| port.name == told.name);
                 let (uplink, team) = match uplink {
                     UplinkRecord::Nic { uplink } => (Some(uplink), None),
@@ -47,7 +48,8 @@ pub fn told(state: &State, surroundings: &Surroundings) -> Result<Vec<api::Switc
                 };
                 let capacity_bps = Some(capacity_bps).filter(|bits| *bits > 0);
                 let nics = port.and_then(|port| port.team.as_ref()).map(team::nics).unwrap_or_default();
-                api::Switch { kind: api::SwitchKind::External, uplink, team, capacity_bps, nics, ..told }
+                let datapath = team::datapath_told(datapath);
+                api::Switch { kind: api::SwitchKind::External, uplink, team, capacity_bps, datapath, nics, ..told }
             }
             SwitchKindRecord::Internal { interface, address } => {
                 api::Switch { kind: api::SwitchKind::Internal, host_interface: Some(interface), host_address: address, ..told }
@@ -94,8 +96,9 @@ fn address(text: &str) -> Result<String, Refusal> {
 }
 
 fn kind(wanted: &api::NewSwitch) -> Result<SwitchKindRecord, Refusal> {
-    let api::NewSwitch { name: switch, kind, uplink, team, capacity_bps, host_interface, host_address } = wanted.clone();
-    let has_way_out = uplink.is_some() || team.is_some() || capacity_bps.is_some();
+    let api::NewSwitch { name: switch, kind, uplink, team, capacity_bps, datapath, host_interface, host_address } =
+        wanted.clone();
+    let has_way_out = uplink.is_some() || team.is_some() || capacity_bps.is_some() || datapath.is_some();
     let has_host = host_interface.is_some() || host_address.is_some();
     match kind {
         api::SwitchKind::External if has_host => Err(bad(
@@ -109,7 +112,8 @@ fn kind(wanted: &api::NewSwitch) -> Result<SwitchKindRecord, Refusal> {
                 (None, None) => return Err(bad("an external switch without a way out", "name a NIC: uplink; or some: team")),
                 (Some(_), Some(_)) => return Err(bad("a NIC and a team as the way out", "name all NICs in the team")),
             };
-            Ok(SwitchKindRecord::External { uplink, capacity_bps: capacity(capacity_bps.unwrap_or(0))? })
+            let datapath = team::datapath_of(datapath.unwrap_or_default());
+            Ok(SwitchKindRecord::External { uplink, capacity_bps: capacity(capacity_bps.unwrap_or(0))?, datapath })
         }
         _ if has_way_out => Err(bad(
             format!("a way out of a switch that is {kind}"),
@@ -234,10 +238,10 @@ fn edit(state: &State, surroundings: &Surroundings, name: &str, wanted: &api::Sw
 }
 
 fn change_kind(name: &str, kind: &mut SwitchKindRecord, wanted: api::SwitchChange) -> Result<(), Refusal> {
-    let api::SwitchChange { uplink, team, capacity_bps, host_address } = wanted;
-    let has_way_out = uplink.is_some() || team.is_some() || capacity_bps.is_some();
+    let api::SwitchChange { uplink, team, capacity_bps, datapath, host_address } = wanted;
+    let has_way_out = uplink.is_some() || team.is_some() || capacity_bps.is_some() || datapath.is_some();
     match kind {
-        SwitchKindRecord::External { uplink: own, capacity_bps: capacity } if host_address.is_none() => {
+        SwitchKindRecord::External { uplink: own, capacity_bps: capacity, datapath: path } if host_address.is_none() => {
             match (uplink, team) {
                 (Some(_), Some(_)) => {
                     return Err(bad("another NIC, and another team", "change one of them; a team has all NICs"));
@@ -247,6 +251,7 @@ fn change_kind(name: &str, kind: &mut SwitchKindRecord, wanted: api::SwitchChang
                 (None, None) => {}
             }
             *capacity = capacity_bps.map_or(Ok(*capacity), self::capacity)?;
+            *path = datapath.map_or(*path, team::datapath_of);
             Ok(())
         }
         SwitchKindRecord::Internal { address, .. } if !has_way_out => {

@@ -25,7 +25,7 @@ impl Host {
         let Some(links) = &self.links else { return Err(Ended.into()) };
         // Until all is in place no change of a link comes in between.
         let mut registry = links.lock();
-        let (opened, nics) = registry.open(&team.nics, missing)?;
+        let (opened, nics) = registry.open(&team.nics, team.datapath, missing, None)?;
         let number = attach(worker, switch, policy, move |now| Device::Team(Box::new(Team::new(&team, nics, now))))?;
         registry.watch(worker, number, opened);
         Ok(number)
@@ -40,7 +40,7 @@ impl Host {
         self.check_team(&team, Some(name))?;
         let Some(links) = &self.links else { return Err(Ended.into()) };
         let mut registry = links.lock();
-        let (opened, nics) = registry.open(&team.nics, Missing::Awaited)?;
+        let (opened, nics) = registry.open(&team.nics, team.datapath, Missing::Awaited, Some((&worker, number)))?;
         let config = team.clone();
         worker.call(move |worker| replace(worker, number, &config, nics))?.map_err(HostError::Attach)?;
         registry.forget(&worker, number);
@@ -66,14 +66,20 @@ fn replace(
     worker: &mut Worker,
     number: PortNumber,
     config: &TeamConfig,
-    nics: Vec<crate::links::FoundNic>,
+    mut nics: Vec<crate::links::FoundNic>,
 ) -> std::io::Result<()> {
+    let status = worker.team_status(number);
+    for (name, found) in config.nics.iter().zip(&mut nics) {
+        if let Some((socket @ None, _)) = found {
+            *socket = worker.take_socket(number, name);
+        }
+    }
     let mut team = Team::new(config, nics, worker.now());
-    if let Some(status) = worker.team_status(number) {
+    if let Some(status) = status {
         team.keep_of(&status);
     }
     let is_reflecting = team.is_reflecting();
-    // What was there before goes with its sockets.
+    // What was there before goes with the sockets that it still has.
     worker.attach(number, Device::Team(Box::new(team)))?;
     worker.switch.set_reflecting(number, is_reflecting);
     worker.announce_moved(number);

@@ -3,32 +3,37 @@
 //! The kernel tells at once of the first change in a second, and keeps later losses back until the second is over (`linkwatch`). So that
 //! no dead link is used for longer than [`LOOK`], the thread also asks the NICs themselves.
 //!
-//! A NIC that is taken away and comes back, even as another one with the same name, is used again.
+//! A NIC that is taken away and comes back, even as another one with the same name, is used again. One that is used by AF_XDP is opened anew
+//! when it has another number of queues, or an MTU for which its frames have no room.
 
+pub mod ethtool;
 pub mod netlink;
+mod open;
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::pipeline::PortNumber;
-use crate::ports::fd::{FdPort, FdPortError};
+use crate::ports::fd::FdPortError;
+use crate::ports::nic::{DatapathKind, NicPort};
 use crate::sandbox::{ThreadKind, confine_thread};
+use crate::team::config::Datapath;
 use crate::team::nic::LinkState;
 use crate::worker::{Ended, Handle};
+use crate::xdp::XdpError;
+use crate::xdp::port::Channels;
+pub(crate) use ethtool::SIOCETHTOOL;
 use netlink::{Link, Message, Socket};
 
 /// How long a loss may stay unnoticed that the kernel keeps back.
 pub const LOOK: Duration = Duration::from_millis(50);
 
-/// `ethtool.h`.
-const ETHTOOL_GSET: u32 = 1;
-const ETHTOOL_GLINK: u32 = 10;
-/// Asks a NIC's driver.
-pub(crate) const SIOCETHTOOL: libc::c_ulong = 0x8946;
+/// How often a NIC that could not be used is tried again.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Why NICs could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +47,15 @@ pub enum LinkError {
     /// It cannot be listened at.
     #[error(transparent)]
     Open(#[from] FdPortError),
+    /// It cannot be used in the way that is insisted on.
+    #[error("the NIC {name} cannot be used by AF_XDP")]
+    Xdp {
+        /// Which.
+        name: String,
+        /// Why, and what would help.
+        #[source]
+        source: XdpError,
+    },
 }
 
 /// Whether NICs have to be there.
@@ -62,13 +76,35 @@ struct Watch {
     port: PortNumber,
     nic: usize,
     name: String,
+    datapath: Datapath,
     found: Option<Found>,
+    /// When it was there and could not be used.
+    refused: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Found {
     index: u32,
     link: LinkState,
+    /// If it is used by AF_XDP.
+    xdp: Option<Fit>,
+}
+
+/// What rings were made for.
+#[derive(Clone, Copy, Debug)]
+struct Fit {
+    channels: Channels,
+    longest_packet: u32,
+    /// Whether `auto` would have it so.
+    is_native: bool,
+}
+
+impl Found {
+    fn new(link: &Link, socket: &NicPort) -> Found {
+        let is_native = socket.status().kind != DatapathKind::AfXdpGeneric;
+        let fit = socket.as_xdp().map(|xdp| Fit { channels: xdp.channels(), longest_packet: xdp.longest_packet(), is_native });
+        Found { index: link.index, link: state_of(link), xdp: fit }
+    }
 }
 
 /// The thread.
@@ -81,13 +117,14 @@ pub struct Links {
 #[derive(Debug)]
 pub struct Registry<'a>(MutexGuard<'a, Vec<Watch>>);
 
-/// A NIC that was opened, if it was there.
-pub type FoundNic = Option<(FdPort, LinkState)>;
+/// A NIC that was opened, if it was there. Without a socket, it keeps the one that it has at its port.
+pub type FoundNic = Option<(Option<NicPort>, LinkState)>;
 
 /// NICs that were opened, and are to be watched.
 #[derive(Debug)]
 pub struct Opened {
     names: Vec<String>,
+    datapath: Datapath,
     found: Vec<Option<Found>>,
 }
 
@@ -111,33 +148,54 @@ impl Links {
 }
 
 impl Registry<'_> {
-    /// Opens NICs by their names.
-    pub fn open(&self, names: &[String], missing: Missing) -> Result<(Opened, Vec<FoundNic>), LinkError> {
+    /// Opens NICs by their names. Those that `current` has by AF_XDP stay open there, if they may: a program is attached once.
+    pub fn open(
+        &self,
+        names: &[String],
+        datapath: Datapath,
+        missing: Missing,
+        current: Option<(&Handle, PortNumber)>,
+    ) -> Result<(Opened, Vec<FoundNic>), LinkError> {
         let links = netlink::list().map_err(LinkError::List)?;
-        let mut opened = Opened { names: names.to_vec(), found: Vec::new() };
+        let mut opened = Opened { names: names.to_vec(), datapath, found: Vec::new() };
         let mut nics = Vec::new();
         for name in names {
-            match links.iter().find(|link| link.name == *name) {
-                None if missing == Missing::Refused => return Err(LinkError::Missing(name.clone())),
+            let Some(link) = links.iter().find(|link| link.name == *name) else {
+                if missing == Missing::Refused {
+                    return Err(LinkError::Missing(name.clone()));
+                }
+                opened.found.push(None);
+                nics.push(None);
+                continue;
+            };
+            let stays = |found: &Found| match (found.xdp, datapath) {
+                (None, _) | (_, Datapath::AfPacket) => false,
+                (Some(fit), Datapath::Auto) => found.index == link.index && fit.is_native,
+                (Some(_), Datapath::AfXdp) => found.index == link.index,
+            };
+            let own = current.and_then(|(worker, port)| {
+                let own = self.0.iter().find(|watch| watch.name == *name && watch.port == port && watch.worker == *worker);
+                own?.found.filter(stays)
+            });
+            let (found, socket) = match own {
+                Some(found) => (Found { link: state_of(link), ..found }, None),
                 None => {
-                    opened.found.push(None);
-                    nics.push(None);
+                    let socket = open::open(link, datapath)?;
+                    (Found::new(link, &socket), Some(socket))
                 }
-                Some(link) => {
-                    let socket = FdPort::nic(name, link.index)?;
-                    let state = state_of(link);
-                    opened.found.push(Some(Found { index: link.index, link: state }));
-                    nics.push(Some((socket, state)));
-                }
-            }
+            };
+            opened.found.push(Some(found));
+            nics.push(Some((socket, found.link)));
         }
         Ok((opened, nics))
     }
 
     /// Watches NICs for a port that has them now.
     pub fn watch(&mut self, worker: &Handle, port: PortNumber, opened: Opened) {
+        let datapath = opened.datapath;
         let nics = opened.names.into_iter().zip(opened.found).enumerate();
-        self.0.extend(nics.map(|(nic, (name, found))| Watch { worker: worker.clone(), port, nic, name, found }));
+        let watch = |(nic, (name, found))| Watch { worker: worker.clone(), port, nic, name, datapath, found, refused: None };
+        self.0.extend(nics.map(watch));
     }
 
     /// No longer does.
@@ -192,7 +250,10 @@ fn take(watches: &mut [Watch], message: Message) -> Result<(), Ended> {
             for watch in watches.iter_mut() {
                 let is_same = watch.found.is_some_and(|found| found.index == link.index);
                 match (watch.name == link.name, is_same) {
-                    (true, true) => set_link(watch, Some(Found { index: link.index, link: state_of(&link) }))?,
+                    (true, true) => match watch.found {
+                        Some(Found { xdp: Some(fit), .. }) if link.mtu > fit.longest_packet => reopen(watch, &link)?,
+                        found => set_link(watch, found.map(|found| Found { link: state_of(&link), ..found }))?,
+                    },
                     (true, false) => reopen(watch, &link)?,
                     // It has another name now.
                     (false, true) => set_link(watch, None)?,
@@ -205,16 +266,30 @@ fn take(watches: &mut [Watch], message: Message) -> Result<(), Ended> {
                 set_link(watch, None)?;
             }
         }
-        Message::Done | Message::Refused(_) => {}
+        Message::Address(_) | Message::Done | Message::Refused(_) => {}
     }
     Ok(())
 }
 
-/// Asks each NIC that is said to have a link whether it has.
+/// Asks each NIC that is said to have a link whether it has, and each that is used by AF_XDP whether its queues are still those; tries those
+/// again that could not be used.
 fn look(watches: &mut [Watch]) -> Result<(), Ended> {
+    let mut links = None;
     for watch in watches.iter_mut() {
+        let has_other_queues = |fit: Fit| ethtool::channels(&watch.name) != fit.channels;
+        let is_due = watch.refused.is_some_and(|refused| refused.elapsed() >= RETRY);
+        if is_due || watch.found.and_then(|found| found.xdp).is_some_and(has_other_queues) {
+            let links = links.get_or_insert_with(|| netlink::list().unwrap_or_default());
+            match links.iter().find(|link| link.name == watch.name) {
+                Some(link) => reopen(watch, link)?,
+                None => {
+                    watch.refused = None;
+                    set_link(watch, None)?;
+                }
+            }
+        }
         if let Some(found) = watch.found.filter(|found| found.link.is_up)
-            && ethtool(&watch.name, [ETHTOOL_GLINK, 0]).is_some_and(|answer| answer[1] == 0)
+            && ethtool::link(&watch.name) == Some(false)
         {
             let link = LinkState { is_up: false, ..found.link };
             set_link(watch, Some(Found { link, ..found }))?;
@@ -229,57 +304,31 @@ fn set_link(watch: &mut Watch, found: Option<Found>) -> Result<(), Ended> {
     watch.worker.call(move |worker| worker.set_link(port, nic, link))
 }
 
+/// Opens it, after what was open has gone.
 fn reopen(watch: &mut Watch, link: &Link) -> Result<(), Ended> {
-    let socket = match FdPort::nic(&watch.name, link.index) {
+    if watch.found.is_some() {
+        set_link(watch, None)?;
+    }
+    let (port, nic) = (watch.port, watch.nic);
+    let socket = match open::open(link, watch.datapath) {
         Ok(socket) => socket,
         Err(error) => {
             // It may be gone again already, which the next message says.
-            eprintln!("maru-switch: {}", crate::error_chain(&error));
-            return set_link(watch, None);
+            let reason = crate::error_chain(&error);
+            if watch.refused.replace(Instant::now()).is_none() {
+                eprintln!("maru-switch: {reason}");
+            }
+            return watch.worker.call(move |worker| worker.refuse_nic(port, nic, reason));
         }
     };
-    let state = state_of(link);
-    watch.found = Some(Found { index: link.index, link: state });
-    let (port, nic) = (watch.port, watch.nic);
-    let attached = watch.worker.call(move |worker| worker.set_nic(port, nic, socket, state))?;
+    let found = Found::new(link, &socket);
+    (watch.found, watch.refused) = (Some(found), None);
+    let attached = watch.worker.call(move |worker| worker.set_nic(port, nic, socket, found.link))?;
     attached.unwrap_or_else(|error| eprintln!("maru-switch: cannot wait for the frames of {}: {error}", watch.name));
     Ok(())
 }
 
 fn state_of(link: &Link) -> LinkState {
-    let speed_mbps = link.is_up.then(|| speed(&link.name)).flatten();
+    let speed_mbps = link.is_up.then(|| ethtool::speed(&link.name)).flatten();
     LinkState { is_up: link.is_up, speed_mbps, mtu: link.mtu, mac: link.mac }
-}
-
-/// In Mb/s, if the driver knows.
-fn speed(name: &str) -> Option<u32> {
-    // struct ethtool_cmd: the speed's lower half is in bytes 12 to 14, the upper one in bytes 28 to 30.
-    let mut request = [0; 11];
-    request[0] = ETHTOOL_GSET;
-    let answer = ethtool(name, request)?;
-    let speed = answer[3] & 0xffff | answer[7] << 16;
-    (1..i32::MAX as u32).contains(&speed).then_some(speed)
-}
-
-/// Asks a NIC's driver; the request is one of `ethtool.h`, as words. `None` if it does not answer.
-fn ethtool<const N: usize>(name: &str, mut request: [u32; N]) -> Option<[u32; N]> {
-    // SAFETY: all zeroes are a valid ifreq.
-    let mut interface: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The last byte stays zero: the name ends there at the latest.
-    for (to, from) in interface.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    interface.ifr_ifru.ifru_data = request.as_mut_ptr().cast();
-    // SAFETY: numbers only; the descriptor is closed below.
-    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-    if fd < 0 {
-        return None;
-    }
-    // SAFETY: the request is as large as its first word says, and lives through the call; the descriptor is ours.
-    let answered = unsafe {
-        let answered = libc::ioctl(fd, SIOCETHTOOL as _, &raw mut interface);
-        libc::close(fd);
-        answered
-    };
-    (answered == 0).then_some(request)
 }

@@ -35,6 +35,8 @@ pub enum Message {
     Link(Link),
     /// An interface is no longer there.
     Gone(u32),
+    /// The host has an address on an interface, by which others than its neighbours reach it.
+    Address(u32),
     /// All has been said that was asked for.
     Done,
     /// What was asked for is refused.
@@ -52,6 +54,10 @@ pub fn parse(mut bytes: &[u8]) -> Vec<Message> {
         messages.extend(match kind {
             _ if kind == i32::from(libc::RTM_NEWLINK) => link(body).map(Message::Link),
             _ if kind == i32::from(libc::RTM_DELLINK) => word(body, 4).map(Message::Gone),
+            // What IPv6 gives every interface is not what makes it the host's.
+            _ if kind == i32::from(libc::RTM_NEWADDR) => {
+                word(body, 4).filter(|_| body[3] < libc::RT_SCOPE_LINK).map(Message::Address)
+            }
             libc::NLMSG_DONE => Some(Message::Done),
             libc::NLMSG_ERROR => word(body, 0).map(|error| Message::Refused((error as i32).wrapping_neg())),
             _ => None,
@@ -144,22 +150,33 @@ impl AsRawFd for Socket {
 
 /// All interfaces.
 pub fn list() -> io::Result<Vec<Link>> {
+    let messages = dump(libc::RTM_GETLINK)?.into_iter();
+    Ok(messages.filter_map(|message| if let Message::Link(link) = message { Some(link) } else { None }).collect())
+}
+
+/// Whether the host has an address on an interface, by which others than its neighbours reach it.
+pub fn has_address(index: u32) -> io::Result<bool> {
+    Ok(dump(libc::RTM_GETADDR)?.contains(&Message::Address(index)))
+}
+
+fn dump(what: u16) -> io::Result<Vec<Message>> {
     let mut socket = Socket::open(0)?;
+    // All zeroes are no restriction; an address's header is shorter than a link's.
     let mut request = [0u8; HEADER_BYTES + LINK_BYTES];
     request[..4].copy_from_slice(&((HEADER_BYTES + LINK_BYTES) as u32).to_ne_bytes());
-    request[4..6].copy_from_slice(&libc::RTM_GETLINK.to_ne_bytes());
+    request[4..6].copy_from_slice(&what.to_ne_bytes());
     request[6..8].copy_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
     // SAFETY: the kernel reads as many bytes as there are.
     if unsafe { libc::send(socket.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    let mut links = Vec::new();
+    let mut all = Vec::new();
     loop {
         for message in socket.receive()? {
             match message {
-                Message::Link(link) => links.push(link),
+                Message::Link(_) | Message::Address(_) => all.push(message),
                 Message::Gone(_) => {}
-                Message::Done => return Ok(links),
+                Message::Done => return Ok(all),
                 Message::Refused(error) => return Err(io::Error::from_raw_os_error(error)),
             }
         }

@@ -88,6 +88,36 @@ fn request(name: &str) -> Result<libc::ifreq, FdPortError> {
     Ok(request)
 }
 
+/// What to make of the kernel's refusal.
+fn failed(name: &str, what: &'static str, hint: &'static str) -> impl FnOnce(io::Error) -> FdPortError {
+    let name = name.to_owned();
+    move |source| FdPortError::Kernel { what, name, hint, source }
+}
+
+/// A packet socket, which receives nothing yet.
+fn packet_socket(name: &str) -> Result<File, FdPortError> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: numbers only; without a protocol nothing is received yet.
+    let fd = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) }).map_err(failed(
+        name,
+        "open a packet socket for",
+        ": the switch needs CAP_NET_RAW",
+    ))?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+fn hear_everything(socket: &File, name: &str, index: u32) -> Result<(), FdPortError> {
+    let member = libc::packet_mreq {
+        mr_ifindex: index as libc::c_int,
+        mr_type: libc::PACKET_MR_PROMISC as libc::c_ushort,
+        mr_alen: 0,
+        mr_address: [0; 8],
+    };
+    let added = set_option(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &member);
+    added.map_err(failed(name, "hear everything on", ""))
+}
+
 impl FdPort {
     fn new(file: File, kind: Kind) -> FdPort {
         FdPort { file, kind, buffer: vec![0; BUFFER].into(), spill: [0; 4], iovecs: Vec::new(), ready: true, held: false }
@@ -96,10 +126,7 @@ impl FdPort {
     /// Opens a TAP; makes it if there is none. It stays when the switch ends, with the addresses that the host gave it.
     pub fn tap(name: &str) -> Result<FdPort, FdPortError> {
         let mut request = request(name)?;
-        let failed = |what, hint| {
-            let name = name.to_owned();
-            move |source| FdPortError::Kernel { what, name, hint, source }
-        };
+        let failed = |what, hint| failed(name, what, hint);
         let open = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun");
         let file = open.map_err(failed(
             "open /dev/net/tun for",
@@ -126,16 +153,9 @@ impl FdPort {
     /// Listens at a NIC, by its name and index. Everything that it receives comes in, for whomever; what this host's own programs send
     /// through it does not.
     pub fn nic(name: &str, index: u32) -> Result<FdPort, FdPortError> {
-        let failed = |what, hint| {
-            let name = name.to_owned();
-            move |source| FdPortError::Kernel { what, name, hint, source }
-        };
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        // SAFETY: numbers only; without a protocol nothing is received yet.
-        let fd = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })
-            .map_err(failed("open a packet socket for", ": the switch needs CAP_NET_RAW"))?;
-        // SAFETY: the descriptor is new and nobody else's.
-        let file = unsafe { File::from_raw_fd(fd) };
+        let failed = |what, hint| failed(name, what, hint);
+        let file = packet_socket(name)?;
+        let fd = file.as_raw_fd();
         for option in [libc::PACKET_VNET_HDR, libc::PACKET_AUXDATA, libc::PACKET_IGNORE_OUTGOING] {
             set_option(fd, libc::SOL_PACKET, option, &1).map_err(failed("set up the packet socket of", ""))?;
         }
@@ -143,23 +163,23 @@ impl FdPort {
         set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &RECEIVE_BUFFER)
             .or_else(|_| set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, &RECEIVE_BUFFER))
             .map_err(failed("size the packet socket of", ""))?;
-        let index = index as libc::c_int;
-        let member = libc::packet_mreq {
-            mr_ifindex: index,
-            mr_type: libc::PACKET_MR_PROMISC as libc::c_ushort,
-            mr_alen: 0,
-            mr_address: [0; 8],
-        };
-        set_option(fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &member).map_err(failed("hear everything on", ""))?;
+        hear_everything(&file, name, index)?;
         // SAFETY: all zeroes are a valid address.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as libc::c_ushort;
         address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-        address.sll_ifindex = index;
+        address.sll_ifindex = index as libc::c_int;
         let size = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
         // SAFETY: the address is valid and of that size.
         check(unsafe { libc::bind(fd, (&raw const address).cast(), size) }).map_err(failed("bind to", ""))?;
         Ok(FdPort::new(file, Kind::Packet))
+    }
+
+    /// Has a NIC receive what is for others, too, as long as the file is there. Nothing is read from it.
+    pub fn promiscuous(name: &str, index: u32) -> Result<File, FdPortError> {
+        let file = packet_socket(name)?;
+        hear_everything(&file, name, index)?;
+        Ok(file)
     }
 
     /// How many frames of a NIC the kernel had no room for since the last time.

@@ -1,6 +1,7 @@
 //! What is behind ports: VMs, the host, the wire.
 
 pub mod fd;
+pub mod nic;
 pub mod packet;
 pub mod segment;
 mod session;

@@ -25,11 +25,15 @@ pub(super) fn policy(kind: ThreadKind) -> Policy {
     }
 }
 
-/// Descriptors of TAPs and NICs, which others have made, and the losses of the latter.
+/// Descriptors of TAPs and NICs, which others have made, and the losses of the latter. Those of AF_XDP are told to look by sending or
+/// receiving nothing.
 fn frames(policy: Policy) -> Policy {
     worker(policy)
         .allow(&[libc::SYS_readv, libc::SYS_writev, libc::SYS_recvmsg])
         .allow_if(libc::SYS_getsockopt, &[Check::Is(1, libc::SOL_PACKET as u32), Check::Is(2, libc::PACKET_STATISTICS as u32)])
+        .allow_if(libc::SYS_getsockopt, &[Check::Is(1, libc::SOL_XDP as u32), Check::Is(2, libc::XDP_STATISTICS as u32)])
+        .allow_if(libc::SYS_sendto, &[Check::IsLong(2, 0)])
+        .allow_if(libc::SYS_recvfrom, &[Check::IsLong(2, 0)])
 }
 
 /// Messages of a front end, with what they bring.
@@ -51,6 +55,7 @@ fn nics(policy: Policy) -> Policy {
     let protocols = [
         (libc::AF_NETLINK, libc::SOCK_RAW),
         (libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_NONBLOCK),
+        (libc::AF_XDP, libc::SOCK_RAW),
         (libc::AF_INET, libc::SOCK_DGRAM),
     ];
     let policy = protocols.into_iter().fold(policy, |policy, (family, kind)| {
@@ -64,6 +69,9 @@ fn nics(policy: Policy) -> Policy {
     policy
         .allow(&[libc::SYS_bind, libc::SYS_sendto, libc::SYS_recvfrom])
         .allow_if(libc::SYS_setsockopt, &[Check::Is(1, libc::SOL_PACKET as u32)])
+        .allow_if(libc::SYS_setsockopt, &[Check::Is(1, libc::SOL_XDP as u32)])
+        .allow_if(libc::SYS_getsockopt, &[Check::Is(1, libc::SOL_XDP as u32)])
+        .allow_values(libc::SYS_bpf, 0, &crate::xdp::COMMANDS)
         .allow_values(libc::SYS_ioctl, 1, &[SIOCETHTOOL as u32])
 }
 

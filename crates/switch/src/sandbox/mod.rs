@@ -24,7 +24,7 @@ use confine::landlock::{AccessFs, BitFlags, RulesetCreated};
 use confine::seccompiler::BpfProgram;
 use confine::{ConfineError, Voice, step};
 
-use crate::identity::{NET_ADMIN, NET_RAW, keep_capabilities};
+use crate::identity::{NETWORK, keep_capabilities};
 
 /// Open files that a switch may have: 1024 ports with some queues need about 20,000.
 const MAX_FILES: u64 = 65_536;
@@ -59,10 +59,10 @@ impl ThreadKind {
         ThreadKind::Worker,
     ];
 
-    /// The capabilities that it needs: making TAPs and hearing NICs.
-    fn capabilities(self) -> u32 {
+    /// The capabilities that it needs: making TAPs and opening NICs.
+    fn capabilities(self) -> u64 {
         match self {
-            ThreadKind::Control | ThreadKind::Links => NET_ADMIN | NET_RAW,
+            ThreadKind::Control | ThreadKind::Links => NETWORK,
             ThreadKind::Clients | ThreadKind::Client | ThreadKind::FrontDoor | ThreadKind::Worker => 0,
         }
     }

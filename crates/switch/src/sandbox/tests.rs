@@ -62,10 +62,23 @@ fn kinds_differ_in_what_they_may() {
     let unix = [libc::AF_UNIX as usize, (libc::SOCK_STREAM | libc::SOCK_CLOEXEC) as usize, 99, 0];
     let packet = [libc::AF_PACKET as usize, (libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as usize, 0, 0];
     let losses = [usize::MAX, libc::SOL_PACKET as usize, libc::PACKET_STATISTICS as usize, 0];
+    let xdp = [libc::AF_XDP as usize, (libc::SOCK_RAW | libc::SOCK_CLOEXEC) as usize, 99, 0];
+    let xdp_losses = [usize::MAX, libc::SOL_XDP as usize, libc::XDP_STATISTICS as usize, 0];
     let tap = [usize::MAX, libc::TUNSETIFF as usize, 0, 0];
-    let cases: [(libc::c_long, [usize; 4], &[ThreadKind]); 10] = [
+    // A ring is told of by sending or receiving nothing; bytes are for those who talk.
+    let (nothing, bytes) = ([usize::MAX, 0, 0, 0], [usize::MAX, 0, 1, 0]);
+    let cases: [(libc::c_long, [usize; 4], &[ThreadKind]); 18] = [
         (libc::SYS_socket, unix, &[Control]),
         (libc::SYS_socket, packet, &[Control, Links]),
+        (libc::SYS_socket, xdp, &[Control, Links]),
+        (libc::SYS_bpf, [crate::xdp::COMMANDS[0] as usize, 0, 0, 0], &[Control, Links]),
+        // Looking at what others have.
+        (libc::SYS_bpf, [13, 0, 0, 0], &[]),
+        (libc::SYS_getsockopt, xdp_losses, &[Control, Links, Worker]),
+        (libc::SYS_sendto, nothing, &[Control, Links, FrontDoor, Worker]),
+        (libc::SYS_recvfrom, nothing, &[Control, Links, FrontDoor, Worker]),
+        (libc::SYS_sendto, bytes, &[Control, Links, FrontDoor]),
+        (libc::SYS_recvfrom, bytes, &[Control, Links, FrontDoor]),
         (libc::SYS_ioctl, tap, &[Control]),
         (libc::SYS_rename, [0; 4], &[Control]),
         (libc::SYS_getsockopt, losses, &[Control, Worker]),
@@ -315,7 +328,7 @@ fn threads_keep_the_capabilities_that_their_kind_needs() {
     // SAFETY: asks a number.
     if unsafe { libc::geteuid() } != 0 {
         // There is nothing to give up, and nothing is won.
-        keep_capabilities(u32::MAX).unwrap();
+        keep_capabilities(u64::MAX).unwrap();
         assert!(capabilities_of(std::process::id()).iter().all(|(_, effective)| *effective == 0));
         return;
     }
@@ -327,7 +340,7 @@ fn threads_keep_the_capabilities_that_their_kind_needs() {
             let mut text = vec![0; 4096];
             let length = status.read(&mut text).unwrap();
             let text = String::from_utf8(text[..length].to_vec()).unwrap();
-            let kept = u64::from(kind.capabilities());
+            let kept = kind.capabilities();
             let lines = [format!("CapEff:\t{kept:016x}\n"), format!("CapPrm:\t{kept:016x}\n"), "NoNewPrivs:\t1\n".into()];
             let missing = lines.iter().find(|line| !text.contains(*line));
             missing.iter().for_each(|line| eprint!("{line}{text}"));

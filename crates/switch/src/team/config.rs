@@ -25,6 +25,26 @@ pub enum TeamMode {
     Lacp,
 }
 
+/// How frames come from NICs and go to them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Datapath {
+    /// By AF_PACKET: with any NIC, with large segments, and the host keeps what it has on the NIC.
+    #[default]
+    AfPacket,
+    /// By AF_XDP where the NIC's driver has XDP of its own and the host has no address on the NIC, by AF_PACKET otherwise.
+    Auto,
+    /// By AF_XDP, or not at all.
+    AfXdp,
+}
+
+impl Datapath {
+    /// Whether it is what it is if nothing is said.
+    pub fn is_default(&self) -> bool {
+        *self == Datapath::default()
+    }
+}
+
 /// NICs that are one uplink.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -43,6 +63,9 @@ pub struct TeamConfig {
     /// The lower, the more this end has to say; of `lacp`.
     #[serde(default = "default_priority")]
     pub lacp_priority: u16,
+    /// How frames come and go.
+    #[serde(default, skip_serializing_if = "Datapath::is_default")]
+    pub datapath: Datapath,
 }
 
 fn default_priority() -> u16 {
@@ -83,6 +106,7 @@ impl TeamConfig {
             primary: None,
             lacp_rate: LacpRate::default(),
             lacp_priority: DEFAULT_PRIORITY,
+            datapath: Datapath::default(),
         }
     }
 

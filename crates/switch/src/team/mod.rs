@@ -31,7 +31,7 @@ use crate::frame::{TYPE_IPV4, TYPE_IPV6, TYPE_VLAN};
 use crate::links::FoundNic;
 use crate::mac::MacAddress;
 use crate::pipeline::PortNumber;
-use crate::ports::fd::FdPort;
+use crate::ports::nic::NicPort;
 use crate::ports::packet::Packet;
 use crate::ports::vnet::Vnet;
 use crate::ring::split::Segment;
@@ -85,7 +85,7 @@ impl Team {
             .map(|(name, found)| {
                 let mut nic = Nic::new(name);
                 if let Some((socket, link)) = found {
-                    nic.set_socket(Some(socket));
+                    nic.set_socket(socket);
                     nic.set_link(Some(link));
                 }
                 nic
@@ -139,10 +139,27 @@ impl Team {
     }
 
     /// A NIC is there again: its socket, whose link is told next.
-    pub fn set_socket(&mut self, nic: usize, socket: FdPort) {
+    pub fn set_socket(&mut self, nic: usize, socket: NicPort) {
         if let Some(nic) = self.nics.get_mut(nic) {
             nic.set_socket(Some(socket));
         }
+    }
+
+    /// A NIC is there, but cannot be used.
+    pub fn set_refusal(&mut self, nic: usize, reason: String) {
+        if let Some(nic) = self.nics.get_mut(nic) {
+            nic.set_refusal(reason);
+        }
+    }
+
+    /// The socket of a NIC, for the team that comes after this one.
+    pub fn take_socket(&mut self, name: &str) -> Option<NicPort> {
+        self.nics.iter_mut().find(|nic| nic.name() == name)?.take_socket()
+    }
+
+    /// Has the kernel take what was written. Returns whether it has to be told once more, later.
+    pub fn flush(&mut self) -> bool {
+        self.nics.iter_mut().fold(false, |has_more, nic| nic.flush() || has_more)
     }
 
     /// Whether there may be something to read.
@@ -208,7 +225,7 @@ impl Team {
         frame[12..14].copy_from_slice(&pdu::ETHER_TYPE.to_be_bytes());
         frame[14..].copy_from_slice(bytes);
         // It is counted at the NIC; the next one comes by itself.
-        let _ = nic.write(&Vnet::default(), &[Segment::of(&frame)], frame.len());
+        let _ = nic.write(&Vnet::default(), &[Segment::of(&frame)], frame.len(), 0);
     }
 
     /// Whether frames may go out at a NIC.
@@ -315,12 +332,12 @@ impl Team {
         let Some(nic) = self.nics.get_mut(usize::from(nic)) else { return Err(DropReason::NoLink) };
         let own = nic.link().map(|link| link.mac);
         let (true, Some(own), Some(first)) = (is_away, &own, pieces.first().copied()) else {
-            return nic.write(vnet, pieces, length);
+            return nic.write(vnet, pieces, length, from.hash);
         };
         let mut rest = first;
         rest.skip(12);
         pieces.splice(0..1, [Segment::of(&from.head[..6]), Segment::of(&own.0), rest]);
-        let written = nic.write(vnet, pieces, length);
+        let written = nic.write(vnet, pieces, length, from.hash);
         // For whoever looks at it next it is as it was.
         pieces.splice(0..3, [first]);
         written

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::lacp::LacpStatus;
 use crate::counters::DropReason;
 use crate::mac::MacAddress;
-use crate::ports::fd::FdPort;
+use crate::ports::nic::{DatapathStatus, NicPort};
 use crate::ports::packet::Packet;
 use crate::ports::vnet::Vnet;
 use crate::ring::split::Segment;
@@ -28,7 +28,9 @@ pub struct LinkState {
 pub struct Nic {
     name: String,
     link: Option<LinkState>,
-    socket: Option<FdPort>,
+    socket: Option<NicPort>,
+    /// Why it is there and has no socket.
+    refusal: Option<String>,
     counters: NicCounters,
 }
 
@@ -71,6 +73,12 @@ pub struct NicStatus {
     pub mac: Option<MacAddress>,
     /// What it has counted.
     pub counters: NicCounters,
+    /// How frames come and go, if it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datapath: Option<DatapathStatus>,
+    /// Why it is not used although there is such an interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// How it stands in LACP, if the team speaks that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lacp: Option<LacpStatus>,
@@ -79,7 +87,7 @@ pub struct NicStatus {
 impl Nic {
     /// A NIC that is not there yet.
     pub fn new(name: &str) -> Nic {
-        Nic { name: name.into(), link: None, socket: None, counters: NicCounters::default() }
+        Nic { name: name.into(), link: None, socket: None, refusal: None, counters: NicCounters::default() }
     }
 
     /// Its interface.
@@ -105,6 +113,7 @@ impl Nic {
     /// Its link changed.
     pub fn set_link(&mut self, link: Option<LinkState>) {
         self.link = link;
+        self.socket.iter_mut().zip(link).for_each(|(socket, link)| socket.set_mtu(link.mtu));
     }
 
     /// Goes on from what it has counted before.
@@ -113,24 +122,36 @@ impl Nic {
     }
 
     /// Another socket, since it is there again, or none.
-    pub(super) fn set_socket(&mut self, socket: Option<FdPort>) {
-        self.count_losses();
+    pub(super) fn set_socket(&mut self, socket: Option<NicPort>) {
+        self.take_socket();
+        self.refusal = None;
         self.socket = socket;
     }
 
+    /// Its socket, which it does not have any more.
+    pub(super) fn take_socket(&mut self) -> Option<NicPort> {
+        self.count_losses();
+        self.socket.take()
+    }
+
+    /// It is there, but cannot be used.
+    pub(super) fn set_refusal(&mut self, reason: String) {
+        self.refusal = Some(reason);
+    }
+
     /// Its socket.
-    pub fn socket(&self) -> Option<&FdPort> {
+    pub fn socket(&self) -> Option<&NicPort> {
         self.socket.as_ref()
     }
 
     /// Whether there may be something to read.
     pub fn is_ready(&self) -> bool {
-        self.socket.as_ref().is_some_and(|socket| socket.ready)
+        self.socket.as_ref().is_some_and(NicPort::is_ready)
     }
 
     /// There is something to read.
     pub fn set_ready(&mut self) {
-        self.socket.iter_mut().for_each(|socket| socket.ready = true);
+        self.socket.iter_mut().for_each(NicPort::set_ready);
     }
 
     /// Reads the next frame. `None` if there is none now.
@@ -151,10 +172,10 @@ impl Nic {
         self.counters.rx_drops += 1;
     }
 
-    /// Writes a frame of `length` bytes.
-    pub fn write(&mut self, vnet: &Vnet, pieces: &[Segment], length: usize) -> Result<(), DropReason> {
+    /// Writes a frame of `length` bytes. Frames with the same hash stay in order.
+    pub fn write(&mut self, vnet: &Vnet, pieces: &[Segment], length: usize, hash: u64) -> Result<(), DropReason> {
         let Some(socket) = &mut self.socket else { return Err(DropReason::NoLink) };
-        let written = socket.write(vnet, pieces);
+        let written = socket.write(vnet, pieces, length, hash);
         match written {
             Ok(()) => {
                 self.counters.tx_packets += 1;
@@ -166,8 +187,13 @@ impl Nic {
         written
     }
 
+    /// Has the kernel take what was written. Returns whether it has to be told once more, later.
+    pub fn flush(&mut self) -> bool {
+        self.socket.as_mut().is_some_and(NicPort::flush)
+    }
+
     fn count_losses(&mut self) {
-        self.counters.rx_drops += self.socket.as_ref().map_or(0, FdPort::take_losses);
+        self.counters.rx_drops += self.socket.as_mut().map_or(0, NicPort::take_losses);
     }
 
     /// How it is.
@@ -182,6 +208,8 @@ impl Nic {
             mtu: self.link.map(|link| link.mtu),
             mac: self.link.map(|link| link.mac),
             counters: self.counters,
+            datapath: self.socket.as_ref().map(NicPort::status),
+            error: self.refusal.clone(),
             lacp,
         }
     }

@@ -45,7 +45,7 @@ type Command = Box<dyn FnOnce(&mut Worker) + Send>;
 /// How often tables are looked through for what is over.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How long one sleeps at most while somebody waits for bandwidth: less than any burst lasts.
+/// How long one sleeps at most while somebody waits for bandwidth, less than any burst lasts, or for the kernel to take frames.
 const HELD: Duration = Duration::from_millis(1);
 /// What the clock shows when the worker begins, in milliseconds: more than a connection may be idle (2^32 seconds), so that one that comes
 /// from another switch has an idle time here.
@@ -84,7 +84,7 @@ pub struct Worker {
     scratch: Scratch,
     /// Stations that are to be announced where their uplinks have them now.
     rehomed: VecDeque<Announcement>,
-    /// Whether somebody waits for bandwidth.
+    /// Whether somebody waits for bandwidth, or for the kernel to take frames.
     holding: bool,
     work: Work,
     stopped: bool,
@@ -203,10 +203,10 @@ impl Worker {
     /// Puts a device behind a port. Of a VM, the kicks are listened to with `listen`.
     pub fn attach(&mut self, port: PortNumber, device: Device) -> io::Result<()> {
         match &device {
-            Device::Fd(fd) => self.listen_to_nic(port, 0, fd)?,
+            Device::Fd(fd) => self.listen_to_nic(port, 0, &[fd.as_raw_fd()])?,
             Device::Team(team) => {
                 for (nic, member) in team.nics().iter().enumerate() {
-                    member.socket().map_or(Ok(()), |socket| self.listen_to_nic(port, nic, socket))?;
+                    member.socket().map_or(Ok(()), |socket| self.listen_to_nic(port, nic, &socket.descriptors()))?;
                 }
             }
             Device::Virtio(_) => {}
@@ -280,6 +280,7 @@ impl Worker {
                 self.switch.tick(now);
                 self.tick_teams(now);
                 self.announce_due(now);
+                self.flush_teams();
             }
             if is_idle && self.want_kicks(true) {
                 // Something came in between.

@@ -47,6 +47,7 @@ impl Worker {
                 moved += self.serve_queue(port, queue, now);
             }
         }
+        self.flush_teams();
         moved
     }
 

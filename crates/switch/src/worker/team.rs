@@ -1,7 +1,7 @@
 //! Uplinks: frames of their NICs, links that come and go, and stations that are announced.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::RawFd;
 
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 
@@ -10,7 +10,7 @@ use super::deliver::Delivery;
 use super::pass::BATCH;
 use super::{Device, Token, Worker};
 use crate::pipeline::{PortNumber, Sink};
-use crate::ports::fd::FdPort;
+use crate::ports::nic::NicPort;
 use crate::ports::vnet::LONG;
 use crate::ring::split::Segment;
 use crate::tables::Station;
@@ -50,17 +50,43 @@ impl Worker {
     }
 
     /// A team's NIC is there (again).
-    pub fn set_nic(&mut self, port: PortNumber, nic: usize, socket: FdPort, link: LinkState) -> io::Result<()> {
-        self.listen_to_nic(port, nic, &socket)?;
+    pub fn set_nic(&mut self, port: PortNumber, nic: usize, socket: NicPort, link: LinkState) -> io::Result<()> {
+        self.listen_to_nic(port, nic, &socket.descriptors())?;
         let Some(team) = self.team(port) else { return Ok(()) };
         team.set_socket(nic, socket);
         self.set_link(port, nic, Some(link));
         Ok(())
     }
 
-    pub(super) fn listen_to_nic(&self, port: PortNumber, nic: usize, socket: &FdPort) -> io::Result<()> {
+    /// A team's NIC is there, but cannot be used.
+    pub fn refuse_nic(&mut self, port: PortNumber, nic: usize, reason: String) {
+        self.set_link(port, nic, None);
+        if let Some(team) = self.team(port) {
+            team.set_refusal(nic, reason);
+        }
+    }
+
+    /// The socket of a team's NIC, for the team that is put in its place.
+    pub fn take_socket(&mut self, port: PortNumber, name: &str) -> Option<NicPort> {
+        self.team(port)?.take_socket(name)
+    }
+
+    pub(super) fn listen_to_nic(&self, port: PortNumber, nic: usize, descriptors: &[RawFd]) -> io::Result<()> {
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, Token::nic(port, nic).0);
-        self.epoll.ctl(ControlOperation::Add, socket.as_raw_fd(), event)
+        descriptors.iter().try_for_each(|fd| match self.epoll.ctl(ControlOperation::Add, *fd, event) {
+            // It comes from the team that was there before.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.epoll.ctl(ControlOperation::Modify, *fd, event),
+            added => added,
+        })
+    }
+
+    /// Has the kernel take what was written to uplinks since the last time. What it does not take now, it is told of again soon.
+    pub(super) fn flush_teams(&mut self) {
+        for device in self.devices.iter_mut().flatten() {
+            if let Device::Team(team) = device {
+                self.holding |= team.flush();
+            }
+        }
     }
 
     pub(super) fn serve_team(&mut self, port: usize, now: u64) -> usize {

@@ -2,6 +2,7 @@
 
 mod confined;
 mod space;
+mod xdp;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};

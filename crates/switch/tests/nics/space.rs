@@ -16,7 +16,7 @@ use switch::ports::fd::FdPort;
 use switch::ports::packet::Packet;
 use switch::ports::vnet::Vnet;
 use switch::ring::split::Segment;
-use switch::team::config::TeamConfig;
+use switch::team::config::{Datapath, TeamConfig};
 use switch::team::nic::NicStatus;
 use switch::worker::Pool;
 
@@ -28,16 +28,69 @@ pub fn in_namespace(test: &str, work: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         return work();
     }
+    again(test, &["--map-root-user", "--net"]);
+}
+
+fn again(test: &str, namespaces: &[&str]) {
     let mut again = Command::new("unshare");
-    again.args(["--map-root-user", "--net"]).arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
+    again.args(namespaces).arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
     let status = again.env(INSIDE, "1").status().expect("unshare, of util-linux");
     assert!(status.success(), "{status}: if no namespace could be made, allow users to make them (user.max_user_namespaces)");
+}
+
+/// Runs a test once more, in a network namespace of its own that is root's: programs for NICs are for root of the machine alone. Who is
+/// not root finds out that it is so.
+pub fn in_roots_namespace(test: &str, work: impl FnOnce()) {
+    if std::env::var_os(INSIDE).is_some() {
+        return if is_root() { work() } else { drop(assert_refused()) };
+    }
+    again(test, if is_root() { &["--net"] } else { &["--map-root-user", "--net"] });
+}
+
+/// Whether this is the machine's root, and not one that a user namespace has made.
+pub fn is_root() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
+    // SAFETY: no arguments.
+    unsafe { libc::geteuid() == 0 && map.split_whitespace().eq(["0", "0", "4294967295"]) }
+}
+
+/// Without the right to load programs, AF_XDP is refused, with the reason. There is a NIC `v0` as long as the peer is.
+pub fn assert_refused() -> Peer {
+    let peer = Peer::start();
+    peer.cable("v0", "w0");
+    let team = TeamConfig { datapath: Datapath::AfXdp, ..TeamConfig::single("v0") };
+    let refused = Station::start().refusal(Backend::Team(team));
+    assert!(refused.contains("v0 cannot be used by AF_XDP") && refused.contains("CAP_BPF"), "{refused}");
+    peer
 }
 
 /// `ip ARGUMENTS`.
 pub fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split_whitespace()).output().expect("ip, of iproute2");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Asks an interface's driver, with words of `linux/ethtool.h`.
+pub fn ethtool<const N: usize>(name: &str, mut request: [u32; N]) -> [u32; N] {
+    // SAFETY: all zeroes are a valid ifreq.
+    let mut interface: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in interface.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    interface.ifr_ifru.ifru_data = request.as_mut_ptr().cast();
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    // SAFETY: the request is as long as its command says, and lives through the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), 0x8946, &raw mut interface) };
+    assert_eq!(result, 0, "{name} {}: {}", request[0], io::Error::last_os_error());
+    request
+}
+
+/// The packets that came in at an interface of this thread's namespace, and their bytes.
+pub fn received(name: &str) -> (u64, u64) {
+    let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    let line = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':')).unwrap();
+    let numbers: Vec<u64> = line.split_whitespace().map(|number| number.parse().unwrap()).collect();
+    (numbers[1], numbers[0])
 }
 
 /// Waits until something is so.
@@ -85,6 +138,21 @@ impl Peer {
         ip(&format!("link set {ours} arp off up"));
         let theirs = theirs.to_string();
         self.run(move || ip(&format!("link set {theirs} up")));
+    }
+
+    /// Has an interface there hand over frames as they would be on a wire: with their checksums, and with their tags in them.
+    pub fn whole_frames(&self, name: &'static str) {
+        // ETHTOOL_STXCSUM; ETHTOOL_GFLAGS, ETHTOOL_SFLAGS and ETH_FLAG_TXVLAN.
+        self.run(move || {
+            ethtool(name, [0x17, 0]);
+            let [_, flags] = ethtool(name, [0x25, 0]);
+            ethtool(name, [0x26, flags & !(1 << 7)]);
+        });
+    }
+
+    /// Its thread, which is the name of its network namespace.
+    pub fn thread(&self) -> libc::pid_t {
+        self.thread
     }
 
     /// `ip ARGUMENTS` there.
@@ -162,15 +230,29 @@ impl Wire {
         self.port.write(&Vnet::default(), &[Segment::of(frame)]).unwrap();
     }
 
+    /// As many times as the kernel takes it of `count`.
+    pub fn flood(&mut self, frame: &[u8], count: usize) {
+        (0..count).for_each(|_| _ = self.port.write(&Vnet::default(), &[Segment::of(frame)]));
+    }
+
     /// The beginnings of all frames of this type that have come, behind a tag or not.
     pub fn take(&mut self, ether_type: u16) -> Vec<Vec<u8>> {
+        self.take_with(ether_type, |packet| packet.head().to_vec())
+    }
+
+    /// The lengths of the same.
+    pub fn take_lengths(&mut self, ether_type: u16) -> Vec<usize> {
+        self.take_with(ether_type, |packet| packet.length)
+    }
+
+    fn take_with<R>(&mut self, ether_type: u16, what: impl Fn(&Packet) -> R) -> Vec<R> {
         let mut frames = Vec::new();
         while let Some(taken) = self.port.read(&mut self.packet) {
             taken.unwrap();
             let head = self.packet.head();
             let kind = if head[12..14] == [0x81, 0] { &head[16..18] } else { &head[12..14] };
             if kind == ether_type.to_be_bytes() {
-                frames.push(head.to_vec());
+                frames.push(what(&self.packet));
             }
         }
         frames
