@@ -1,0 +1,87 @@
+//! Three hosts that become a cluster, with real VMs: a VM outlives its host, and leaves one that is drained.
+
+mod common;
+
+use std::time::Instant;
+
+use common::managed::{console, json, managed_lab, until, vm};
+use common::{PATIENCE, shell};
+use lab::Lab;
+use lab::appliance::program;
+use lab::host::Host;
+
+/// Three hosts that are a cluster, with a volume that all of them see.
+fn cluster() -> Lab {
+    let lab = managed_lab().binary(program("maru-guard").expect("maru-guard"), "/bin/maru-guard");
+    let lab = lab.hosts(3).managed().kernel_words("maru.volume=guest=/guest").state_disk_mib(512).shared_dir();
+    let lab = lab.etcd().unwrap().start().unwrap();
+    let first = lab.host(0);
+    let addresses = |host: &Host| format!("--address {} --address {}", host.address(0), host.address(1));
+    shell(first, &format!("maru cluster create {}", addresses(first)));
+    until(first, "the cluster answers", |host| host.exec(["maru", "cluster", "status"]).unwrap().success());
+    for host in [lab.host(1), lab.host(2)] {
+        let token = json(first, "maru cluster token")["token"].as_str().unwrap().to_owned();
+        shell(host, &format!("maru cluster join {} {token}", addresses(host)));
+    }
+    until(first, "three hosts keep the store", |host| {
+        let Ok(status) = host.exec(["maru", "cluster", "status", "-o", "json"]) else { return false };
+        status.text().matches("\"voter\"").count() == 3
+    });
+    shell(first, "maru volume create shared /shared --shared");
+    shell(first, "cp /guest/vmlinuz /guest/initramfs /shared/; maru disk create /shared/web.vhdx --size 64M");
+    shell(
+        first,
+        "maru vm create web --kernel shared:vmlinuz --initrd shared:initramfs --disk shared:web.vhdx --memory 128M \
+         --cmdline 'console=ttyS0 quiet panic=-1 mitigations=off maru.test=idle'",
+    );
+    until(first, "all hosts see the volume", |host| {
+        let explained = json(host, "maru vm explain web");
+        explained["hosts"].as_array().unwrap().iter().filter(|host| host["score"].is_i64()).count() == 3
+    });
+    lab
+}
+
+/// The host that a VM is on, as another one tells it.
+fn place<'l>(lab: &'l Lab, asked: &Host, name: &str) -> &'l Host {
+    let told = vm(asked, name);
+    let host = told["host"].as_str().unwrap().to_owned();
+    lab.hosts().iter().find(|candidate| candidate.name() == host).unwrap()
+}
+
+#[test]
+fn a_vm_outlives_its_host_and_leaves_one_that_is_drained() {
+    let lab = cluster();
+    let first = lab.host(0);
+    shell(lab.host(1), "maru vm start web");
+    let id = vm(first, "web")["id"].as_str().unwrap().to_owned();
+    let before = place(&lab, first, "web");
+    console(before, &id, PATIENCE, |text| text.contains("maru-guest: facts"));
+
+    let cut = Instant::now();
+    before.power_cut();
+    let other = lab.hosts().iter().find(|host| host.name() != before.name()).unwrap();
+    until(other, "the VM is elsewhere", |host| {
+        let told = vm(host, "web");
+        told["host"].as_str() != Some(before.name()) && told["state"] == "running"
+    });
+    let started = cut.elapsed();
+    let after = place(&lab, other, "web");
+    console(after, &id, PATIENCE, |text| text.contains("maru-guest: facts"));
+    println!("running again after {started:?}, its init after {:?}, from {} to {}", cut.elapsed(), before.name(), after.name());
+
+    // The host comes back as one of the cluster, and the VM runs once.
+    before.power_on().unwrap();
+    until(after, "the host is back", |host| {
+        json(host, "maru cluster status")["cluster"]["hosts"].as_array().unwrap().iter().all(|host| host["alive"] == true)
+    });
+    assert_eq!(shell(before, "pgrep maru-vmm | wc -l").trim(), "0");
+
+    shell(before, &format!("maru host drain {}", after.name()));
+    until(before, "the VM has left the drained host", |host| {
+        let told = vm(host, "web");
+        told["host"].as_str() != Some(after.name()) && told["state"] == "running"
+    });
+    assert_eq!(shell(after, "pgrep maru-vmm | wc -l").trim(), "0");
+    shell(after, "maru vm stop web --force");
+    assert_eq!(vm(before, "web")["state"], "off");
+}
