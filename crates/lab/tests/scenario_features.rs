@@ -18,11 +18,23 @@ fn list(names: &BTreeSet<String>) -> String {
     names.iter().map(String::as_str).collect::<Vec<_>>().join(",")
 }
 
+/// What is typed before there is a shell is lost.
+fn wait_for_shell(vm: &mut Vm) {
+    vm.wait_for("its shell", |output| output.contains("/ # "));
+}
+
 /// The flags that the guest's kernel has found.
 fn flags(vm: &mut Vm) -> BTreeSet<String> {
+    vm.output.clear();
     vm.type_line("grep -m 1 ^flags /proc/cpuinfo && echo DO''NE");
     vm.wait_for("its flags", |output| output.contains("DONE"));
-    let line = vm.output.lines().rev().find_map(|line| line.trim().strip_prefix("flags\t\t: ")).expect("a line of flags");
+    let line = vm
+        .output
+        .lines()
+        .rev()
+        .find_map(|line| line.strip_prefix("flags")?.split_once(':'))
+        .map(|(_, flags)| flags)
+        .expect("a line of flags");
     line.split_whitespace().map(String::from).collect()
 }
 
@@ -60,6 +72,7 @@ fn a_guest_sees_what_its_vm_was_promised_and_goes_on_where_that_is_and_nowhere_e
 
     // What is common is all that it sees, on both hosts.
     let mut vm = start(new, &common);
+    wait_for_shell(&mut vm);
     let seen = flags(&mut vm);
     let hidden: Vec<_> = all.difference(&common).filter(|name| seen.contains(*name)).collect();
     assert!(hidden.is_empty() && seen.contains("avx"), "{hidden:?} is not hidden in {seen:?}");
@@ -75,6 +88,7 @@ fn a_guest_sees_what_its_vm_was_promised_and_goes_on_where_that_is_and_nowhere_e
         "{said}"
     );
     let mut vm = Vm::start(new, "vm", SHELL, &["--memory", "128M"]);
+    wait_for_shell(&mut vm);
     assert!(flags(&mut vm).is_superset(&BTreeSet::from(["avx2", "rdseed"].map(String::from))), "{}", vm.output);
     carry(vm, new, old);
     let (status, said) = Vm::restore(old, "vm", "/run/vm.saved", &[]).wait();
