@@ -259,6 +259,10 @@ impl Host {
                 self.vm_changed(id, &changed);
             } else if changed.key.starts_with(SwitchRecord::PREFIX) {
                 self.surroundings.network.poke();
+            } else if self.state.own_host().is_some() && changed.key.starts_with(VolumeRecord::PREFIX) {
+                if let Err(error) = self.open_shared_volumes() {
+                    tracing::error!("{error}");
+                }
             } else if let Some(id) = id_of::<TaskRecord>(&changed.key) {
                 self.task_changed(id, &changed);
             }

@@ -89,6 +89,8 @@ pub fn apply(vm: &mut VmRecord, tree: &mut TreeRecord, checkpoint: &CheckpointRe
         created_at: own.created_at,
         started_at: own.started_at,
         last_end: own.last_end,
+        host: own.host,
+        owned_at: own.owned_at,
         saved: None,
         ..checkpoint.vm.clone()
     };
