@@ -34,6 +34,10 @@ use tokio::sync::{Notify, Semaphore};
 /// How often the store is backed up, if it has changed, and old records are forgotten.
 const HOUSEKEEPING: Duration = Duration::from_secs(3600);
 
+/// How long the address of the API may be taken by a `marud` that is about to end.
+const LISTEN: Duration = Duration::from_secs(5);
+/// Between two tries to listen there.
+const LISTEN_AGAIN: Duration = Duration::from_millis(50);
 /// How long one call of the cluster's store may take.
 const STORE_DEADLINE: Duration = Duration::from_secs(3);
 /// Between two attempts to read it.
@@ -88,7 +92,7 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.with_context(|| format!("{} cannot be made", directory.display()))?;
     }
-    let listener = TcpListener::bind(&options.listen[..]).await;
+    let listener = listen(&options.listen).await;
     let listener = listener.with_context(|| format!("cannot listen at {}", shown(&options.listen)))?;
     let address = listener.local_addr()?;
     let place = Place {
@@ -223,6 +227,19 @@ fn guard_of(options: &Options, host: &Host) -> Option<guard::Guard> {
     let surroundings = &host.surroundings;
     let vms = surroundings.cgroups.directory().filter(|directory| directory.join("cgroup.procs").exists())?;
     Some(guard::Guard::new(options.guard.clone().or_else(|| find_program("maru-guard"))?, &surroundings.run_directory, vms))
+}
+
+/// Listens; waits a moment for a `marud` before this one, which may still be about to end.
+async fn listen(addresses: &[std::net::SocketAddr]) -> std::io::Result<TcpListener> {
+    let begun = std::time::Instant::now();
+    loop {
+        match TcpListener::bind(addresses).await {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && begun.elapsed() < LISTEN => {
+                tokio::time::sleep(LISTEN_AGAIN).await;
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// Reads all of the cluster's store, as soon as that answers; nothing if someone knows that it never will.

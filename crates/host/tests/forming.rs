@@ -314,8 +314,11 @@ fn certificates_are_exchanged_while_all_goes_on() {
     let after = [shown(&first), shown(&second)];
     assert!(before.iter().zip(&after).all(|(before, after)| before != after));
     // Both still reach the store, with connections that are made now.
-    for pid in etcds(&first) {
-        support::end(pid);
+    let ended = etcds(&first);
+    ended.iter().for_each(|pid| support::end(*pid));
+    until("another etcd", || etcds(&first).first().filter(|pid| !ended.contains(pid)).copied());
+    for host in [&first, &second] {
+        until("a store that takes changes", || cluster(host).filter(|cluster| cluster.store_failure.is_none()));
     }
     token(&second);
     token(&first);
