@@ -148,7 +148,8 @@ fn vms_of_marud_talk_over_its_switches_as_their_policies_allow_and_whatever_is_k
     let pid = switch_process(host, "lan");
     assert!(!is_root(host, pid), "the switch is a user of its own");
     let rights = shell(host, &format!("grep CapEff /proc/{pid}/status"));
-    assert!(rights.ends_with("0000000000003000\n"), "of root's rights it has those for TAPs and NICs: {rights}");
+    // CAP_NET_ADMIN, CAP_NET_RAW; CAP_IPC_LOCK and CAP_BPF for AF_XDP.
+    assert!(rights.ends_with("0000008000007000\n"), "of root's rights it has those for TAPs and NICs: {rights}");
 
     let server = start_server(host, "--switch lan --switch office", "maru.ip=1,10.9.1.2/24");
     shell(host, "ping -c 1 -W 20 10.9.1.2");

@@ -126,7 +126,7 @@ impl Endpoints {
         F: Future<Output = Result<T, Failure>>,
     {
         let end = Instant::now() + self.deadline;
-        let mut reason = String::from("no member is known");
+        let mut reason = None;
         loop {
             for _ in 0..self.doors().len() {
                 let Some((door, turn)) = self.door() else { break };
@@ -141,7 +141,10 @@ impl Endpoints {
                     }
                     Err(Failure::NotDone(text) | Failure::Unsure(text)) => {
                         self.pass_over(turn);
-                        reason = text;
+                        // One that the end has cut short does not say why.
+                        if reason.is_none() || Instant::now() < end {
+                            reason = Some(text);
+                        }
                     }
                 }
                 if Instant::now() >= end {
@@ -149,6 +152,7 @@ impl Endpoints {
                 }
             }
             if Instant::now() + PAUSE >= end {
+                let reason = reason.unwrap_or_else(|| "no member is known".into());
                 return Err(StoreError::Unavailable { waited: self.deadline, reason });
             }
             sleep(PAUSE).await;
