@@ -98,8 +98,7 @@ impl Host {
         host.look_for_half_made_files(&everybody, &unfinished)?;
         for vm in vms {
             let mut tasks = unfinished.remove(&Some(vm.record.id)).unwrap_or_default();
-            // Their ids are in the order of time; what was begun goes first.
-            tasks.sort_by_key(|task| (task.state != TaskStateRecord::Running, task.id));
+            tasks.sort_by_key(TaskRecord::turn);
             host.take(
                 vm,
                 tasks.into_iter().map(|task| task.id).collect(),
@@ -252,7 +251,7 @@ impl Host {
     }
 
     /// Passes on what changes, until the store is closed.
-    fn follow(&self, mut watch: Watch) {
+    fn follow(self: &Arc<Host>, mut watch: Watch) {
         while let Some(changed) = watch.next_change() {
             if let Some(id) = id_of::<VmRecord>(&changed.key) {
                 self.surroundings.network.poke();
@@ -260,9 +259,13 @@ impl Host {
             } else if changed.key.starts_with(SwitchRecord::PREFIX) {
                 self.surroundings.network.poke();
             } else if self.state.own_host().is_some() && changed.key.starts_with(VolumeRecord::PREFIX) {
-                if let Err(error) = self.open_shared_volumes() {
-                    tracing::error!("{error}");
-                }
+                // Not here: a file server may let us wait, and VMs with it.
+                let host = self.clone();
+                self.runtime.spawn_blocking(move || {
+                    if let Err(error) = host.open_shared_volumes() {
+                        tracing::error!("{error}");
+                    }
+                });
             } else if let Some(id) = id_of::<TaskRecord>(&changed.key) {
                 self.task_changed(id, &changed);
             }

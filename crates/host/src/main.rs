@@ -118,7 +118,7 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
     let again = Arc::new(Notify::new());
     let [terminated, interrupted] = &mut ends;
     let mut file = None;
-    let (mut replica, mut is_removed) = (None, false);
+    let mut replica = None;
     let (state, member) = match formed.identity {
         None => {
             let store = Arc::new(FileStore::open(&options.state)?);
@@ -143,7 +143,6 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
                 _ = interrupted.recv() => return Ok(Ended::Told),
             };
             let state = State::of_cluster(copied.clone(), &identity.host);
-            replica = Some(copied);
             let removed = state.read::<MemberRecord>(&identity.host)?.is_none();
             if removed {
                 tracing::error!(
@@ -151,7 +150,8 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
                      its own, which can join again"
                 );
             }
-            is_removed = removed;
+            // It has no say in what the cluster does.
+            replica = (!removed).then_some(copied);
             let setting = Setting {
                 place: place.clone(),
                 identity: identity.clone(),
@@ -181,7 +181,7 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
     };
     let host = Host::start(state.clone(), surroundings(options)?, boot_id.as_deref())?;
     let (mut runtime, mut peers) = (None, None);
-    if let Some((replica, member)) = replica.zip(member.as_ref()).filter(|_| !is_removed) {
+    if let Some((replica, member)) = replica.zip(member.as_ref()) {
         let mut guard = guard_of(options, &host);
         let handed_over = formed.handover.map(Handover::end);
         if let Some((guard, held)) = guard.as_mut().zip(handed_over)

@@ -7,7 +7,7 @@ use store::{Outcome, Revision, Store, StoreError, Transaction, Watch};
 use uuid::Uuid;
 
 use crate::cluster::placements;
-use crate::records::{EventRecord, NameRecord, OnceRecord, Power, Pruned, TaskRecord, TaskStateRecord, VmRecord};
+use crate::records::{EventRecord, NameRecord, OnceRecord, Power, Pruned, TaskRecord, VmRecord};
 
 /// Events that are kept.
 const EVENTS_KEPT: usize = 10_000;
@@ -125,8 +125,7 @@ impl State {
     pub fn unfinished_tasks(&self, vm: Uuid) -> Result<Vec<TaskRecord>, StateError> {
         let tasks = self.all::<TaskRecord>()?.into_iter().map(|stored| stored.record);
         let mut tasks: Vec<TaskRecord> = tasks.filter(|task| task.vm == Some(vm) && task.is_unfinished()).collect();
-        // Their ids are in the order of time; what was begun goes first.
-        tasks.sort_by_key(|task| (task.state != TaskStateRecord::Running, task.id));
+        tasks.sort_by_key(TaskRecord::turn);
         Ok(tasks)
     }
 
@@ -177,12 +176,6 @@ impl State {
     pub fn named<T: Record>(&self) -> Result<Vec<(String, Stored<T>)>, StateError> {
         let named = |entry: &store::Entry| Ok((entry.key[T::PREFIX.len()..].to_owned(), record::from_entry(entry)?));
         self.store.range(T::PREFIX)?.entries.iter().map(named).collect()
-    }
-
-    /// The record with this key, of a kind that is not named after its keys.
-    pub fn read_one<T: Record>(&self, key: &str) -> Result<Option<Stored<T>>, StateError> {
-        let entry = self.store.get(key)?;
-        Ok(entry.map(|entry| record::from_entry(&entry)).transpose()?)
     }
 
     /// Changes a record, if it is there, and tells of it. `edit` is done again when someone else was faster.

@@ -441,29 +441,24 @@ pub fn found(host: &Host) -> Result<(Vec<VmId>, Vec<VmId>), StateError> {
 
 /// Fails the tasks that wait to start a VM.
 pub fn give_up(state: &State, vm: Uuid, reason: &str) -> Result<(), StateError> {
-    for task in state.unfinished_tasks(vm)?.into_iter().filter(|task| task.operation == OperationRecord::Start) {
-        let name = task.id.to_string();
-        let Some(stored) = state.read::<TaskRecord>(&name)?.filter(|stored| stored.record.state == TaskStateRecord::Queued)
-        else {
-            continue;
-        };
-        let mut task = stored.record.clone();
-        task.end(TaskStateRecord::Failed, Some(Cause::new("gave-up", reason, "mend what it says, and start the VM again")));
-        state.commit(&Transaction::new().if_still(&name, &stored).write(&name, &task))?;
-    }
-    Ok(())
+    edit_starts(state, vm, |task| {
+        if task.state == TaskStateRecord::Queued {
+            task.end(TaskStateRecord::Failed, Some(Cause::new("gave-up", reason, "mend what it says, and start the VM again")));
+        }
+    })
 }
 
 /// Notes in the tasks that wait to start a VM what they wait for.
 pub fn note_waiting(state: &State, vm: Uuid, reason: &str) -> Result<(), StateError> {
-    for task in state.unfinished_tasks(vm)?.into_iter().filter(|task| task.operation == OperationRecord::Start) {
-        let name = task.id.to_string();
-        let Some(stored) = state.read::<TaskRecord>(&name)? else { continue };
-        let mut task = stored.record.clone();
+    edit_starts(state, vm, |task| {
         if task.log.last().is_none_or(|line| line.text != reason) {
             task.note(reason);
-            state.commit(&Transaction::new().if_still(&name, &stored).write(&name, &task))?;
         }
-    }
-    Ok(())
+    })
+}
+
+fn edit_starts(state: &State, vm: Uuid, edit: impl Fn(&mut TaskRecord)) -> Result<(), StateError> {
+    let tasks = state.unfinished_tasks(vm)?;
+    let mut starts = tasks.iter().filter(|task| task.operation == OperationRecord::Start);
+    starts.try_for_each(|task| state.edit(&task.id.to_string(), &edit, None))
 }

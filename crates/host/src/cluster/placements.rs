@@ -36,11 +36,8 @@ pub fn reach(volume: &str, host: &str, shared: &BTreeSet<String>) -> String {
 
 /// What a VM can be promised of the processors, that may run on any host of the cluster; nothing, if none has said what it has.
 fn promise(state: &State) -> Result<Option<BTreeSet<String>>, StateError> {
-    let mut hosts = Vec::new();
-    for name in state.names::<HostRecord>()? {
-        let stored = state.read::<HostRecord>(&name)?;
-        hosts.extend(stored.map(|stored| (HostId::from(name), stored.record)));
-    }
+    let hosts = state.named::<HostRecord>()?.into_iter().map(|(name, stored)| (HostId::from(name), stored.record));
+    let hosts: Vec<_> = hosts.collect();
     let common = baseline(hosts.iter().map(|(id, record)| (id, record))).features;
     Ok(Some(common).filter(|common| !common.is_empty()))
 }

@@ -17,6 +17,8 @@ use uuid::Uuid;
 
 /// The name of [`ClusterRecord`].
 pub const INFO: &str = "info";
+/// The name of [`cluster::records::CoordinatorRecord`].
+pub const COORDINATOR: &str = "coordinator";
 /// The name of [`CertificatesRecord`].
 pub const CERTIFICATES: &str = "certificates";
 

@@ -68,6 +68,9 @@ pub enum RuntimeError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The thread that owns the node.
+    #[error("the thread for the cluster's decisions cannot be started")]
+    Thread(#[source] std::io::Error),
     /// What is stored.
     #[error(transparent)]
     State(#[from] StateError),
@@ -123,10 +126,7 @@ impl Runtime {
             }
         });
         let driver = Driver { node, shared: shared.clone(), machines, guard, beats, runtime: Handle::current(), port };
-        std::thread::Builder::new()
-            .name("cluster".into())
-            .spawn(move || driver.run(&receiver))
-            .map_err(|source| RuntimeError::Beats { addresses: String::new(), port, source })?;
+        std::thread::Builder::new().name("cluster".into()).spawn(move || driver.run(&receiver)).map_err(RuntimeError::Thread)?;
         Ok(Runtime { shared })
     }
 

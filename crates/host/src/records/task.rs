@@ -354,6 +354,12 @@ impl TaskRecord {
         TaskRecord { image: name, ..TaskRecord::of_host(OperationRecord::ImportImage(image.into()), created_by) }
     }
 
+    /// By which the unfinished tasks of a VM are in the order in which they are to be done: what was begun goes first, and ids are in the order of
+    /// time.
+    pub fn turn(&self) -> (bool, Uuid) {
+        (self.state != TaskStateRecord::Running, self.id)
+    }
+
     /// Whether there is more to do.
     pub fn is_unfinished(&self) -> bool {
         matches!(self.state, TaskStateRecord::Queued | TaskStateRecord::Running)

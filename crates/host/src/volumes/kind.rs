@@ -72,23 +72,19 @@ impl Directory {
     /// When the mark in it cannot be read or written.
     pub fn share(&self) -> io::Result<Uuid> {
         let mark = self.0.join(MARK);
-        match std::fs::read_to_string(&mark) {
-            Ok(text) => Uuid::parse_str(text.trim()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let id = Uuid::new_v4();
-                let half = self.0.join(format!("{MARK}.{id}"));
-                std::fs::write(&half, format!("{id}\n"))?;
-                std::fs::File::open(&half)?.sync_all()?;
-                // Who is second uses what the first has made.
-                match std::fs::hard_link(&half, &mark) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => std::fs::rename(&half, &mark)?,
-                    _ => std::fs::remove_file(&half)?,
-                }
-                let text = std::fs::read_to_string(&mark)?;
-                Uuid::parse_str(text.trim()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        if !mark.try_exists()? {
+            let id = Uuid::new_v4();
+            let half = self.0.join(format!("{MARK}.{id}"));
+            std::fs::write(&half, format!("{id}\n"))?;
+            std::fs::File::open(&half)?.sync_all()?;
+            // Who is second uses what the first has made.
+            match std::fs::hard_link(&half, &mark) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => std::fs::rename(&half, &mark)?,
+                _ => std::fs::remove_file(&half)?,
             }
-            Err(error) => Err(error),
         }
+        let text = std::fs::read_to_string(&mark)?;
+        Uuid::parse_str(text.trim()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 }
 

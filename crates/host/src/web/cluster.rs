@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::cluster::HostId;
-use ::cluster::records::{AliveRecord, COORDINATOR_KEY, CoordinatorRecord, HostRecord, HostWanted, OwnerRecord, alive_key};
+use ::cluster::records::{AliveRecord, CoordinatorRecord, HostRecord, HostWanted, OwnerRecord, alive_key};
 use axum::Json;
 use axum::extract::State as Shared;
 use axum::http::{HeaderMap, StatusCode};
@@ -15,7 +15,7 @@ use super::extract::{Body, Name};
 use super::guard::secret;
 use super::{App, Refusal};
 use crate::cluster::forming::{self, AdmitError, Admitted, FormingError, JoinError};
-use crate::cluster::records::{CERTIFICATES, CertificatesRecord, ClusterRecord, INFO, MemberRecord, MemberState};
+use crate::cluster::records::{CERTIFICATES, COORDINATOR, CertificatesRecord, ClusterRecord, INFO, MemberRecord, MemberState};
 use crate::cluster::standing::{Membership, Standing};
 use crate::cluster::{backup, members};
 use crate::records::{Cause, EventKind, EventRecord, VmRecord};
@@ -124,7 +124,7 @@ fn cluster(
     let info = state.read::<ClusterRecord>(INFO)?.ok_or_else(|| StateError::Gone("the cluster".into()))?.record;
     let alive = state.named::<AliveRecord>()?;
     let hosts = state.named::<HostRecord>()?;
-    let coordinator = state.read_one::<CoordinatorRecord>(COORDINATOR_KEY)?;
+    let coordinator = state.read::<CoordinatorRecord>(COORDINATOR)?;
     let show = |(name, member): (String, store::record::Stored<MemberRecord>)| {
         let member = member.record;
         let host = hosts.iter().find(|(host, _)| *host == name).map(|(_, host)| &host.record);

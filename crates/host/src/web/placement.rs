@@ -115,7 +115,7 @@ host_operation!(
     |node, host| requests::confirm_dead(node.view(), host, BATCH)
 );
 
-fn vm_id(state: &State, name: &str) -> Result<VmRecord, Refusal> {
+fn vm_named(state: &State, name: &str) -> Result<VmRecord, Refusal> {
     vms::find(state, name).map(|stored| stored.record)
 }
 
@@ -129,7 +129,7 @@ fn vm_id(state: &State, name: &str) -> Result<VmRecord, Refusal> {
 ))]
 pub async fn explain(Shared(app): Shared<App>, Name(name): Name) -> Result<Json<api::Explanation>, Refusal> {
     runtime(&app)?;
-    let vm = app.host.state.run(move |state| Ok(vm_id(state, &name))).await??;
+    let vm = app.host.state.run(move |state| Ok(vm_named(state, &name))).await??;
     let id = VmId::from(vm.id.to_string());
     let told = ask(&app, move |node| {
         let (view, unix_s) = (node.view(), node.unix_s());
@@ -140,8 +140,7 @@ pub async fn explain(Shared(app): Shared<App>, Name(name): Name) -> Result<Json<
             reasons: verdict.reasons.iter().map(ToString::to_string).collect(),
         });
         let (host, standing) = match view.standing(&id) {
-            Standing::Off => (None, "it is off".to_owned()),
-            Standing::Leftover => (None, "it is off".to_owned()),
+            Standing::Off | Standing::Leftover => (None, "it is off".to_owned()),
             Standing::Homeless => (None, format!("it waits for a host: {}", view.why(&id, unix_s))),
             Standing::GaveUp => {
                 let reason = view.vm(&id).and_then(|vm| vm.owner.as_ref()).and_then(|owner| owner.record.gave_up.clone());
@@ -208,7 +207,7 @@ pub async fn what_if(Shared(app): Shared<App>, Params(params): Params<WhatIfPara
 pub async fn move_vm(Shared(app): Shared<App>, Name(name): Name, body: Body) -> Result<StatusCode, Refusal> {
     runtime(&app)?;
     let wanted: api::MoveVm = body.parse()?;
-    let vm = app.host.state.run(move |state| Ok(vm_id(state, &name))).await??;
+    let vm = app.host.state.run(move |state| Ok(vm_named(state, &name))).await??;
     let (id, to) = (VmId::from(vm.id.to_string()), HostId::from(wanted.to));
     let judged = (id.clone(), to.clone());
     let against = ask(&app, move |node| {
@@ -320,7 +319,7 @@ fn check(wanted: &api::Placement, known: &[String]) -> Result<(), Cause> {
 pub async fn show(Shared(app): Shared<App>, Name(name): Name) -> Result<Json<api::Placement>, Refusal> {
     runtime(&app)?;
     let read = app.host.state.run(move |state| {
-        Ok(vm_id(state, &name)
+        Ok(vm_named(state, &name)
             .and_then(|vm| Ok(state.read::<PlacementRecord>(&vm.id.to_string())?.map(|stored| told(&stored.record)))))
     });
     Ok(Json(read.await??.unwrap_or_default()))
@@ -343,7 +342,7 @@ pub async fn change_placement(Shared(app): Shared<App>, Name(name): Name, body: 
 fn edit(state: &State, name: &str, patch: &serde_json::Value) -> Result<api::Placement, Refusal> {
     let known = state.names::<HostRecord>()?;
     loop {
-        let id = vm_id(state, name)?.id.to_string();
+        let id = vm_named(state, name)?.id.to_string();
         let stored = state.read::<PlacementRecord>(&id)?;
         let mut record = stored.as_ref().map(|stored| stored.record.clone()).unwrap_or_default();
         let mut json = serde_json::to_value(told(&record)).unwrap_or_default();

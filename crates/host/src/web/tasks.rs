@@ -106,8 +106,7 @@ pub fn submit(
         let stored = find(state, vm)?;
         check_if_match(headers, &stored)?;
         let operation = operation.clone()(&stored.record)?;
-        let waiting = state.all::<TaskRecord>()?.into_iter().map(|stored| stored.record);
-        let waiting = waiting.filter(|task| task.vm == Some(stored.record.id) && task.is_unfinished()).count();
+        let waiting = state.unfinished_tasks(stored.record.id)?.len();
         if waiting >= MAX_WAITING {
             let message = format!("{waiting} tasks wait for the VM '{}' already", stored.record.name);
             return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too-many", message, "wait for them, or cancel some"));

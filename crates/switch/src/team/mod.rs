@@ -159,7 +159,11 @@ impl Team {
 
     /// Has the kernel take what was written. Returns whether it has to be told once more, later.
     pub fn flush(&mut self) -> bool {
-        self.nics.iter_mut().fold(false, |has_more, nic| nic.flush() || has_more)
+        let mut has_more = false;
+        for nic in &mut self.nics {
+            has_more |= nic.flush();
+        }
+        has_more
     }
 
     /// Whether there may be something to read.

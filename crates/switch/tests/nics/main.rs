@@ -105,15 +105,20 @@ fn tags_that_the_kernel_takes_off_are_put_back() {
         let trunk = PortPolicy { vlan: VlanMode::all(), ..PortPolicy::default() };
         station.add("wire", Backend::Uplink("v0".into()), trunk);
         let mut wire = peer.wire("w0");
-        // The host is in VLAN 10 only, and its answers come back there.
-        wire.ask(11);
-        wire.ask(0);
-        wire.ask(10);
-        let answer = wire.next(ARP).remove(0);
-        assert_eq!(answer[..6], STATION.0);
-        assert_eq!(answer[12..18], [0x81, 0, 0, 10, 8, 6], "{answer:x?}");
+        let answer = answer_in_vlan_10(&mut wire);
         assert_eq!(answer[18 + 14..18 + 18], [10, 9, 0, 1]);
     });
+}
+
+/// The answer of a host that is in VLAN 10 only, which comes back there.
+fn answer_in_vlan_10(wire: &mut space::Wire) -> Vec<u8> {
+    wire.ask(11);
+    wire.ask(0);
+    wire.ask(10);
+    let answer = wire.next(ARP).remove(0);
+    assert_eq!(answer[..6], STATION.0);
+    assert_eq!(answer[12..18], [0x81, 0, 0, 10, 8, 6], "{answer:x?}");
+    answer
 }
 
 #[test]

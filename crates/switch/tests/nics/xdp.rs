@@ -12,7 +12,7 @@ use switch::vlan::VlanMode;
 use super::space::{
     ARP, IPV4, Peer, STATION, Station, assert_refused, ethtool, in_namespace, in_roots_namespace, ip, received, until,
 };
-use super::{echo, know_station};
+use super::{answer_in_vlan_10, echo, know_station};
 
 fn by(datapath: Datapath, nics: &[&str]) -> Backend {
     let nics = nics.iter().map(|nic| nic.to_string()).collect();
@@ -96,13 +96,7 @@ fn tags_pass_an_af_xdp_uplink_both_ways() {
         let access = PortPolicy { vlan: VlanMode::Access { vlan: 10.try_into().unwrap() }, ..PortPolicy::default() };
         let (_station, peer) = by_xdp(access.clone());
         let mut wire = peer.wire("w0");
-        // The host is in VLAN 10 only, and its answers come back there.
-        wire.ask(11);
-        wire.ask(0);
-        wire.ask(10);
-        let answer = wire.next(ARP).remove(0);
-        assert_eq!(answer[..6], STATION.0);
-        assert_eq!(answer[12..18], [0x81, 0, 0, 10, 8, 6], "{answer:x?}");
+        answer_in_vlan_10(&mut wire);
         // Segments with tags are cut behind them. At the other end is a switch, too.
         drop(wire);
         let other = peer.run(move || {

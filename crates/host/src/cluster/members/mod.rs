@@ -35,7 +35,7 @@ use super::authority::{self, Authority, AuthorityError, HostCertificate, RENEWED
 use super::backup;
 use super::forming::{self, FormingError, Place};
 use super::identity::{Identity, IdentityError, MemberAddress};
-use super::records::{CERTIFICATES, CertificatesRecord, MemberRecord, MemberState};
+use super::records::{CERTIFICATES, COORDINATOR, CertificatesRecord, MemberRecord, MemberState};
 use crate::records::{EventKind, EventRecord};
 use crate::state::{Records, State, StateError};
 use crate::tls::{Shown, TlsError};
@@ -203,7 +203,7 @@ impl Work {
         if own.leaving && own.member.is_none() {
             return self.leave();
         }
-        let coordinator = self.setting.state.read_one::<CoordinatorRecord>(::cluster::records::COORDINATOR_KEY)?;
+        let coordinator = self.setting.state.read::<CoordinatorRecord>(COORDINATOR)?;
         if coordinator.is_some_and(|stored| stored.record.holder.host.as_str() == self.setting.identity.host) {
             self.coordinate(&members, leader)?;
         } else {
