@@ -62,6 +62,8 @@ fn vms_talk_as_their_vlans_allow_and_through_a_restart_of_the_switch() {
     // Killed in the middle of the stream, and started anew with the ports that it had.
     let begin = Instant::now();
     switch.kill().unwrap();
+    // Until then its sockets are its own.
+    switch.wait_within(PATIENCE).unwrap();
     let _switch = start_switch(host);
     while port_status(host, "b")["counters"]["tx-packets"] == 0 {
         assert!(begin.elapsed() < PATIENCE, "no frames after the restart: {}", port_status(host, "b"));

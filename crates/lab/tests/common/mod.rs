@@ -45,11 +45,16 @@ pub fn switch_program() -> PathBuf {
 /// Starts the switch, and returns when it answers.
 pub fn start_switch(host: &Host) -> Process {
     let command = ["maru-switch", "--control", "/run/maru-switch.control", "--state", "/run/switch.json"];
-    let process = host.spawn(Exec::new(command)).unwrap();
+    let mut process = host.spawn(Exec::new(command)).unwrap();
     let deadline = Instant::now() + PATIENCE;
+    let mut said = String::new();
     while !host.exec(["maru", "switch", "status"]).unwrap().success() {
-        assert!(Instant::now() < deadline, "the switch does not answer");
-        std::thread::sleep(Duration::from_millis(20));
+        assert!(Instant::now() < deadline, "the switch does not answer: {said}");
+        match process.next_event(Some(Instant::now() + Duration::from_millis(20))).unwrap() {
+            Some(Event::Stdout(bytes) | Event::Stderr(bytes)) => said.push_str(&String::from_utf8_lossy(&bytes)),
+            Some(Event::Exit(status)) => panic!("the switch has ended: {status:?}, {said}"),
+            None => {}
+        }
     }
     process
 }
