@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use bench::table::table;
+use cluster::node::renewal;
 use cluster::records::{
     Affinity, AliveRecord, GroupRule, Holder, Home, HostRecord, Left, MoveReason, MoveRecord, OwnerRecord, PlacementRecord,
     Power, Priority, Scope, Strength, alive_key, host_key, move_key, owner_key, placement_key,
@@ -188,7 +189,10 @@ impl Cluster {
                 committed(&self.store, &Transaction::new().absent(key.clone()).put_under(key, record, lease))?;
                 Some(Event::LeaseTaken { attempt, lease })
             }
-            Action::RenewLease { attempt, .. } => Some(Event::LeaseRenewed { attempt }),
+            Action::RenewLease { attempt, lease, alive } => {
+                committed(&self.store, &renewal(&host_name(0), lease, alive))?;
+                Some(Event::LeaseRenewed { attempt })
+            }
             Action::Commit { commit, transaction } => {
                 self.thought.transactions += 1;
                 let answer = match self.store.commit(&transaction)? {

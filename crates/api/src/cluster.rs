@@ -206,6 +206,8 @@ pub struct ClusterHost {
     pub version: String,
     /// Its part in the store.
     pub store: StorePart,
+    /// Its member of the store answers, and follows a leader; false where there is none.
+    pub store_answers: bool,
     /// It leads the store.
     pub leads: bool,
     /// Why its member of the store cannot go on.

@@ -16,13 +16,15 @@ pub enum Action {
         /// To be named in the answer.
         attempt: u64,
     },
-    /// Keep a lease alive, and prove it. Answered by [`Event::LeaseRenewed`](crate::Event::LeaseRenewed) or
+    /// Keep a lease alive, and prove it; and commit [`renewal`](crate::node::renewal). Answered, when both are done, by [`Event::LeaseRenewed`](crate::Event::LeaseRenewed) or
     /// [`Event::LeaseEnded`](crate::Event::LeaseEnded), or not at all.
     RenewLease {
         /// To be named in the answer.
         attempt: u64,
         /// The lease.
         lease: LeaseId,
+        /// The revision of `alive/HOST`.
+        alive: Revision,
     },
     /// Let the guard hold this deadline: from then on no VM of this host writes or runs. Deadlines only get later, but for a new lease.
     Guard {

@@ -31,13 +31,13 @@ pub enum Event {
         /// Why, in words.
         reason: String,
     },
-    /// The lease was kept alive, **and it is proven that a majority of the store's members knew the answering leader then**. An answer to a
+    /// The lease was kept alive, the [renewal](crate::node::renewal) was committed, **and it is proven that a majority of the store's members knew the answering leader then**. An answer to a
     /// keep-alive alone is no such proof: a leader that was replaced still gives some.
     LeaseRenewed {
         /// Which attempt.
         attempt: u64,
     },
-    /// The store says that there is no such lease.
+    /// The store says that there is no such lease, or that `alive/HOST` is not what it was: others have ended it.
     LeaseEnded {
         /// The lease.
         lease: LeaseId,

@@ -5,6 +5,7 @@
 //! | `cluster/policy` | what holds for the cluster | the API |
 //! | `hosts/HOST` | a host: what it has, what is wanted of it | the host at its start; the API |
 //! | `alive/HOST` | that the host's lease lives; gone when it ends | the host, under its lease |
+//! | `renewals/HOST` | that the host has renewed its lease; written with each renewal | the host, under its lease |
 //! | `placements/VM` | what a VM needs of a host, and whether it is to run | the API, with the VM itself |
 //! | `owners/VM` | who may run the VM | its holder; the coordinator when the holder's lease has ended |
 //! | `moves/VM` | that the VM is to go to another host | the coordinator, the API; its holder when it is done |
@@ -100,6 +101,14 @@ pub struct AliveRecord {
     pub incarnation: LeaseId,
 }
 record!(AliveRecord, "alive/", "alive");
+
+/// `renewals/HOST`, under the host's lease, written with each renewal of it: its revision tells others when that was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewalRecord {
+    /// The lease.
+    pub incarnation: LeaseId,
+}
+record!(RenewalRecord, "renewals/", "renewal");
 
 /// Whether a VM is to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -357,6 +366,11 @@ pub const COORDINATOR_KEY: &str = "cluster/coordinator";
 /// The key of that a host is alive.
 pub fn alive_key(host: &HostId) -> String {
     AliveRecord::key(host.as_str())
+}
+
+/// The key of a host's last renewal.
+pub fn renewal_key(host: &HostId) -> String {
+    RenewalRecord::key(host.as_str())
 }
 
 /// The key of who owns a VM.

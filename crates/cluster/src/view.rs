@@ -9,7 +9,7 @@ use store::{Changed, LeaseId, Revision, Snapshot};
 use crate::placement::{Closed, History, Inventory, Needs, Outlook, Slot, Verdict};
 use crate::records::{
     AliveRecord, COORDINATOR_KEY, CoordinatorRecord, Fencing, Holder, HostRecord, HostWanted, MoveRecord, OwnerRecord,
-    POLICY_KEY, PlacementRecord, PolicyRecord, Power, Priority,
+    POLICY_KEY, PlacementRecord, PolicyRecord, Power, Priority, RenewalRecord,
 };
 use crate::{HostId, VmId};
 
@@ -20,6 +20,8 @@ pub struct HostView {
     pub record: Option<Stored<HostRecord>>,
     /// That its lease lives.
     pub alive: Option<Stored<AliveRecord>>,
+    /// The last renewal of its lease.
+    pub renewed: Option<Stored<RenewalRecord>>,
     /// VMs whose record names it as the holder, in whichever life.
     pub vms: BTreeSet<VmId>,
     /// VMs that are to come to it.
@@ -94,6 +96,8 @@ pub enum Standing {
 pub enum Touched {
     /// A host.
     Host(HostId),
+    /// That a host renewed its lease, and nothing else of it.
+    Renewal(HostId),
     /// A VM.
     Vm(VmId),
     /// The cluster as a whole.
@@ -251,6 +255,7 @@ impl View {
         for (id, host) in &self.hosts {
             keys.extend(host.record.is_some().then(|| HostRecord::key(id.as_str())));
             keys.extend(host.alive.is_some().then(|| AliveRecord::key(id.as_str())));
+            keys.extend(host.renewed.is_some().then(|| RenewalRecord::key(id.as_str())));
         }
         for (id, vm) in &self.vms {
             keys.extend(vm.placement.is_some().then(|| PlacementRecord::key(id.as_str())));
@@ -273,6 +278,7 @@ impl View {
             PlacementRecord::PREFIX => vm()?.placement.as_ref().map(|record| record.revision),
             MoveRecord::PREFIX => vm()?.moving.as_ref().map(|record| record.revision),
             AliveRecord::PREFIX => host()?.alive.as_ref().map(|record| record.revision),
+            RenewalRecord::PREFIX => host()?.renewed.as_ref().map(|record| record.revision),
             HostRecord::PREFIX => host()?.record.as_ref().map(|record| record.revision),
             _ if key == POLICY_KEY => self.policy.as_ref().map(|record| record.revision),
             _ if key == COORDINATOR_KEY => self.coordinator.as_ref().map(|record| record.revision),
@@ -306,6 +312,12 @@ impl View {
             }
             MoveRecord::PREFIX => self.change_vm(name.into(), touched, |vm, _| vm.moving = read.record(vm.moving.take())),
             AliveRecord::PREFIX => self.change_host(name.into(), touched, |host| host.alive = read.record(host.alive.take())),
+            // No VM is affected.
+            RenewalRecord::PREFIX => {
+                let host = self.hosts.entry(name.into()).or_default();
+                host.renewed = read.record(host.renewed.take());
+                touched.insert(Touched::Renewal(name.into()));
+            }
             HostRecord::PREFIX => self.change_host(name.into(), touched, |host| host.record = read.record(host.record.take())),
             _ if key == POLICY_KEY => {
                 self.policy = read.record(self.policy.take());

@@ -115,7 +115,7 @@ fn what_is_no_scenario_is_refused_with_the_reason() {
 #[test]
 fn the_times_of_a_failover_are_those_that_the_book_says() {
     // Each with the moment of the power cut, and the line of the start elsewhere.
-    for (name, start, from_s, to_s) in [("power-cut", "starts database", 4.5, 5.5), ("leader-lost", "starts web", 6.0, 7.5)] {
+    for (name, start, from_s, to_s) in [("power-cut", "starts database", 4.5, 5.2), ("leader-lost", "starts web", 4.5, 5.2)] {
         let log =
             fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios").join(format!("{name}.log"))).unwrap();
         let time = |line: &str| line.split_whitespace().next().unwrap().parse::<f64>().unwrap();

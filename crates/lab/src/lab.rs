@@ -57,6 +57,16 @@ pub enum LabError {
     /// Too many or no hosts.
     #[error("a lab has 1 to {MAX_HOSTS} hosts, not {0}")]
     Hosts(usize),
+    /// The hosts do not become a cluster.
+    #[error("{host}: {what}: {reason}")]
+    Cluster {
+        /// The host that was asked.
+        host: String,
+        /// The command, or what was waited for.
+        what: String,
+        /// What it said.
+        reason: String,
+    },
     /// A host did not start.
     #[error(transparent)]
     Host(#[from] HostError),

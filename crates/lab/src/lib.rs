@@ -40,6 +40,7 @@ pub mod appliance;
 pub mod cable;
 pub mod cli;
 pub mod dirs;
+mod forming;
 pub mod host;
 mod lab;
 pub mod pid1;

@@ -16,10 +16,12 @@ pub fn show(connect: &Connect, output: Output) -> Result<(), RemoteError> {
 }
 
 fn text(cluster: &Cluster) -> String {
-    let voters = cluster.hosts.iter().filter(|host| host.store == StorePart::Voter).count();
+    let voters = || cluster.hosts.iter().filter(|host| host.store == StorePart::Voter);
+    let (all, answering) = (voters().count(), voters().filter(|host| host.store_answers).count());
+    let silent = if answering < all { format!(", of which {answering} answer") } else { String::new() };
     let store = match &cluster.store_failure {
         Some(failure) => format!("takes no changes: {failure}"),
-        None => format!("{voters} members with a vote; {} of them may fail", voters.saturating_sub(1) / 2),
+        None => format!("{all} members with a vote{silent}; {} of them may fail", answering.saturating_sub(all / 2 + 1)),
     };
     let mut about = vec![
         ("cluster", format!("{} ({}), since {}", cluster.name, cluster.id, shown_time(cluster.created_at))),
@@ -43,7 +45,12 @@ fn row(cluster: &Cluster, host: &ClusterHost) -> [String; 5] {
     state.extend(host.leaving.then_some("leaves"));
     state.extend(host.drained.then_some("drained"));
     state.extend(host.witness.then_some("witness"));
-    let leads = if host.leads { ", leads" } else { "" };
+    let silent = host.store != StorePart::Client && !host.store_answers;
+    let leads = match (host.leads, silent) {
+        (_, true) => ", silent",
+        (true, false) => ", leads",
+        (false, false) => "",
+    };
     let store = format!("{}{leads}", host.store);
     [format!("{}{own}", host.name), addresses.join(", "), state.join(", "), store, host.version.clone()]
 }
@@ -64,6 +71,7 @@ mod tests {
             leaving: false,
             version: "0.1.0".into(),
             store,
+            store_answers: name < "h3",
             leads,
             damaged: None,
             certificates: 0,
@@ -75,23 +83,25 @@ mod tests {
             this_host: "h1".into(),
             coordinator: Some("h1".into()),
             store_failure: None,
-            waits: Some("h3 gets a copy of the store".into()),
+            waits: Some("h4 gets a copy of the store".into()),
             hosts: vec![
                 host("h1", StorePart::Voter, false),
                 host("h2", StorePart::Voter, true),
-                host("h3", StorePart::Learner, false),
+                host("h3", StorePart::Voter, false),
+                host("h4", StorePart::Learner, false),
             ],
         };
         let expected = "\
 cluster      plant (00000000-0000-0000-0000-000000000000), since 1970-01-01T00:00:00Z
 coordinator  h1
-store        2 members with a vote; 0 of them may fail
-waits for    h3 gets a copy of the store
+store        3 members with a vote, of which 2 answer; 0 of them may fail
+waits for    h4 gets a copy of the store
 
-HOST       ADDRESSES  STATE               STORE         VERSION
-h1 (this)  192.0.2.1  alive               voter         0.1.0
-h2         192.0.2.1  not there, drained  voter, leads  0.1.0
-h3         192.0.2.1  alive               learner       0.1.0
+HOST       ADDRESSES  STATE               STORE            VERSION
+h1 (this)  192.0.2.1  alive               voter            0.1.0
+h2         192.0.2.1  not there, drained  voter, leads     0.1.0
+h3         192.0.2.1  alive               voter, silent    0.1.0
+h4         192.0.2.1  alive               learner, silent  0.1.0
 ";
         assert_eq!(text(&cluster), expected);
     }

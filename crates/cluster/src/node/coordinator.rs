@@ -19,7 +19,7 @@ use crate::view::{Standing, VmView};
 use crate::{Answer, HostId, Moment, Notice, VmId};
 
 /// Between the moments at which hosts try to follow a coordinator, the first in the order of their names at once.
-const RANK: Duration = Duration::from_millis(50);
+pub(super) const RANK: Duration = Duration::from_millis(50);
 /// How often VMs that wait for a host are looked at again, when something has changed.
 const RECHECK: Duration = Duration::from_millis(500);
 /// How often times of day are looked at.
@@ -59,6 +59,8 @@ pub(super) struct Coordination {
     told: BTreeSet<VmId>,
     recheck_at: Option<Moment>,
     gather_until: Option<Moment>,
+    /// Most hosts have come back meanwhile.
+    most_are_there: bool,
     look_at: Moment,
     wake_at: Option<Moment>,
     lost: BTreeSet<HostId>,
@@ -175,6 +177,7 @@ impl Node {
         if !self.view.lives(&me) {
             return;
         }
+        self.end_leases(&me);
         let holder = self.view.coordinator().map(|coordinator| coordinator.record.holder.clone());
         if holder.as_ref() == Some(&me) {
             if !self.coordination.in_office() {
@@ -295,11 +298,21 @@ impl Node {
         coordination.wake_at = Some(wake);
     }
 
-    /// Whether to wait for hosts that are about to come back, as after a power cut of all.
+    /// Whether to wait for hosts that are about to come back, as after a power cut of all. When most are there, the others have a moment
+    /// to follow: after a time without a quorum all come back at once, but for one that may be the reason.
     fn gathers(&mut self) -> bool {
-        let Some(until) = self.coordination.gather_until else { return false };
-        let all_there = self.view.hosts().filter(|(_, host)| host.record.is_some()).all(|(_, host)| host.alive.is_some());
-        if all_there || self.now >= until {
+        let Some(mut until) = self.coordination.gather_until else { return false };
+        let known = self.view.hosts().filter(|(_, host)| host.record.is_some());
+        let (mut present, mut hosts) = (0, 0);
+        for (_, host) in known {
+            hosts += 1;
+            present += usize::from(host.alive.is_some());
+        }
+        if present * 2 > hosts && !std::mem::replace(&mut self.coordination.most_are_there, true) {
+            until = until.min(self.now + self.config.gather_rest_for);
+            self.coordination.gather_until = Some(until);
+        }
+        if present == hosts || self.now >= until {
             self.coordination.gather_until = None;
             self.coordination.dirty = true;
         }

@@ -9,14 +9,18 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use store::LeaseId;
 
-use super::{Local, Node};
+use super::{Local, MANY_HOSTS, Node};
 use crate::{Action, Moment, Notice};
 
 /// Renewals without an answer that are remembered; the answer to an older one proves nothing new by then.
 const RENEWALS: usize = 16;
+
+/// Between two looks for the record of a lease that is just taken, or adopted.
+const RECORD_AGAIN: Duration = Duration::from_millis(10);
 
 pub(super) enum Lease {
     None { ask_at: Moment },
@@ -101,15 +105,21 @@ impl Node {
                 }
                 self.actions.push(Action::TakeLease { attempt });
             }
-            Lease::Held(held) if self.now >= held.renew_at => {
-                held.renew_at = self.now + self.config.renew_every;
-                self.count += 1;
-                held.sent.push_back((self.count, self.now));
-                if held.sent.len() > RENEWALS {
-                    held.sent.pop_front();
+            Lease::Held(held) if self.now >= held.renew_at => match self.view.alive(&self.config.host, held.lease) {
+                Some(alive) => {
+                    let many = self.view.hosts().count() > MANY_HOSTS;
+                    let every = if many { self.config.renew_every_of_many } else { self.config.renew_every };
+                    held.renew_at = self.now + every;
+                    self.count += 1;
+                    held.sent.push_back((self.count, self.now));
+                    if held.sent.len() > RENEWALS {
+                        held.sent.pop_front();
+                    }
+                    self.actions.push(Action::RenewLease { attempt: self.count, lease: held.lease, alive: alive.revision });
                 }
-                self.actions.push(Action::RenewLease { attempt: self.count, lease: held.lease });
-            }
+                // A renewal depends on its record.
+                None => held.renew_at = self.now + RECORD_AGAIN,
+            },
             _ => {}
         }
         // The record of the lease must be in the view; if a watch has lost it, all is read anew.

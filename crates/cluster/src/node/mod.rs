@@ -4,6 +4,7 @@
 //!               ┌── lease ───── may this host run VMs, and until when
 //!   step ──▶ view ── local ───── the VMs of this host: start, stop, save, kill, give away
 //!               ├── coordinator  on one host at a time: gives VMs to hosts
+//!               ├── renewals ─── whose lease nobody renews any more, and is ended
 //!               └── heartbeat ── who is silent; tells users, decides nothing
 //! ```
 //!
@@ -15,6 +16,7 @@ mod coordinator;
 mod heartbeat;
 mod lease;
 mod local;
+mod renewals;
 
 #[cfg(test)]
 mod tests;
@@ -33,6 +35,8 @@ use coordinator::{Coordination, Planned};
 use heartbeat::Peers;
 use lease::Lease;
 use local::Local;
+use renewals::Renewals;
+pub use renewals::renewal;
 
 /// Numbers that hosts of one cluster agree on, but for the name.
 #[derive(Clone, Debug)]
@@ -46,6 +50,8 @@ pub struct Config {
     pub margin: Duration,
     /// How often the lease is renewed.
     pub renew_every: Duration,
+    /// How often in a cluster of more hosts than [`MANY_HOSTS`]: each renewal is a write, of which all hosts hear.
+    pub renew_every_of_many: Duration,
     /// How often other hosts are sent heartbeats.
     pub beat_every: Duration,
     /// After how much silence a host is suspected.
@@ -56,6 +62,8 @@ pub struct Config {
     pub read_every: Duration,
     /// How long a coordinator waits for other hosts when most are missing.
     pub gather_for: Duration,
+    /// How long it waits for the rest when most are there.
+    pub gather_rest_for: Duration,
     /// How many VMs are started at once on one host.
     pub parallel_starts: usize,
     /// How many VMs leave one host, or come back to one, at once.
@@ -63,6 +71,9 @@ pub struct Config {
     /// How many VMs are given to hosts in one transaction.
     pub batch: usize,
 }
+
+/// With more hosts than these, leases are renewed [less often](Config::renew_every_of_many).
+pub const MANY_HOSTS: usize = 16;
 
 impl Config {
     /// The numbers that `docs/src/cluster.md` argues for.
@@ -72,11 +83,13 @@ impl Config {
             ttl: Duration::from_secs(5),
             margin: Duration::from_millis(1000),
             renew_every: Duration::from_millis(500),
+            renew_every_of_many: Duration::from_millis(1000),
             beat_every: Duration::from_millis(1000),
             suspect_after: Duration::from_millis(2500),
             retry_after: Duration::from_millis(200),
             read_every: Duration::from_secs(300),
             gather_for: Duration::from_secs(20),
+            gather_rest_for: Duration::from_secs(2),
             parallel_starts: 8,
             parallel_moves: 4,
             batch: 32,
@@ -98,6 +111,8 @@ enum Purpose {
     Vm(VmId),
     Office,
     Plan(Planned),
+    /// Of another host's lease.
+    End,
 }
 
 /// Decides for one host. See the [crate](crate).
@@ -138,6 +153,7 @@ pub struct Node {
     /// Transactions of VMs that are done, and not yet in the view.
     settled: BTreeMap<VmId, Revision>,
     coordination: Coordination,
+    renewals: Renewals,
     peers: Peers,
     count: u64,
     actions: Vec<Action>,
@@ -176,6 +192,7 @@ impl Node {
             busy: BTreeSet::new(),
             settled: BTreeMap::new(),
             coordination: Coordination::default(),
+            renewals: Renewals::default(),
             count: 0,
             actions: Vec::new(),
         }
@@ -270,7 +287,7 @@ impl Node {
             wake = wake.min(*at);
         }
         if self.has_read {
-            wake = wake.min(self.coordination.wake_at());
+            wake = wake.min(self.coordination.wake_at()).min(self.renewals.wake_at());
         }
         wake.max(self.now + Duration::from_millis(1))
     }
@@ -320,6 +337,8 @@ impl Node {
             }
             Purpose::Office => self.office_answered(&answer),
             Purpose::Plan(planned) => self.plan_answered(planned, answer),
+            // A watch tells.
+            Purpose::End => {}
         }
     }
 
@@ -327,6 +346,7 @@ impl Node {
         for error in errors {
             self.tell(Notice::Unreadable(error.to_string()));
         }
+        let only_renewed = touched.iter().all(|touched| matches!(touched, Touched::Renewal(_)));
         for touched in touched {
             match touched {
                 Touched::Vm(vm) => {
@@ -337,10 +357,13 @@ impl Node {
                     }
                 }
                 Touched::Host(host) => self.host_touched(&host),
+                Touched::Renewal(host) => self.renewal_touched(host),
                 Touched::Cluster => {}
             }
         }
-        self.coordination.something_changed(self.now);
+        if !only_renewed {
+            self.coordination.something_changed(self.now);
+        }
     }
 
     /// Looks at all VMs that are here, or that this host owns.

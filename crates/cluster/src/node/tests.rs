@@ -1,9 +1,9 @@
 use std::time::Duration;
 
 use store::record::{Record, from_bytes, to_bytes};
-use store::{Leases, MemoryStore, Outcome, Revision, Store, Transaction, Watch};
+use store::{LeaseId, Leases, MemoryStore, Outcome, Revision, Store, Transaction, Watch};
 
-use super::{Config, Guarded, Node};
+use super::{Config, Guarded, Node, renewal};
 use crate::records::{
     AliveRecord, HostRecord, MoveReason, MoveRecord, OwnerRecord, PlacementRecord, Power, alive_key, move_key, owner_key,
     placement_key,
@@ -108,7 +108,13 @@ impl Host {
                     Outcome::Conflict { key, .. } => Event::LeaseRefused { attempt, reason: key },
                 })
             }
-            Action::RenewLease { attempt, .. } => (!self.mute).then_some(Event::LeaseRenewed { attempt }),
+            Action::RenewLease { .. } if self.mute => None,
+            Action::RenewLease { attempt, lease, alive } => {
+                Some(match self.store.commit(&renewal(&H1.into(), lease, alive)).unwrap() {
+                    Outcome::Committed(_) => Event::LeaseRenewed { attempt },
+                    Outcome::Conflict { .. } => Event::LeaseEnded { lease },
+                })
+            }
             Action::Commit { commit, transaction } if self.mode == Mode::Late => {
                 self.late.push(transaction);
                 Some(Event::Committed { commit, answer: Answer::Unknown })
@@ -158,11 +164,19 @@ impl Host {
     }
 }
 
-/// h2 lives, and web is to go there.
-fn sent_to_h2(host: &mut Host) {
+/// h2 has a lease that the store does not end by itself. Gives it, and the revision of its record.
+fn h2_lives(host: &Host) -> (LeaseId, Revision) {
     let lease = host.store.grant(Duration::from_secs(3600)).unwrap().id;
     let record = to_bytes(&AliveRecord { incarnation: lease });
-    host.store.commit(&Transaction::new().put_under(alive_key(&"h2".into()), record, lease)).unwrap();
+    match host.store.commit(&Transaction::new().put_under(alive_key(&"h2".into()), record, lease)).unwrap() {
+        Outcome::Committed(revision) => (lease, revision),
+        conflict => panic!("{conflict:?}"),
+    }
+}
+
+/// h2 lives, and web is to go there.
+fn sent_to_h2(host: &mut Host) {
+    h2_lives(host);
     let record = MoveRecord { to: "h2".into(), reason: MoveReason::User };
     host.store.commit(&Transaction::new().put(move_key(&web()), to_bytes(&record))).unwrap();
     host.tell(Event::Timer);
@@ -180,6 +194,34 @@ fn a_vm_is_placed_started_and_stopped_and_nothing_is_left_of_it() {
     assert_eq!(host.took(), ["stop web"]);
     host.ends(Ending::Stopped);
     assert_eq!((host.owner(), host.took()), (None, vec![]));
+}
+
+#[test]
+fn a_lease_ends_a_ttl_after_its_last_renewal_was_seen_however_long_it_lives_in_the_store() {
+    let mut host = Host::new();
+    let (lease, alive) = h2_lives(&host);
+    let renew = |host: &mut Host| {
+        let renewed = host.store.commit(&renewal(&"h2".into(), lease, alive)).unwrap();
+        host.tell(Event::Timer);
+        matches!(renewed, Outcome::Committed(_))
+    };
+    let lives = |host: &Host| host.store.get(&alive_key(&"h2".into())).unwrap().is_some();
+    // One that was never renewed is left to the store.
+    host.pass(Duration::from_secs(20));
+    assert!(lives(&host));
+    for _ in 0..10 {
+        assert!(renew(&mut host));
+        host.pass(Duration::from_millis(4999));
+        assert!(lives(&host));
+    }
+    host.pass(Duration::from_millis(1));
+    assert!(!lives(&host));
+    assert!(!renew(&mut host), "a renewal after the end");
+    // It comes back with another lease: what was seen of the one before is not held against it.
+    h2_lives(&host);
+    host.tell(Event::Timer);
+    host.pass(Duration::from_secs(20));
+    assert!(lives(&host));
 }
 
 #[test]

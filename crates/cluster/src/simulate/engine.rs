@@ -8,6 +8,7 @@ use store::record::to_bytes;
 use store::{Changed, LeaseId, Leases, MemoryStore, Outcome, Revision, Snapshot, Store, Transaction, Watch};
 
 use super::machine::Clock;
+use crate::node::renewal;
 use crate::records::{AliveRecord, alive_key};
 use crate::{Answer, Event, HostId};
 
@@ -23,7 +24,7 @@ pub(super) struct Batch {
 pub(super) enum Request {
     List,
     Take { attempt: u64, host: HostId },
-    Renew { attempt: u64, lease: LeaseId, host: HostId },
+    Renew { attempt: u64, lease: LeaseId, host: HostId, alive: Revision },
     Commit { commit: u64, transaction: Transaction },
 }
 
@@ -107,10 +108,9 @@ impl Engine {
                     }
                 }
             }
-            Request::Renew { attempt, lease, host } => {
-                let kept = self.store.keep_alive(lease);
-                let entry = self.store.get(&alive_key(&host)).expect("a store in memory answers");
-                if kept.is_ok() && entry.is_some_and(|entry| entry.lease == Some(lease)) {
+            Request::Renew { attempt, lease, host, alive } => {
+                let kept = self.store.keep_alive(lease).is_ok();
+                if kept && matches!(self.commit(&renewal(&host, lease, alive)), Answer::Done(_)) {
                     Event::LeaseRenewed { attempt }
                 } else {
                     self.leases.remove(&lease);

@@ -65,6 +65,7 @@ pub fn run(seed: u64, mutation: Option<Mutation>, faults: Faults, keep_log: bool
     let config = Config {
         read_every: Duration::from_secs(6),
         gather_for: Duration::from_secs(8),
+        gather_rest_for: Duration::from_secs(1),
         parallel_starts: 3,
         parallel_moves: 2,
         batch: 4,

@@ -56,7 +56,7 @@ fn the_same_seed_is_the_same_run() {
 #[test]
 fn the_runs_try_what_they_are_there_for() {
     let mut sum = Counts::default();
-    for seed in 0..300 {
+    for seed in 0..400 {
         let counts = run(seed, None, Faults::All, false).counts;
         sum.starts += counts.starts;
         sum.takeovers += counts.takeovers;
@@ -89,6 +89,11 @@ fn a_deadline_that_is_counted_from_the_answer_is_found() {
 #[test]
 fn a_takeover_without_a_condition_on_the_lease_is_found() {
     found_within(300, Mutation::TakeoverWithoutLease, "");
+}
+
+#[test]
+fn an_end_of_a_lease_without_a_condition_on_its_renewals_is_found() {
+    found_within(300, Mutation::EndWithoutRenewal, "whose lease has ended");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use store::record::to_bytes;
+use store::record::{Record, to_bytes};
 use store::{Change, Changed, Condition, Transaction};
 
 use super::checker::Checker;
@@ -14,7 +14,7 @@ use super::faults::Fault;
 use super::links::Links;
 use super::log::Log;
 use super::machine::{Clock, Daemon, Doing, Guard, Machine, Process};
-use crate::records::{AliveRecord, HostRecord, PlacementRecord, PolicyRecord, alive_key, host_key, placement_key};
+use crate::records::{AliveRecord, HostRecord, PlacementRecord, PolicyRecord, RenewalRecord, alive_key, host_key, placement_key};
 use crate::view::Standing;
 use crate::{Action, Answer, Beat, Config, Ending, Event, Guarded, HostId, Network, Node, Notice, View, VmId};
 
@@ -27,6 +27,8 @@ pub enum Mutation {
     DeadlineFromAnswer,
     /// The coordinator's transactions have no conditions on leases.
     TakeoverWithoutLease,
+    /// Leases are ended without the condition that there was no later renewal.
+    EndWithoutRenewal,
     /// VMs do not look at the deadline before they write.
     VmsDoNotLook,
     /// The guard does nothing, and VMs do not look.
@@ -383,12 +385,12 @@ impl World {
                 let host = self.machines[machine].id.clone();
                 self.send(machine, instance, Request::Take { attempt, host });
             }
-            Action::RenewLease { attempt, lease } => {
+            Action::RenewLease { attempt, lease, alive } => {
                 if let Some(daemon) = &mut self.machines[machine].daemon {
                     daemon.last_renewal = attempt;
                 }
                 let host = self.machines[machine].id.clone();
-                self.send(machine, instance, Request::Renew { attempt, lease, host });
+                self.send(machine, instance, Request::Renew { attempt, lease, host, alive });
             }
             Action::Guard { lease, deadline } => {
                 let there = &mut self.machines[machine];
@@ -401,8 +403,10 @@ impl World {
                 }
             }
             Action::Commit { commit, mut transaction } => {
-                if self.mutation == Some(Mutation::TakeoverWithoutLease) {
-                    transaction = without_leases(&transaction);
+                match self.mutation {
+                    Some(Mutation::TakeoverWithoutLease) => transaction = without(&transaction, AliveRecord::PREFIX),
+                    Some(Mutation::EndWithoutRenewal) => transaction = without(&transaction, RenewalRecord::PREFIX),
+                    _ => {}
                 }
                 // Now and then a message is doubled.
                 if self.failures > 0 && self.rng.u32(0..50) == 0 {
@@ -792,13 +796,12 @@ enum Present {
     Never,
 }
 
-/// A transaction without its conditions on leases.
-fn without_leases(transaction: &Transaction) -> Transaction {
-    use store::record::Record as _;
+/// A transaction without its conditions on keys with this prefix.
+fn without(transaction: &Transaction, prefix: &str) -> Transaction {
     let mut without = Transaction::new();
     for condition in transaction.conditions() {
         without = match condition {
-            condition if condition.key().starts_with(AliveRecord::PREFIX) => without,
+            condition if condition.key().starts_with(prefix) => without,
             Condition::Absent(key) => without.absent(key.clone()),
             Condition::Unchanged(key, revision) => without.unchanged(key.clone(), *revision),
         };

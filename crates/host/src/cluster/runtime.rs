@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use cluster::node::renewal;
 use cluster::records::{AliveRecord, Fencing, HostRecord, alive_key, host_key};
 use cluster::{Action, Answer, Config, Ending, Event, Guarded, Node};
 use store::record::to_bytes;
-use store::{EtcdStore, Leases, Outcome, Replica, Revision, Store, StoreError, Transaction};
+use store::{EtcdStore, LeaseId, Leases, Outcome, Replica, Revision, Store, StoreError, Transaction};
 use tokio::runtime::Handle;
 
 use super::beat::Beats;
@@ -20,7 +21,7 @@ use crate::host::Host;
 use crate::state::StateError;
 
 /// What a node knows of the store's entries.
-const PREFIXES: [&str; 6] = ["alive/", "cluster/", "hosts/", "moves/", "owners/", "placements/"];
+const PREFIXES: [&str; 7] = ["alive/", "cluster/", "hosts/", "moves/", "owners/", "placements/", "renewals/"];
 /// Between two tries to read the store, when it does not answer.
 const READ_AGAIN: Duration = Duration::from_millis(300);
 /// How often it is looked what this host has, and which volumes it reaches.
@@ -192,11 +193,7 @@ impl Driver {
         match action {
             Action::Read => self.work(read),
             Action::TakeLease { attempt } => self.work(move |shared| take_lease(shared, attempt)),
-            Action::RenewLease { attempt, lease } => self.work(move |shared| match shared.replica.remote().keep_alive(lease) {
-                Ok(_) => shared.tell(Event::LeaseRenewed { attempt }),
-                Err(StoreError::NoLease(_)) => shared.tell(Event::LeaseEnded { lease }),
-                Err(error) => tracing::debug!("the lease is not renewed: {error}"),
-            }),
+            Action::RenewLease { attempt, lease, alive } => self.work(move |shared| renew(shared, attempt, lease, alive)),
             Action::Guard { lease, deadline } => {
                 let extended = self.guard.as_mut().map(|guard| guard.extend(lease, deadline));
                 if let Some(Err(error)) = extended {
@@ -272,6 +269,16 @@ fn take_lease(shared: &Shared, attempt: u64) {
     // It would end by itself.
     let _ = store.revoke(lease);
     refused(reason);
+}
+
+fn renew(shared: &Shared, attempt: u64, lease: LeaseId, alive: Revision) {
+    let store = shared.replica.remote();
+    let renewal = renewal(&shared.config.host, lease, alive);
+    match store.keep_alive(lease).and_then(|_| store.commit(&renewal)) {
+        Ok(Outcome::Committed(_)) => shared.tell(Event::LeaseRenewed { attempt }),
+        Ok(Outcome::Conflict { .. }) | Err(StoreError::NoLease(_)) => shared.tell(Event::LeaseEnded { lease }),
+        Err(error) => tracing::debug!("the lease is not renewed: {error}"),
+    }
 }
 
 /// What this host says of itself.

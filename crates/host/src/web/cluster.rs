@@ -141,6 +141,7 @@ fn cluster(
                 MemberState::Learner => api::StorePart::Learner,
                 MemberState::Voter => api::StorePart::Voter,
             },
+            store_answers: member.member.is_some_and(|member| told.answering.contains(&member)),
             leads: member.member.is_some() && member.member == told.leader,
             damaged: member.damaged,
             certificates: member.certificates,

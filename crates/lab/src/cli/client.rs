@@ -18,6 +18,9 @@ use crate::dirs;
 /// Maru's programs, which hosts get when they are built.
 const PROGRAMS: &[&str] = &["maru", "marud", "maru-vmm", "maru-switch", "maru-guard", "maru-guest"];
 
+/// What hosts of a cluster get for their state and the store, if nothing else is said.
+const CLUSTER_STATE_MIB: u64 = 512;
+
 fn local(what: impl Into<String>) -> impl FnOnce(io::Error) -> CliError {
     let what = what.into();
     move |source| CliError::Local { what, source }
@@ -73,11 +76,12 @@ pub fn up(up: Up) -> Result<ExitCode, CliError> {
         cpus: up.cpus,
         disks_mib: up.disk,
         shared_disks_mib: up.shared_disk,
-        state_disk_mib: up.state_disk,
-        shared_dir: up.shared_dir,
+        state_disk_mib: up.state_disk.or(up.cluster.then_some(CLUSTER_STATE_MIB)),
+        shared_dir: up.shared_dir || up.cluster,
         programs,
         guest: up.guest,
-        managed: up.managed,
+        managed: up.managed || up.cluster,
+        cluster: up.cluster,
     };
     let spec = serde_json::to_string(&spec).map_err(io::Error::from).map_err(local("describe the lab"))?;
     let own = std::env::current_exe().map_err(local("find this program"))?;

@@ -85,14 +85,18 @@ fn start(spec: &DaemonSpec) -> Result<Lab, crate::LabError> {
             }
         };
     }
-    lab.start_with(&mut |progress| match progress {
+    let lab = lab.start_with(&mut |progress| match progress {
         Progress::Kernel => tell(&StartEvent::Doing("fetching the kernel, unless it is there".into())),
         Progress::Appliance => tell(&StartEvent::Doing("making the appliance, unless nothing has changed".into())),
         Progress::PoweredOn { host } => tell(&StartEvent::Doing(format!("{host} has power"))),
         Progress::Ready { host, time } => {
             tell(&StartEvent::HostReady { host: host.to_owned(), seconds: time.as_secs_f64() });
         }
-    })
+    })?;
+    if spec.cluster {
+        lab.form_cluster(&mut |step| tell(&StartEvent::Doing(step.to_owned())))?;
+    }
+    Ok(lab)
 }
 
 fn tell(event: &StartEvent) {

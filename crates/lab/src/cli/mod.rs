@@ -209,6 +209,9 @@ pub struct Up {
     /// have etcd in /bin, if it can be fetched
     #[arg(long)]
     managed: bool,
+    /// Have the hosts become one cluster; with --managed, --shared-dir and a state disk of 512M
+    #[arg(long)]
+    cluster: bool,
     /// A program to put into the hosts besides Maru's own, as LOCAL:PATH; repeatable
     #[arg(long, value_parser = units::pair)]
     binary: Vec<(String, String)>,

@@ -33,6 +33,8 @@ pub struct DaemonSpec {
     pub guest: bool,
     /// Whether the hosts run `marud`.
     pub managed: bool,
+    /// Whether the hosts become one cluster.
+    pub cluster: bool,
 }
 
 /// What the starting daemon tells `maru lab up`, one line each.

@@ -25,6 +25,9 @@ const HASH: &str = "/etcdserverpb.Maintenance/HashKV";
 const SNAPSHOT: &str = "/etcdserverpb.Maintenance/Snapshot";
 const MOVE_LEADER: &str = "/etcdserverpb.Maintenance/MoveLeader";
 
+/// How long a member may take to say how it is.
+const SHORT: Duration = Duration::from_secs(1);
+
 /// How long the next piece of a backup may take, and defragmentation all in all.
 const LONG: Duration = Duration::from_secs(60);
 
@@ -139,7 +142,7 @@ impl EtcdStore {
 
     /// What the member at this address says of itself, whether the others are there or not.
     pub fn status(&self, url: &str) -> Result<MemberStatus, StoreError> {
-        let answer: wire::StatusResponse = self.ask_member(url, STATUS, wire::Nothing {}, None)?;
+        let answer: wire::StatusResponse = self.ask_member(url, STATUS, wire::Nothing {}, Some(SHORT))?;
         let header = answer.header.unwrap_or_default();
         Ok(MemberStatus {
             id: MemberId(header.member),

@@ -14,7 +14,7 @@ mod alarms;
 pub mod decide;
 pub mod keeper;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,6 +79,8 @@ pub struct Follower {
 pub struct Told {
     /// The member that leads the store.
     pub leader: Option<MemberId>,
+    /// The members that answer, and follow a leader.
+    pub answering: HashSet<MemberId>,
     /// What is waited for, or why the last step was not done.
     pub waits: Option<String>,
 }
@@ -195,11 +197,14 @@ impl Work {
         self.register(&own)?;
         self.keeper.order(self.order(&own)?);
         self.report_damage(&own)?;
-        let mut backups = std::mem::take(&mut self.backups);
-        backups.look(&self.setting.place.state, || self.save(&own));
-        self.backups = backups;
-        let leader = self.leader();
-        self.tell(|told| told.leader = leader);
+        let (answering, leader) = self.answering(&members)?;
+        let answers = own.member.is_some_and(|member| answering.contains(&member));
+        self.tell(|told| (told.leader, told.answering) = (leader, answering));
+        if answers {
+            let mut backups = std::mem::take(&mut self.backups);
+            backups.look(&self.setting.place.state, || self.save(&own));
+            self.backups = backups;
+        }
         if own.leaving && own.member.is_none() {
             return self.leave();
         }
@@ -325,9 +330,22 @@ impl Work {
         })
     }
 
-    fn leader(&self) -> Option<MemberId> {
-        let found = self.endpoints.iter().find_map(|url| self.setting.etcd.status(url).ok());
-        found.and_then(|status| status.leader)
+    /// The members of hosts with a lease that answer and follow a leader, and that leader. A host without one is not asked: it could
+    /// hold up the others' round.
+    fn answering(&self, members: &Members) -> Result<(HashSet<MemberId>, Option<MemberId>), StateError> {
+        let alive = self.setting.state.named::<AliveRecord>()?;
+        let seats = members.iter().filter(|(host, _)| alive.iter().any(|(name, _)| name == host));
+        let seats = seats.filter_map(|(_, record)| Some((record.member?, &record.client_url)));
+        let (mut answering, mut leader) = (HashSet::new(), None);
+        for (member, url) in seats {
+            if let Ok(status) = self.setting.etcd.status(url)
+                && status.leader.is_some()
+            {
+                answering.insert(member);
+                leader = leader.or(status.leader);
+            }
+        }
+        Ok((answering, leader))
     }
 
     /// Everything was handed over: this host is one of its own from the next start on.
