@@ -21,7 +21,7 @@ help: ## list the targets
 ## Try
 
 .PHONY: demo
-demo: deps build ## start two virtual hosts with VMs that talk through virtual switches, and show what they do
+demo: deps build ## start three virtual hosts with VMs that talk through virtual switches, and one that outlives its host
 	@scripts/demo
 
 ## Build
@@ -101,8 +101,8 @@ fmt: ## format the code
 
 ## Measure
 
-.PHONY: bench bench-boot bench-block bench-cluster bench-disk bench-host bench-switch bench-uplink
-bench: bench-boot bench-block bench-cluster bench-disk bench-host bench-switch bench-uplink ## all measurements; the numbers go into SPECIFICATION.md
+.PHONY: bench bench-boot bench-block bench-cluster bench-disk bench-failover bench-host bench-switch bench-uplink
+bench: bench-boot bench-block bench-cluster bench-disk bench-failover bench-host bench-switch bench-uplink ## all measurements; the numbers go into SPECIFICATION.md
 
 bench-boot: deps build ## time to a guest's init and own memory, beside QEMU's
 	@scripts/bench boot
@@ -115,6 +115,9 @@ bench-cluster: deps build ## how long the cluster's core thinks, with 128 hosts 
 
 bench-disk: deps build ## what a VHDX image costs beside a raw file and beside QEMU's VHDX
 	@scripts/bench disk --dir target
+
+bench-failover: deps build ## from a host's power cut to the guest's init on another, in a cluster of three virtual hosts
+	@scripts/bench failover
 
 bench-host: deps-test build ## a hundred VMs on one host, and how exact shares, caps and limits are
 	cargo nextest run $(CARGO_FLAGS) --run-ignored only --no-capture -E 'binary(scenario_hundred) | binary(scenario_limits)'

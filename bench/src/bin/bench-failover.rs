@@ -26,7 +26,7 @@ bench-failover: from a host's power cut to the guest's init on another host
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Between two looks.
-const LOOK: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_secs(2);
 const PROGRAMS: [&str; 6] = ["maru", "marud", "maru-vmm", "maru-switch", "maru-guard", "maru-guest"];
 
 fn main() -> ExitCode {

@@ -272,9 +272,7 @@ fn take_lease(shared: &Shared, attempt: u64) {
 }
 
 fn renew(shared: &Shared, attempt: u64, lease: LeaseId, alive: Revision) {
-    let store = shared.replica.remote();
-    let renewal = renewal(&shared.config.host, lease, alive);
-    match store.keep_alive(lease).and_then(|_| store.commit(&renewal)) {
+    match shared.replica.remote().keep_alive_by(lease, &renewal(&shared.config.host, lease, alive)) {
         Ok(Outcome::Committed(_)) => shared.tell(Event::LeaseRenewed { attempt }),
         Ok(Outcome::Conflict { .. }) | Err(StoreError::NoLease(_)) => shared.tell(Event::LeaseEnded { lease }),
         Err(error) => tracing::debug!("the lease is not renewed: {error}"),

@@ -286,17 +286,7 @@ impl Store for EtcdStore {
             }
             answer => answer?,
         };
-        if answer.succeeded {
-            return Ok(Outcome::Committed(revision_of(answer.header.as_ref())));
-        }
-        let found = answer.responses.into_iter().map(|response| {
-            let entry = response.range.and_then(|range| range.kvs.into_iter().next());
-            entry.map(|entry| revision(entry.mod_revision))
-        });
-        let mut looked = transaction.conditions.iter().zip(found);
-        let conflict = looked.find(|(condition, found)| !condition.holds(*found));
-        let (condition, found) = conflict.ok_or(StoreError::Malformed("a transaction without a reason"))?;
-        Ok(Outcome::Conflict { key: condition.key().into(), found })
+        outcome(transaction, answer)
     }
 
     fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
@@ -305,4 +295,19 @@ impl Store for EtcdStore {
         let prefix = prefix.to_owned();
         self.wait(async move { watch::begin(endpoints, &runtime, &prefix, after).await })
     }
+}
+
+/// What became of a transaction.
+fn outcome(transaction: &Transaction, answer: wire::TxnResponse) -> Result<Outcome, StoreError> {
+    if answer.succeeded {
+        return Ok(Outcome::Committed(revision_of(answer.header.as_ref())));
+    }
+    let found = answer.responses.into_iter().map(|response| {
+        let entry = response.range.and_then(|range| range.kvs.into_iter().next());
+        entry.map(|entry| revision(entry.mod_revision))
+    });
+    let mut looked = transaction.conditions.iter().zip(found);
+    let conflict = looked.find(|(condition, found)| !condition.holds(*found));
+    let (condition, found) = conflict.ok_or(StoreError::Malformed("a transaction without a reason"))?;
+    Ok(Outcome::Conflict { key: condition.key().into(), found })
 }

@@ -42,6 +42,8 @@ use crate::tls::{Shown, TlsError};
 
 /// How often records are looked at: they are in memory.
 const ROUND: Duration = Duration::from_secs(1);
+/// How often members are asked whether they answer.
+const ANSWERS: Duration = Duration::from_secs(5);
 /// After a host was not heard of for so long, another one takes its place in the store.
 const LOST: Duration = Duration::from_secs(600);
 /// How often alarms of etcd are looked for.
@@ -114,6 +116,7 @@ impl Follower {
             told: told.clone(),
             endpoints: Vec::new(),
             silent_since: HashMap::new(),
+            answers_at: Instant::now(),
             alarms_at: Instant::now(),
             backups: backup::Schedule::default(),
             registered: false,
@@ -169,6 +172,7 @@ struct Work {
     told: Arc<Mutex<Told>>,
     endpoints: Vec<String>,
     silent_since: HashMap<String, Instant>,
+    answers_at: Instant,
     alarms_at: Instant,
     backups: backup::Schedule,
     registered: bool,
@@ -197,10 +201,14 @@ impl Work {
         self.register(&own)?;
         self.keeper.order(self.order(&own)?);
         self.report_damage(&own)?;
-        let (answering, leader) = self.answering(&members)?;
-        let answers = own.member.is_some_and(|member| answering.contains(&member));
-        self.tell(|told| (told.leader, told.answering) = (leader, answering));
-        if answers {
+        let leader = self.leader();
+        self.tell(|told| told.leader = leader);
+        if self.answers_at <= Instant::now() {
+            self.answers_at = Instant::now() + ANSWERS;
+            let answering = self.answering(&members)?;
+            self.tell(|told| told.answering = answering);
+        }
+        if own.member.is_some_and(|member| self.told.lock().unwrap_or_else(PoisonError::into_inner).answering.contains(&member)) {
             let mut backups = std::mem::take(&mut self.backups);
             backups.look(&self.setting.place.state, || self.save(&own));
             self.backups = backups;
@@ -330,22 +338,19 @@ impl Work {
         })
     }
 
-    /// The members of hosts with a lease that answer and follow a leader, and that leader. A host without one is not asked: it could
-    /// hold up the others' round.
-    fn answering(&self, members: &Members) -> Result<(HashSet<MemberId>, Option<MemberId>), StateError> {
+    fn leader(&self) -> Option<MemberId> {
+        let found = self.endpoints.iter().find_map(|url| self.setting.etcd.status(url).ok());
+        found.and_then(|status| status.leader)
+    }
+
+    /// The members of hosts with a lease that answer and follow a leader. A host without one is not asked: it could hold up the
+    /// others' round.
+    fn answering(&self, members: &Members) -> Result<HashSet<MemberId>, StateError> {
         let alive = self.setting.state.named::<AliveRecord>()?;
         let seats = members.iter().filter(|(host, _)| alive.iter().any(|(name, _)| name == host));
         let seats = seats.filter_map(|(_, record)| Some((record.member?, &record.client_url)));
-        let (mut answering, mut leader) = (HashSet::new(), None);
-        for (member, url) in seats {
-            if let Ok(status) = self.setting.etcd.status(url)
-                && status.leader.is_some()
-            {
-                answering.insert(member);
-                leader = leader.or(status.leader);
-            }
-        }
-        Ok((answering, leader))
+        let answers = |url: &str| self.setting.etcd.status(url).is_ok_and(|status| status.leader.is_some());
+        Ok(seats.filter(|(_, url)| answers(url)).map(|(member, _)| member).collect())
     }
 
     /// Everything was handed over: this host is one of its own from the next start on.

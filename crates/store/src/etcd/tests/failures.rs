@@ -151,8 +151,17 @@ fn a_leader_without_the_others_prolongs_no_lease() {
         let kept = client.keep_alive(lease.id);
         assert!(matches!(kept, Err(StoreError::Unavailable { .. })), "{kept:?}");
     }
+    let written = Transaction::new().put_under("k", "", lease.id);
+    let kept = client.keep_alive_by(lease.id, &written);
+    assert!(matches!(kept, Err(StoreError::Unavailable { .. } | StoreError::Unknown(_))), "{kept:?}");
     drop(ice);
     until("quorum", || client.keep_alive(lease.id).ok());
+    assert!(matches!(client.keep_alive_by(lease.id, &written), Ok(Outcome::Committed(_))));
+    let conflict = client.keep_alive_by(lease.id, &written.clone().absent("k")).unwrap();
+    assert!(matches!(conflict, Outcome::Conflict { found: Some(_), .. }), "{conflict:?}");
+    client.revoke(lease.id).unwrap();
+    let gone = client.keep_alive_by(lease.id, &written);
+    assert!(matches!(gone, Err(StoreError::NoLease(id)) if id == lease.id), "{gone:?}");
 }
 
 #[test]
