@@ -133,7 +133,7 @@ fn start() -> anyhow::Result<Lab> {
 }
 
 /// The hosts of a cluster that is as it should be: the VM's, the store's leader, all.
-fn healthy<'l>(lab: &'l Lab) -> anyhow::Result<(&'l Host, &'l Host)> {
+fn healthy(lab: &Lab) -> anyhow::Result<(&Host, &Host)> {
     until("all hosts are there, keep the store, and the VM runs", || {
         let host = lab.host(0);
         let status = json(host, "maru cluster status")?;

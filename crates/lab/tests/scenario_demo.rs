@@ -30,7 +30,15 @@ fn the_demo_shows_vms_that_talk_and_the_life_of_one_with_the_commands_that_the_r
     let output = demo.env("MARU_BIN_DIR", programs.parent().unwrap()).env("MARU_LAB", &name).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).replace("\\\n", "");
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    for word in ["Done", "maru-guest: facts", "3 packets received", "1 packets received", "before-upgrade", "web: delete done", "until they are a cluster"] {
+    for word in [
+        "Done",
+        "maru-guest: facts",
+        "3 packets received",
+        "1 packets received",
+        "before-upgrade",
+        "web: delete done",
+        "until they are a cluster",
+    ] {
         assert!(said.contains(word), "no '{word}' in:\n{said}");
     }
     let prompts = ["$ ", "h1# ", "h2# ", "h3# ", "web# "];
