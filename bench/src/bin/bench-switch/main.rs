@@ -5,6 +5,7 @@
 //!  core 0                           core 1
 //!  maru-switch | ovs-vswitchd  ◀──▶ dpdk-testpmd: two virtio-user ports that send on what they get
 //!  maru-switch                 ◀──▶ segments: two ports of our own, frames of 64 KiB
+//!  maru-switch                 ◀──▶ flows: two ports of our own, with and without 10,000 rules, each frame of a new flow or not
 //!  maru-switch                 ◀──▶ shares: ports of our own that contend for one, each with its limits
 //!  kernel: bridge, two TAPs    ◀──▶ writer on core 0, reader on core 1
 //! ```
@@ -14,6 +15,7 @@
 //! and the cycles of the core that switches, of the time in which it had something to do.
 
 mod bridge;
+mod flows;
 mod maru;
 mod ovs;
 mod pingpong;
@@ -39,7 +41,7 @@ usage: bench-switch [options]
 
   --rounds N     rounds in which all contenders take turns; default 3
   --seconds N    seconds that each is measured; default 3
-  --case NAME    only this case: hit, learn, stateful, long, segments, shares, idle
+  --case NAME    only this case: hit, learn, stateful, long, flows, segments, shares, idle
   --help         print this
 
 It needs root (huge pages, TAPs), two cores that have nothing else to do, and the Debian packages that `make bench-switch` installs.
@@ -51,6 +53,8 @@ const SWITCH_CORE: usize = 0;
 const LOAD_CORE: usize = 1;
 /// What is shared in the case `shares`: bits in a second.
 const SHARED_BPS: u64 = 1_000_000_000;
+/// Rules in the case `flows`.
+const MANY_RULES: u32 = 10_000;
 /// Huge pages of 2 MiB for DPDK while it runs.
 const HUGE_PAGES: u32 = 1024;
 
@@ -150,7 +154,7 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<()> {
     let wanted = |name: &str| options.case.as_deref().is_none_or(|case| case == name);
-    let names = Case::ALL.map(Case::name).into_iter().chain(["segments", "shares", "idle"]);
+    let names = Case::ALL.map(Case::name).into_iter().chain(["flows", "segments", "shares", "idle"]);
     ensure!(names.into_iter().any(wanted), "there is no case '{}'", options.case.as_deref().unwrap_or_default());
     let directory = tempfile::tempdir()?;
     let cases: Vec<Case> = Case::ALL.into_iter().filter(|case| wanted(case.name())).collect();
@@ -158,6 +162,9 @@ fn run(options: &Options) -> Result<()> {
     let _pages = if cases.is_empty() { None } else { Some(HugePages::take(&huge(directory.path()))?) };
     for case in cases {
         compare(case, options, directory.path())?;
+    }
+    if wanted("flows") {
+        flows(options, directory.path())?;
     }
     if wanted("segments") {
         segments(options, directory.path())?;
@@ -239,6 +246,34 @@ fn measure_ovs(case: Case, options: &Options, directory: &Path) -> Result<Measur
     let after = load.frames()?;
     ensure!(after.count > before.count, "nothing passed the switch");
     Ok(Measured { rate: (after.count - before.count) as f64 / (after.at - before.at).as_secs_f64(), cycles: switch.cycles()? })
+}
+
+/// What rules cost, and what the first packet of a flow costs.
+fn flows(options: &Options, directory: &Path) -> Result<()> {
+    let cases = [(false, 0), (false, MANY_RULES), (true, 0), (true, MANY_RULES)];
+    let mut measured = cases.map(|_| Vec::new());
+    for _ in 0..options.rounds {
+        for (all, (new, rules)) in measured.iter_mut().zip(cases) {
+            let mut switch = maru::start_with_rules(directory, SWITCH_CORE, rules)?;
+            all.push(flows::measure(&mut switch, LOAD_CORE, options.time, new)?);
+        }
+    }
+    let mut rows = vec![["60 B, a load of our own", "million frames/s", "cycles/frame", "ns/frame"].map(String::from).to_vec()];
+    for (all, (new, rules)) in measured.iter().zip(cases) {
+        let of = |value: fn(&flows::Cost) -> f64| Summary::of(all.iter().map(value)).to_string();
+        let what = if new { "each frame of a new flow" } else { "known flows" };
+        rows.push(vec![
+            format!("{what}, {rules} rules"),
+            of(|cost| cost.rate / 1e6),
+            of(|cost| cost.cycles),
+            of(|cost| cost.nanoseconds),
+        ]);
+    }
+    let cycles = |all: &[flows::Cost]| all.iter().map(|cost| cost.cycles).collect::<Vec<_>>();
+    let ratio = Summary::of_ratios(&cycles(&measured[1]), &cycles(&measured[0])).to_string();
+    rows.push(vec!["what the rules cost known flows, times".into(), String::new(), ratio, String::new()]);
+    println!("{}", table(&rows));
+    Ok(())
 }
 
 fn segments(options: &Options, directory: &Path) -> Result<()> {

@@ -21,9 +21,16 @@ pub fn start(directory: &Path, core: usize, case: Case) -> Result<Switch> {
     Switch::start(directory, Some(core), &policies.into_iter().collect::<Result<Vec<_>>>()?)
 }
 
-/// The policy of a case for the port of a station.
-fn policy(case: Case, mac: &str) -> Result<PortPolicy> {
-    let rule = |effect, direction, weight, remote: Option<Ipv4Addr>| ExtendedRule {
+/// The same with so many rules at each port that do not match.
+pub fn start_with_rules(directory: &Path, core: usize, rules: u32) -> Result<Switch> {
+    let policy = |mac: &str| -> Result<PortPolicy> {
+        Ok(PortPolicy { mac: Some(mac.parse()?), extended_acl: strangers(rules), ..PortPolicy::default() })
+    };
+    Switch::start(directory, Some(core), &MACS.into_iter().map(policy).collect::<Result<Vec<_>>>()?)
+}
+
+fn rule(effect: Effect, direction: Direction, weight: u32, remote: Option<Ipv4Addr>) -> ExtendedRule {
+    ExtendedRule {
         effect,
         direction,
         weight,
@@ -32,15 +39,21 @@ fn policy(case: Case, mac: &str) -> Result<PortPolicy> {
         protocol: None,
         local_ports: None,
         remote_ports: None,
-    };
+    }
+}
+
+/// So many rules against as many stations that are not there.
+fn strangers(count: u32) -> Vec<ExtendedRule> {
+    let strangers = (0..count).map(|number| Ipv4Addr::new(10, 0, (number >> 8) as u8, number as u8));
+    strangers.zip(1..).map(|(remote, weight)| rule(Effect::Deny, Direction::Inbound, weight, Some(remote))).collect()
+}
+
+/// The policy of a case for the port of a station.
+fn policy(case: Case, mac: &str) -> Result<PortPolicy> {
     let plain = PortPolicy { mac: Some(mac.parse()?), ..PortPolicy::default() };
     let directions = [Direction::Inbound, Direction::Outbound];
     Ok(match case {
-        Case::Hit | Case::Long => {
-            let strangers = (0..RULES).map(|number| Ipv4Addr::new(10, 0, (number >> 8) as u8, number as u8));
-            let rules = strangers.zip(1..).map(|(remote, weight)| rule(Effect::Deny, Direction::Inbound, weight, Some(remote)));
-            PortPolicy { extended_acl: rules.collect(), ..plain }
-        }
+        Case::Hit | Case::Long => PortPolicy { extended_acl: strangers(RULES), ..plain },
         Case::Learn => PortPolicy {
             mac_spoofing: Permission::Deny,
             dhcp_server: Permission::Deny,
