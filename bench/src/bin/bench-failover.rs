@@ -12,7 +12,7 @@ use bench::stats::Summary;
 use bench::table::table;
 use lab::Lab;
 use lab::agent::{Event, Exec, Process};
-use lab::appliance::{guest_image, program};
+use lab::appliance::{PROGRAMS, guest_image, program};
 use lab::host::Host;
 use lexopt::prelude::*;
 use serde_json::Value;
@@ -27,7 +27,6 @@ bench-failover: from a host's power cut to the guest's init on another host
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(2);
-const PROGRAMS: [&str; 6] = ["maru", "marud", "maru-vmm", "maru-switch", "maru-guard", "maru-guest"];
 
 fn main() -> ExitCode {
     match parse().and_then(|runs| runs.map_or(Ok(()), run)) {
@@ -132,7 +131,7 @@ fn start() -> anyhow::Result<Lab> {
     Ok(lab)
 }
 
-/// The hosts of a cluster that is as it should be: the VM's, the store's leader, all.
+/// The VM's host and the one that leads the store, when the cluster is as it should be.
 fn healthy(lab: &Lab) -> anyhow::Result<(&Host, &Host)> {
     until("all hosts are there, keep the store, and the VM runs", || {
         let host = lab.host(0);

@@ -16,8 +16,8 @@ pub enum Action {
         /// To be named in the answer.
         attempt: u64,
     },
-    /// Keep a lease alive, and prove it; and commit [`renewal`](crate::node::renewal). Answered, when both are done, by [`Event::LeaseRenewed`](crate::Event::LeaseRenewed) or
-    /// [`Event::LeaseEnded`](crate::Event::LeaseEnded), or not at all.
+    /// Keep a lease alive, and commit [`renewal`](crate::node::renewal), which proves it. Answered, when both are done, by
+    /// [`Event::LeaseRenewed`](crate::Event::LeaseRenewed) or [`Event::LeaseEnded`](crate::Event::LeaseEnded), or not at all.
     RenewLease {
         /// To be named in the answer.
         attempt: u64,

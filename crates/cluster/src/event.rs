@@ -31,8 +31,8 @@ pub enum Event {
         /// Why, in words.
         reason: String,
     },
-    /// The lease was kept alive, the [renewal](crate::node::renewal) was committed, **and it is proven that a majority of the store's members knew the answering leader then**. An answer to a
-    /// keep-alive alone is no such proof: a leader that was replaced still gives some.
+    /// The lease was kept alive, the [renewal](crate::node::renewal) was committed, **and it is proven that a majority of the store's members
+    /// knew the answering leader then**. An answer to a keep-alive alone is no such proof: a leader that was replaced still gives some.
     LeaseRenewed {
         /// Which attempt.
         attempt: u64,

@@ -16,18 +16,7 @@ fn cluster() -> Lab {
     let lab = lab.hosts(3).managed().kernel_words("maru.volume=guest=/guest").state_disk_mib(512).shared_dir();
     let lab = lab.etcd().unwrap().start().unwrap();
     let first = lab.host(0);
-    let addresses = |host: &Host| format!("--address {} --address {}", host.address(0), host.address(1));
-    shell(first, &format!("maru cluster create {}", addresses(first)));
-    until(first, "the cluster answers", |host| host.exec(["maru", "cluster", "status"]).unwrap().success());
-    for host in [lab.host(1), lab.host(2)] {
-        let token = json(first, "maru cluster token")["token"].as_str().unwrap().to_owned();
-        shell(host, &format!("maru cluster join {} {token}", addresses(host)));
-    }
-    until(first, "three hosts keep the store", |host| {
-        let Ok(status) = host.exec(["maru", "cluster", "status", "-o", "json"]) else { return false };
-        status.text().matches("\"voter\"").count() == 3
-    });
-    shell(first, "maru volume create shared /shared --shared");
+    lab.form_cluster(&mut |step| println!("{step}")).unwrap();
     shell(first, "cp /guest/vmlinuz /guest/initramfs /shared/; maru disk create /shared/web.vhdx --size 64M");
     shell(
         first,

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use bench::vswitch::{FrontEnd, HEADER, RING, Switch, Way};
 
+use crate::headers;
 use crate::pingpong::pin;
-use crate::testpmd::MACS;
 
 /// Flows that are known after their first frames.
 const KNOWN: u32 = 16;
@@ -16,7 +16,7 @@ const KNOWN: u32 = 16;
 const FRAME: usize = 60;
 const STRIDE: usize = 128;
 /// Where the ports of UDP are in a frame.
-const PORTS: usize = 34;
+const PORTS: usize = headers::LENGTH;
 /// Bytes of a buffer to receive into.
 const ROOM: usize = 2048;
 
@@ -34,14 +34,7 @@ pub struct Cost {
 /// A frame of UDP from the first port's station to the second's, behind its header.
 fn frame(flow: u32) -> Vec<u8> {
     let mut bytes = vec![0; HEADER];
-    for mac in [MACS[1], MACS[0]] {
-        bytes.extend(mac.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("an address")));
-    }
-    let mut ip = vec![8, 0, 0x45, 0, 0, (FRAME - 14) as u8, 0, 0, 0x40, 0, 64, 17, 0, 0, 198, 18, 0, 1, 198, 18, 0, 2];
-    let sum: u32 = ip[2..].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    ip[12..14].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-    bytes.extend(ip);
+    bytes.extend(headers::of(17, FRAME));
     bytes.extend(flow.to_be_bytes());
     // Without a checksum, which UDP over IPv4 may do.
     bytes.extend([0, (FRAME - PORTS) as u8, 0, 0]);

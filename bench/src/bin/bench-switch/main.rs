@@ -16,6 +16,7 @@
 
 mod bridge;
 mod flows;
+mod headers;
 mod maru;
 mod ovs;
 mod pingpong;

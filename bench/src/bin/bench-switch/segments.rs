@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use bench::vswitch::{FrontEnd, HEADER, RING, Way};
 
+use crate::headers;
 use crate::pingpong::pin;
-use crate::testpmd::MACS;
 
 /// Ethernet, IPv4 and TCP.
 const HEADERS: usize = 54;
@@ -21,16 +21,7 @@ pub fn segment(number: u8) -> Vec<u8> {
     let mut bytes = vec![1, 1, HEADERS as u8, 0];
     bytes.extend(PACKET.to_le_bytes());
     bytes.extend([34, 0, 16, 0, 0, 0]);
-    for mac in [MACS[1], MACS[0]] {
-        bytes.extend(mac.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("an address")));
-    }
-    let length = (HEADERS - 14 + PAYLOAD) as u16;
-    let mut ip = vec![8, 0, 0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0, 198, 18, 0, 1, 198, 18, 0, 2];
-    ip[4..6].copy_from_slice(&length.to_be_bytes());
-    let sum: u32 = ip[2..].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    ip[12..14].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-    bytes.extend(ip);
+    bytes.extend(headers::of(6, HEADERS + PAYLOAD));
     bytes.extend([0x13, 0x88, 0x13, 0x89, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
     bytes.resize(HEADER + HEADERS + PAYLOAD, number);
     bytes

@@ -19,7 +19,7 @@ use crate::view::{Standing, VmView};
 use crate::{Answer, HostId, Moment, Notice, VmId};
 
 /// Between the moments at which hosts try to follow a coordinator, the first in the order of their names at once.
-pub(super) const RANK: Duration = Duration::from_millis(50);
+const RANK: Duration = Duration::from_millis(50);
 /// How often VMs that wait for a host are looked at again, when something has changed.
 const RECHECK: Duration = Duration::from_millis(500);
 /// How often times of day are looked at.
@@ -198,8 +198,7 @@ impl Node {
 
     fn follow(&mut self, me: Holder) {
         let since = *self.coordination.vacant_since.get_or_insert(self.now);
-        let before = self.view.hosts().take_while(|(host, _)| **host != me.host).filter(|(_, host)| host.alive.is_some()).count();
-        let due = since + RANK * u32::try_from(before).unwrap_or(u32::MAX);
+        let due = since + self.rank(None);
         if self.now < due {
             self.coordination.wake_at = Some(due);
             return;
@@ -220,6 +219,13 @@ impl Node {
         self.coordination.office = Office::Asked;
         let (transaction, _) = plan.transaction();
         self.commit(transaction, Purpose::Office);
+    }
+
+    /// How long this host leaves it to those that live and come before it, without one of which it is known that it does nothing.
+    pub(super) fn rank(&self, without: Option<&HostId>) -> Duration {
+        let before = self.view.hosts().take_while(|(host, _)| **host != self.config.host);
+        let before = before.filter(|(host, view)| view.alive.is_some() && Some(*host) != without).count();
+        RANK * u32::try_from(before).unwrap_or(u32::MAX)
     }
 
     fn enter_office(&mut self) {

@@ -11,7 +11,6 @@ use std::time::Duration;
 use store::record::Stored;
 use store::{LeaseId, Revision, Transaction};
 
-use super::coordinator::RANK;
 use super::{Node, Purpose};
 use crate::records::{Holder, RenewalRecord, alive_key, renewal_key};
 use crate::{HostId, Moment};
@@ -61,9 +60,7 @@ impl Node {
                 hosts.into_iter().filter_map(|host| Some((host.clone(), self.end_of(&host, Duration::ZERO)?))).collect()
             }
             Some(host) => {
-                let alive = self.view.hosts().filter(|(other, view)| view.alive.is_some() && **other != host);
-                let before = alive.take_while(|(other, _)| **other != me.host).count();
-                let rank = RANK * u32::try_from(before).unwrap_or(u32::MAX);
+                let rank = self.rank(Some(&host));
                 self.end_of(&host, rank).map(|end| (host, end)).into_iter().collect()
             }
             None => Vec::new(),

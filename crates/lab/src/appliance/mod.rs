@@ -29,6 +29,9 @@ pub const BOOT_LIST: &str = "/lib/modules/maru/boot";
 /// that is built into the kernel.
 pub const MODULE_LIST: &str = "/lib/modules/maru/list";
 
+/// Maru's programs, which hosts have in `/bin`.
+pub const PROGRAMS: &[&str] = &["maru", "marud", "maru-vmm", "maru-switch", "maru-guard", "maru-guest"];
+
 /// Modules a host loads before its services start.
 pub const HOST_BOOT_MODULES: &[&str] =
     &["virtio_pci", "virtio_console", "virtio_net", "virtio_blk", "virtio_rng", "af_packet", "kvm_amd", "kvm_intel"];

@@ -11,12 +11,9 @@ use super::screen::RawTerminal;
 use super::{CliError, Cut, Format, OneWay, Up, screen};
 use crate::agent::ExitStatus;
 use crate::agent::frame::{Decoder, Frame, Kind, Stream};
-use crate::appliance::program;
+use crate::appliance::{PROGRAMS, program};
 use crate::cable::{Conditions, Direction};
 use crate::dirs;
-
-/// Maru's programs, which hosts get when they are built.
-const PROGRAMS: &[&str] = &["maru", "marud", "maru-vmm", "maru-switch", "maru-guard", "maru-guest"];
 
 /// What hosts of a cluster get for their state and the store, if nothing else is said.
 const CLUSTER_STATE_MIB: u64 = 512;

@@ -84,7 +84,7 @@ fn seconds(number: i64) -> Duration {
     Duration::from_secs(number.try_into().unwrap_or(0))
 }
 
-/// Keeps a lease alive, and proves it with what `prove` does at the same member; gives the header of its answer.
+/// Keeps a lease alive, and proves it by what `prove` does at the same member, with the header of the answer that it gives.
 async fn keep_alive<T, F>(
     endpoints: Arc<Endpoints>,
     lease: LeaseId,
