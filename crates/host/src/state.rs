@@ -166,6 +166,14 @@ impl State {
         Ok(snapshot.entries.iter().map(record::from_entry).collect::<Result<_, _>>()?)
     }
 
+    /// The first records of a kind whose names come behind this one, with their names, so many at most.
+    pub fn part<T: Record>(&self, behind: Option<&str>, limit: usize) -> Result<Vec<(String, T)>, StateError> {
+        let behind = behind.map(T::key);
+        let named =
+            |entry: &store::Entry| Ok((entry.key[T::PREFIX.len()..].to_owned(), record::from_bytes(&entry.key, &entry.value)?));
+        self.store.part(T::PREFIX, behind.as_deref(), limit)?.entries.iter().map(named).collect()
+    }
+
     /// The names of all records of a kind.
     pub fn names<T: Record>(&self) -> Result<Vec<String>, StateError> {
         let entries = self.store.range(T::PREFIX)?.entries;

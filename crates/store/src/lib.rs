@@ -97,6 +97,9 @@ pub trait Store: Send + Sync {
     /// All entries whose key begins so.
     fn range(&self, prefix: &str) -> Result<Snapshot, StoreError>;
 
+    /// The first entries whose key begins so and comes behind this one, so many at most. Only they are looked at.
+    fn part(&self, prefix: &str, behind: Option<&str>, limit: usize) -> Result<Snapshot, StoreError>;
+
     /// The newest revision.
     fn revision(&self) -> Result<Revision, StoreError>;
 

@@ -143,6 +143,10 @@ impl Store for MemoryStore {
         Ok(self.lock().table.range(prefix))
     }
 
+    fn part(&self, prefix: &str, behind: Option<&str>, limit: usize) -> Result<Snapshot, StoreError> {
+        Ok(self.lock().table.part(prefix, behind, limit))
+    }
+
     fn revision(&self) -> Result<Revision, StoreError> {
         Ok(self.lock().table.revision)
     }

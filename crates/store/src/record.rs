@@ -80,11 +80,12 @@ struct Written<'a, T> {
     data: &'a T,
 }
 
+/// What is around a record.
 #[derive(Deserialize)]
-struct Envelope {
+struct Envelope<T> {
     kind: String,
     version: u32,
-    data: Value,
+    data: T,
 }
 
 /// The stored form of a record.
@@ -99,7 +100,14 @@ pub fn to_bytes<T: Record>(record: &T) -> Vec<u8> {
 /// Reads the stored form of a record.
 pub fn from_bytes<T: Record>(key: &str, bytes: &[u8]) -> Result<T, RecordError> {
     let malformed = |source| RecordError::Malformed { key: key.into(), source };
-    let Envelope { kind, version, mut data } = serde_json::from_slice(bytes).map_err(malformed)?;
+    // Nearly all are as they are written today. Whatever is not, is looked at piece by piece, to say what is wrong or to bring it up to date.
+    if let Ok(Envelope { kind, version, data }) = serde_json::from_slice::<Envelope<T>>(bytes)
+        && kind == T::KIND
+        && version == T::VERSION
+    {
+        return Ok(data);
+    }
+    let Envelope::<Value> { kind, version, mut data } = serde_json::from_slice(bytes).map_err(malformed)?;
     if kind != T::KIND {
         return Err(RecordError::Kind { key: key.into(), found: kind, wanted: T::KIND });
     }

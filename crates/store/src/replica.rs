@@ -162,6 +162,10 @@ impl<S: Store + 'static> Store for Replica<S> {
         Ok(self.shared.lock().range(prefix))
     }
 
+    fn part(&self, prefix: &str, behind: Option<&str>, limit: usize) -> Result<Snapshot, StoreError> {
+        Ok(self.shared.lock().part(prefix, behind, limit))
+    }
+
     fn revision(&self) -> Result<Revision, StoreError> {
         Ok(self.shared.lock().revision)
     }
@@ -230,6 +234,9 @@ mod tests {
             }
             fn range(&self, prefix: &str) -> Result<Snapshot, StoreError> {
                 self.heard().and_then(|()| self.0.range(prefix))
+            }
+            fn part(&self, prefix: &str, behind: Option<&str>, limit: usize) -> Result<Snapshot, StoreError> {
+                self.heard().and_then(|()| self.0.part(prefix, behind, limit))
             }
             fn revision(&self) -> Result<Revision, StoreError> {
                 self.heard().and_then(|()| self.0.revision())

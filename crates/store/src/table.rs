@@ -60,6 +60,16 @@ impl Table {
         Snapshot { revision: self.revision, entries }
     }
 
+    /// The first entries whose key begins so and comes behind this one.
+    pub fn part(&self, prefix: &str, behind: Option<&str>, limit: usize) -> Snapshot {
+        let start = match behind.filter(|behind| *behind >= prefix) {
+            Some(behind) => Bound::Excluded(behind),
+            None => Bound::Included(prefix),
+        };
+        let from = self.entries.range::<str, _>((start, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(prefix));
+        Snapshot { revision: self.revision, entries: from.take(limit).map(|(key, held)| held.entry(key)).collect() }
+    }
+
     /// Gives a key a value, or none; returns what it had.
     pub fn set(&mut self, key: &str, held: Option<Held>) -> Option<Held> {
         match held {

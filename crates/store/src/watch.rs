@@ -57,6 +57,12 @@ impl Watch {
         self.transaction()
     }
 
+    /// All changes of the next transaction, if there is one before the time is over or the watch has ended.
+    pub fn next_transaction_within(&mut self, time: Duration) -> Option<(Revision, Vec<Changed>)> {
+        self.hear(|live| live.recv_timeout(time).ok());
+        self.transaction()
+    }
+
     /// The changes that are there already, those of each transaction together.
     pub fn try_transactions(&mut self) -> Vec<(Revision, Vec<Changed>)> {
         std::iter::from_fn(|| {

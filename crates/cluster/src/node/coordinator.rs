@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use store::record::to_bytes;
-use store::{LeaseId, Revision, Transaction};
+use store::{LeaseId, MAX_OPERATIONS, Revision, Transaction};
 
 use super::{Node, Purpose};
 use crate::records::{
@@ -97,6 +97,12 @@ struct Plan {
 }
 
 impl Plan {
+    /// Whether nothing more can be put into it: neither as many VMs as a transaction is to have, nor more than the store takes. Each VM has
+    /// three conditions and two changes at most, and the coordinator adds two conditions in the end.
+    fn is_full(&self, batch: usize) -> bool {
+        self.vms >= batch || self.conditions.len() + 5 > MAX_OPERATIONS || self.changes.len() + 2 > MAX_OPERATIONS
+    }
+
     fn transaction(self) -> (Transaction, Vec<Notice>) {
         let mut transaction = Transaction::new();
         for (key, revision) in self.conditions {
@@ -327,7 +333,10 @@ impl Node {
 
     /// Takes away owner records of VMs that are off and whose holder is gone.
     fn plan_leftovers(&mut self, plan: &mut Plan) {
-        for id in self.view.leftover().take(self.config.batch) {
+        for id in self.view.leftover() {
+            if plan.is_full(self.config.batch) {
+                break;
+            }
             let Some(vm) = self.view.vm(id) else { continue };
             Node::require_owner(plan, id, vm);
             if let Some(holder) = vm.holder() {
@@ -348,7 +357,7 @@ impl Node {
         let waiting = &self.coordination.waiting;
         let next: Vec<VmId> = self.view.homeless().filter(|vm| !waiting.contains(vm)).take(room + REFUSALS).cloned().collect();
         for id in next {
-            if plan.vms >= self.config.batch || refusals >= REFUSALS {
+            if plan.is_full(self.config.batch) || refusals >= REFUSALS {
                 self.coordination.dirty = true;
                 self.coordination.plan_at = self.coordination.plan_at.max(self.now);
                 break;
@@ -426,6 +435,9 @@ impl Node {
     /// Sends VMs off hosts that are drained, and home; calls off moves that lead nowhere.
     fn plan_moves(&mut self, plan: &mut Plan) {
         for id in self.view.moving() {
+            if plan.is_full(self.config.batch) {
+                break;
+            }
             let Some(vm) = self.view.vm(id) else { continue };
             let Some(moving) = &vm.moving else { continue };
             let to = &moving.record.to;
@@ -464,7 +476,7 @@ impl Node {
                 continue;
             }
             for vm in vms {
-                if room == 0 || plan.vms >= self.config.batch {
+                if room == 0 || plan.is_full(self.config.batch) {
                     break;
                 }
                 let unix_s = self.unix_s();
@@ -499,7 +511,7 @@ impl Node {
         for (vm, home) in candidates {
             let coming =
                 coming.entry(home.clone()).or_insert_with(|| self.view.host(&home).map_or(0, |host| host.arriving.len()));
-            if *coming < self.config.parallel_moves && plan.vms < self.config.batch && self.view.suits(&vm, &home, unix_s) {
+            if *coming < self.config.parallel_moves && !plan.is_full(self.config.batch) && self.view.suits(&vm, &home, unix_s) {
                 *coming += 1;
                 self.plan_move(plan, &vm, home, MoveReason::Failback);
             }

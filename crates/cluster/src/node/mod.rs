@@ -68,7 +68,7 @@ pub struct Config {
     pub parallel_starts: usize,
     /// How many VMs leave one host, or come back to one, at once.
     pub parallel_moves: usize,
-    /// How many VMs are given to hosts in one transaction.
+    /// How many VMs are given to hosts in one transaction at most: fewer, if they would be more than the store takes.
     pub batch: usize,
 }
 
@@ -92,7 +92,7 @@ impl Config {
             gather_rest_for: Duration::from_secs(2),
             parallel_starts: 8,
             parallel_moves: 4,
-            batch: 32,
+            batch: 64,
         }
     }
 }

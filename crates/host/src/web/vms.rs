@@ -30,6 +30,8 @@ use crate::vm::staging::Staging;
 use crate::vm::work::WorkError;
 use crate::vm::{Surroundings, checkpoints, clone, disks};
 
+/// The most bytes that a name of a VM has.
+const LONGEST_NAME: usize = 64;
 /// How long a guest has to shut down if nothing else is said, in seconds.
 const GRACE: u32 = 120;
 /// How long it may have.
@@ -146,7 +148,7 @@ pub fn find(state: &State, name: &str) -> Result<Stored<VmRecord>, Refusal> {
     let id = match Uuid::parse_str(name) {
         Ok(id) => id,
         // No name has characters that a key may not have.
-        Err(_) if name.len() > 64 => return Err(missing()),
+        Err(_) if name.len() > LONGEST_NAME => return Err(missing()),
         Err(_) => state.read::<NameRecord>(name)?.ok_or_else(missing)?.record.vm,
     };
     state.read::<VmRecord>(&id.to_string())?.ok_or_else(missing)
@@ -173,12 +175,50 @@ pub fn check_if_match(headers: &HeaderMap, vm: &Stored<VmRecord>) -> Result<(), 
 ))]
 pub async fn list(Shared(app): Shared<App>, Params(params): Params<ListParams>) -> Result<Json<api::Page<api::Vm>>, Refusal> {
     let limit = limit(params.limit)?;
-    let (stored, living) = app.host.state.run(|state| Ok((state.all::<VmRecord>()?, living(state)?))).await?;
-    let mut vms: Vec<api::Vm> = stored.iter().map(|vm| told(&app.host, &vm.record, &living)).collect();
-    vms.retain(|vm| params.state.is_none_or(|state| state == vm.state));
-    vms.retain(|vm| params.name.as_ref().is_none_or(|name| *name == vm.spec.name));
-    vms.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
-    Ok(Json(page(vms, params.after.as_deref(), limit, |vm| vm.spec.name.clone())))
+    let host = app.host.clone();
+    let listed = app.host.state.run(move |state| listed(state, &host, &params, limit));
+    Ok(Json(listed.await?))
+}
+
+/// Those that are asked for, and whether there are more. The store has names in their order: of all others, nothing is read.
+fn listed(state: &State, host: &Host, params: &ListParams, limit: usize) -> Result<api::Page<api::Vm>, StateError> {
+    let living = living(state)?;
+    let mut items: Vec<api::Vm> = Vec::new();
+    let mut behind = params.after.clone();
+    while items.len() <= limit {
+        let names = names(state, params, behind.as_deref(), limit + 1)?;
+        let Some((last, _)) = names.last() else { break };
+        behind = Some(last.clone());
+        for (name, NameRecord { vm }) in names {
+            // What VMs of this host do is known without their records.
+            if state.own_host().is_none() && params.state.is_some_and(|state| state != host.live(vm).state) {
+                continue;
+            }
+            // One that was deleted or got another name meanwhile is none of this name.
+            let vm = state.read::<VmRecord>(&vm.to_string())?.filter(|vm| vm.record.name == name);
+            let Some(vm) = vm else { continue };
+            let vm = told(host, &vm.record, &living);
+            if params.state.is_none_or(|state| state == vm.state) {
+                items.push(vm);
+            }
+        }
+    }
+    Ok(page(items, None, limit, |vm| vm.spec.name.clone()))
+}
+
+/// The first names behind one, as far as they are asked for.
+fn names(
+    state: &State,
+    params: &ListParams,
+    behind: Option<&str>,
+    limit: usize,
+) -> Result<Vec<(String, NameRecord)>, StateError> {
+    let Some(name) = &params.name else { return state.part(behind, limit) };
+    // A longer one has no key.
+    if behind.is_some_and(|behind| behind >= name.as_str()) || name.len() > LONGEST_NAME {
+        return Ok(Vec::new());
+    }
+    Ok(state.read::<NameRecord>(name)?.map(|named| (name.clone(), named.record)).into_iter().collect())
 }
 
 /// Show a VM

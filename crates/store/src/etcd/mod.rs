@@ -269,6 +269,22 @@ impl Store for EtcdStore {
         Ok(Snapshot { revision: revision_of(answer.header.as_ref()), entries: answer.kvs.into_iter().map(entry).collect() })
     }
 
+    fn part(&self, prefix: &str, behind: Option<&str>, limit: usize) -> Result<Snapshot, StoreError> {
+        let (mut key, range_end) = interval(prefix);
+        if let Some(behind) = behind.filter(|behind| *behind >= prefix) {
+            // The first key behind another one is that one with a zero byte.
+            key = [behind.as_bytes(), &[0]].concat();
+        }
+        // For etcd, no limit is 0; and to a range whose begin comes behind its end, it says that there is nothing.
+        if limit == 0 {
+            return Ok(Snapshot { revision: self.revision()?, entries: Vec::new() });
+        }
+        let limit = limit.try_into().unwrap_or(i64::MAX);
+        let question = wire::RangeRequest { key, range_end, limit, ..Default::default() };
+        let answer: wire::RangeResponse = self.ask(Repeat::Harmless, RANGE, question)?;
+        Ok(Snapshot { revision: revision_of(answer.header.as_ref()), entries: answer.kvs.into_iter().map(entry).collect() })
+    }
+
     /// That there is an answer proves that most members agree.
     fn revision(&self) -> Result<Revision, StoreError> {
         let endpoints = self.endpoints.clone();

@@ -18,6 +18,7 @@ mod tests;
 pub use open::OpenError;
 
 use std::fs::File;
+use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -60,9 +61,15 @@ fn file(error: impl Into<redb::Error>) -> StoreError {
 fn scan(
     table: &impl ReadableTable<&'static str, (u64, &'static [u8])>,
     prefix: &str,
+    behind: Option<&str>,
+    limit: usize,
     mut take: impl FnMut(&str, u64, &[u8]),
 ) -> Result<(), StoreError> {
-    for item in table.range(prefix..).map_err(file)? {
+    let start = match behind.filter(|behind| *behind >= prefix) {
+        Some(behind) => Bound::Excluded(behind),
+        None => Bound::Included(prefix),
+    };
+    for item in table.range::<&str>((start, Bound::Unbounded)).map_err(file)?.take(limit) {
         let (key, value) = item.map_err(file)?;
         if !key.value().starts_with(prefix) {
             break;
@@ -147,7 +154,7 @@ impl FileStore {
         let entries = reading.open_table(ENTRIES).map_err(file)?;
         let deleted = reading.open_table(DELETED).map_err(file)?;
         let mut changes = Vec::new();
-        scan(&entries, prefix, |key, revision, value| {
+        scan(&entries, prefix, None, usize::MAX, |key, revision, value| {
             if revision > after.0 {
                 changes.push(Changed { key: key.into(), value: Some(value.into()), revision: Revision(revision) });
             }
@@ -178,11 +185,15 @@ impl Store for FileStore {
     }
 
     fn range(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+        self.part(prefix, None, usize::MAX)
+    }
+
+    fn part(&self, prefix: &str, behind: Option<&str>, limit: usize) -> Result<Snapshot, StoreError> {
         let reading = self.database.begin_read().map_err(file)?;
         let meta = reading.open_table(META).map_err(file)?;
         let revision = Revision(meta.get(REVISION).map_err(file)?.map_or(0, |value| value.value()));
         let mut entries = Vec::new();
-        scan(&reading.open_table(ENTRIES).map_err(file)?, prefix, |key, revision, value| {
+        scan(&reading.open_table(ENTRIES).map_err(file)?, prefix, behind, limit, |key, revision, value| {
             entries.push(Entry { key: key.into(), value: value.into(), revision: Revision(revision), lease: None });
         })?;
         Ok(Snapshot { revision, entries })

@@ -88,6 +88,7 @@ macro_rules! for_every_store {
             transactions::what_changes_nothing_has_no_revision,
             transactions::of_several_changes_of_a_key_the_last_counts,
             transactions::a_range_has_the_keys_that_begin_so_in_their_order,
+            transactions::a_part_has_the_first_keys_behind_another_one,
             transactions::what_is_too_long_or_too_much_is_refused_and_changes_nothing,
             transactions::a_store_is_a_map,
             watches::a_watch_hears_of_later_changes_below_its_prefix_in_their_order,

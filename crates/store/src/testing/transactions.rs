@@ -97,6 +97,27 @@ pub fn a_range_has_the_keys_that_begin_so_in_their_order(subject: &impl Subject)
     }
 }
 
+pub fn a_part_has_the_first_keys_behind_another_one(subject: &impl Subject) {
+    let store = subject.store();
+    for key in ["a/1", "a/2", "a/2/x", "a/3", "b/1"] {
+        put(store, key, key);
+    }
+    let part = |behind, limit| {
+        let entries = store.part("a/", behind, limit).unwrap().entries;
+        entries.into_iter().map(|entry| String::from_utf8(entry.value).unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(part(None, 2), ["a/1", "a/2"]);
+    assert_eq!(part(Some("a/2"), 1), ["a/2/x"]);
+    // Neither has to be there.
+    assert_eq!(part(Some("a/10"), 9), ["a/2", "a/2/x", "a/3"]);
+    assert_eq!(part(Some("0"), 1), ["a/1"]);
+    assert_eq!(part(None, usize::MAX).len(), 4);
+    for (behind, limit) in [(Some("a/3"), 9), (Some("c"), 9), (None, 0)] {
+        assert_eq!(part(behind, limit), [""; 0], "{behind:?}");
+    }
+    assert_eq!(store.part("a/", None, 1).unwrap().revision, store.revision().unwrap());
+}
+
 pub fn what_is_too_long_or_too_much_is_refused_and_changes_nothing(subject: &impl Subject) {
     let store = subject.store();
     let fine = || Transaction::new().put("fine", "x");

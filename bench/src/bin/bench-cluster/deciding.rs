@@ -1,75 +1,28 @@
-//! `make bench-cluster`: how long the cluster's core thinks: 128 hosts and 20,000 VMs, all started, 4 hosts lost at once, 8 drained.
+//! How long the cluster's core thinks.
 //!
 //! One real node decides, as the coordinator and for its own host; the store is in memory, and the other hosts do what they are told at once. So
 //! the times are those of decisions alone, without etcd and without VMs.
 
-use std::collections::BTreeSet;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use bench::table::table;
 use cluster::node::renewal;
 use cluster::records::{
-    Affinity, AliveRecord, GroupRule, Holder, Home, HostRecord, Left, MoveReason, MoveRecord, OwnerRecord, PlacementRecord,
-    Power, Priority, Scope, Strength, alive_key, host_key, move_key, owner_key, placement_key,
+    AliveRecord, Holder, Home, Left, MoveReason, MoveRecord, OwnerRecord, alive_key, host_key, move_key, owner_key, placement_key,
 };
 use cluster::view::Standing;
 use cluster::{Action, Answer, Config, Event, HostId, Moment, Node, VmId, requests};
-use lexopt::prelude::*;
 use store::record::{Record, from_bytes, to_bytes};
 use store::{Lease, Leases, MemoryStore, Outcome, Revision, Store, Transaction, Watch};
 
-const HELP: &str = "\
-bench-cluster: how long the cluster's core thinks
-
-  --hosts N    hosts (128)
-  --vms N      VMs (20000)
-  --lose N     hosts that are lost at once (4)
-  --drain N    hosts that are drained (8)
-";
+use crate::options::Options;
+use crate::shape::{Shape, host_name, vm_name};
 
 /// What passes between two looks of the node, in its own time: about a commit of etcd.
 const ROUND: Duration = Duration::from_millis(5);
 /// Rounds after which something must be wrong.
 const ROUNDS: u32 = 200_000;
-
-struct Options {
-    hosts: usize,
-    vms: usize,
-    lose: usize,
-    drain: usize,
-}
-
-fn main() -> ExitCode {
-    match parse().and_then(|options| options.map_or(Ok(()), |options| run(&options))) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench-cluster: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn parse() -> anyhow::Result<Option<Options>> {
-    let mut options = Options { hosts: 128, vms: 20_000, lose: 4, drain: 8 };
-    let mut parser = lexopt::Parser::from_env();
-    while let Some(argument) = parser.next()? {
-        match argument {
-            Long("hosts") => options.hosts = parser.value()?.parse()?,
-            Long("vms") => options.vms = parser.value()?.parse()?,
-            Long("lose") => options.lose = parser.value()?.parse()?,
-            Long("drain") => options.drain = parser.value()?.parse()?,
-            Long("help") | Short('h') => {
-                print!("{HELP}");
-                return Ok(None);
-            }
-            other => return Err(other.unexpected().into()),
-        }
-    }
-    ensure!(options.lose + options.drain < options.hosts, "there have to be more hosts than are lost and drained");
-    Ok(Some(options))
-}
 
 /// How long the node thought.
 #[derive(Default)]
@@ -90,10 +43,6 @@ struct Cluster {
     thought: Thought,
 }
 
-fn host_name(number: usize) -> HostId {
-    format!("h{number:03}").into()
-}
-
 fn committed(store: &MemoryStore, transaction: &Transaction) -> anyhow::Result<Revision> {
     match store.commit(transaction)? {
         Outcome::Committed(revision) => Ok(revision),
@@ -105,18 +54,10 @@ impl Cluster {
     fn new(options: &Options) -> anyhow::Result<Cluster> {
         let store = MemoryStore::new();
         let mut leases = Vec::new();
-        let features: BTreeSet<String> = (0..30).map(|number| format!("feature{number}")).collect();
+        let shape = Shape::new();
         for number in 0..options.hosts {
             let host = host_name(number);
-            let record = HostRecord {
-                memory_mib: 512 * 1024,
-                cpus: 128,
-                fault_domain: Some(format!("rack{}", number / 16)),
-                volumes: BTreeSet::from(["shared".into()]),
-                cpu_features: features.clone(),
-                ..HostRecord::default()
-            };
-            let mut transaction = Transaction::new().put(host_key(&host), to_bytes(&record));
+            let mut transaction = Transaction::new().put(host_key(&host), to_bytes(&shape.host(number)));
             // The first host is the node itself, and takes its own lease.
             if number > 0 {
                 let lease = store.grant(Duration::from_secs(1_000_000))?;
@@ -126,24 +67,8 @@ impl Cluster {
             committed(&store, &transaction)?;
         }
         for number in 0..options.vms {
-            let vm = VmId::from(format!("{number:08x}-0000-4000-8000-000000000000"));
-            let apart = GroupRule {
-                group: format!("group{}", number / 3),
-                affinity: Affinity::Apart,
-                scope: Scope::Host,
-                strength: if number % 2 == 0 { Strength::Hard } else { Strength::Soft },
-            };
-            let record = PlacementRecord {
-                power: Power::On,
-                memory_mib: 1024 * (1 + number as u64 % 4),
-                vcpus: 1 + (number % 4) as u32,
-                priority: [Priority::Low, Priority::Medium, Priority::High][number % 3],
-                volumes: BTreeSet::from(["shared".into()]),
-                cpu_features: features.clone(),
-                groups: vec![apart],
-                ..PlacementRecord::default()
-            };
-            committed(&store, &Transaction::new().put(placement_key(&vm), to_bytes(&record)))?;
+            let placement = to_bytes(&shape.placement(number));
+            committed(&store, &Transaction::new().put(placement_key(&vm_name(number)), placement))?;
         }
         let watch = store.watch("", store.range("none/")?.revision)?;
         let node = Node::new(Config::new(host_name(0)), Moment::default(), None, Vec::new());
@@ -242,7 +167,8 @@ impl Cluster {
     }
 }
 
-fn run(options: &Options) -> anyhow::Result<()> {
+/// Measures, and prints what was found.
+pub fn run(options: &Options) -> anyhow::Result<()> {
     let mut cluster = Cluster::new(options)?;
     let mut rows =
         vec![["what", "VMs", "transactions", "thought, ms", "longest, ms", "for each VM, us"].map(String::from).to_vec()];
