@@ -1,10 +1,12 @@
-//! `make bench-list`: how long it takes to list many VMs: a real `marud` with its store in a file, over TLS on the loopback network.
+//! `make bench-list`: how long it takes to list many VMs: a real `marud` over TLS on the loopback network, first by itself, with its store in a
+//! file, then as a host of a cluster, with etcd. There, nearly all VMs are other hosts'.
 //!
 //! One VM is made through the API; the others are its record with other names, written into the store while no `marud` runs: making a VM looks at
 //! all that there are.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -25,6 +27,12 @@ bench-list: how long it takes to list many VMs
   --dir DIR     where marud keeps its state (a new directory in the one for temporary files)
 ";
 
+/// Hosts that VMs are said to be on.
+const HOSTS: usize = 128;
+/// How long a host may take to become a cluster.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Between two looks whether it has.
+const LOOK: Duration = Duration::from_millis(100);
 /// VMs that are written at once.
 const WRITTEN_AT_ONCE: usize = 32;
 
@@ -88,8 +96,9 @@ impl Marud {
     /// Starts it, and waits until it listens.
     fn start(directory: &Path) -> anyhow::Result<Marud> {
         let mut command = Command::new(program("marud")?);
+        command.arg("--etcd").arg(etcd());
         command.arg("--state").arg(directory.join("state")).arg("--run").arg(directory.join("run"));
-        command.arg("--cgroup").arg(directory.join("cgroup")).args(["--listen", "127.0.0.1:0"]).stderr(Stdio::piped());
+        command.arg("--cgroup").arg(directory.join("cgroup")).arg("--listen").arg(format!("{}:8420", own_address())).stderr(Stdio::piped());
         let mut child = command.spawn().context("marud")?;
         let said = child.stderr.take().context("marud says nothing")?;
         let mut marud = Marud { child, address: String::new() };
@@ -114,6 +123,18 @@ impl Marud {
         let authority = fs::read(directory.join("state/tls/ca.pem"))?;
         Ok(Client::new(&format!("https://{}", self.address), &authority, secret.trim())?)
     }
+}
+
+/// Where `scripts/install-deps` has put etcd.
+fn etcd() -> PathBuf {
+    let build = std::env::var_os("MARU_BUILD_DIR").map(PathBuf::from);
+    build.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../build")).join("etcd/usr/bin")
+}
+
+/// An address of the loopback network that is this process's own, so that no port has to be looked for.
+fn own_address() -> Ipv4Addr {
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, a + 1, b, c)
 }
 
 /// Makes one VM, as users do.
@@ -153,6 +174,8 @@ fn write_others(directory: &Path, first: &api::Vm, vms: usize) -> anyhow::Result
             vm["data"]["id"] = json!(id);
             vm["data"]["name"] = json!(name);
             named["data"]["vm"] = json!(id);
+            // While there is no cluster, that means nothing.
+            vm["data"]["host"] = json!(format!("h{}", number % HOSTS));
             transaction = transaction.put(format!("vms/{id}"), vm.to_string()).put(format!("names/{name}"), named.to_string());
         }
         store.commit(&transaction)?;
@@ -207,9 +230,34 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let begin = Instant::now();
     let marud = Marud::start(directory)?;
     let start = begin.elapsed();
-    let client = marud.client(directory)?;
     add_context(directory, &marud.address)?;
+    println!("{} VMs; marud listens {} ms after its start", options.vms, millis(start));
+    measure_all("A host by itself", options, directory, &marud)?;
+    let begin = Instant::now();
+    become_cluster(directory, &marud)?;
+    println!("\nit is a cluster {} ms after it was told so", millis(begin.elapsed()));
+    measure_all("A host of a cluster", options, directory, &marud)
+}
 
+/// Makes a cluster of the host, and waits until it answers as one.
+fn become_cluster(directory: &Path, marud: &Marud) -> anyhow::Result<()> {
+    let asked = json!({"name": "bench", "host": "h0"});
+    marud.client(directory)?.call::<Value>(Method::POST, "/cluster", Some(&asked))?;
+    let end = Instant::now() + PATIENCE;
+    loop {
+        // It starts anew meanwhile, and has another authority then.
+        let status = marud.client(directory).and_then(|client| Ok(client.get::<api::ClusterStatus>("/cluster")?));
+        match status {
+            Ok(status) if status.cluster.is_some() => break,
+            Err(error) if Instant::now() > end => return Err(error.context("no cluster came of it")),
+            _ => std::thread::sleep(LOOK),
+        }
+    }
+    add_context(directory, &marud.address)
+}
+
+fn measure_all(title: &str, options: &Options, directory: &Path, marud: &Marud) -> anyhow::Result<()> {
+    let client = marud.client(directory)?;
     let mut rows = vec![["what", "ms: median (from, to)", "bytes"].map(String::from).to_vec()];
     let mut measure = |what: &str, work: &dyn Fn() -> anyhow::Result<usize>| -> anyhow::Result<()> {
         // Connections are made, and memory is touched for the first time.
@@ -238,8 +286,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
         ensure!(lines == options.vms, "{lines} VMs are listed");
         Ok(0)
     })?;
-    println!("{} VMs in {} parts; marud listens {} ms after its start\n", options.vms, parts(&client)?.0, millis(start));
-    print!("{}", table(&rows));
+    print!("\n{title}\n\n{}", table(&rows));
     Ok(())
 }
 

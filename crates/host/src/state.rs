@@ -1,6 +1,7 @@
 //! What is wanted and known, in the store.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use store::record::{self, Record, RecordError, Stored};
 use store::{Outcome, Revision, Store, StoreError, Transaction, Watch};
@@ -15,6 +16,8 @@ const EVENTS_KEPT: usize = 10_000;
 const TASKS_KEPT: usize = 1000;
 /// How long a repeated request with an `Idempotency-Key` is recognised.
 const ONCE_KEPT: time::Duration = time::Duration::hours(24);
+/// Records of VMs that are kept parsed: more than a cluster is made for, some of which are of VMs that were deleted.
+const PARSED_AT_MOST: usize = 32_768;
 /// Records that one transaction takes away at most: one less than it can change.
 const PRUNED_AT_ONCE: usize = store::MAX_OPERATIONS - 1;
 
@@ -24,6 +27,7 @@ pub struct State {
     store: Arc<dyn Store>,
     /// The name of this host, if it is one of a cluster. Then the store has the records of all of them.
     own: Option<Arc<str>>,
+    parsed: Arc<Mutex<HashMap<Uuid, Stored<Arc<VmRecord>>>>>,
 }
 
 /// Why the state cannot be read or changed.
@@ -96,12 +100,12 @@ impl Records for Transaction {
 impl State {
     /// Lays records over the store of a single host.
     pub fn new(store: Arc<dyn Store>) -> State {
-        State { store, own: None }
+        State { store, own: None, parsed: Arc::default() }
     }
 
     /// Lays records over the store of a cluster, for one of its hosts.
     pub fn of_cluster(store: Arc<dyn Store>, host: &str) -> State {
-        State { store, own: Some(host.into()) }
+        State { store, own: Some(host.into()), parsed: Arc::default() }
     }
 
     /// The name of this host, if it is one of a cluster.
@@ -158,6 +162,23 @@ impl State {
     pub fn read<T: Record>(&self, name: &str) -> Result<Option<Stored<T>>, StateError> {
         let entry = self.store.get(&T::key(name))?;
         Ok(entry.map(|entry| record::from_entry(&entry)).transpose()?)
+    }
+
+    /// A VM's record, for those that look at many: one that is as it was is not parsed again.
+    pub fn vm(&self, id: Uuid) -> Result<Option<Stored<Arc<VmRecord>>>, StateError> {
+        let Some(entry) = self.store.get(&VmRecord::key(&id.to_string()))? else { return Ok(None) };
+        let parsed = || self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = parsed().get(&id).filter(|known| known.revision == entry.revision) {
+            return Ok(Some(known.clone()));
+        }
+        let Stored { record, revision } = record::from_entry(&entry)?;
+        let stored = Stored { record: Arc::new(record), revision };
+        let mut parsed = parsed();
+        if parsed.len() >= PARSED_AT_MOST {
+            parsed.clear();
+        }
+        parsed.insert(id, stored.clone());
+        Ok(Some(stored))
     }
 
     /// All records of a kind, in the order of their names.

@@ -195,7 +195,7 @@ fn listed(state: &State, host: &Host, params: &ListParams, limit: usize) -> Resu
                 continue;
             }
             // One that was deleted or got another name meanwhile is none of this name.
-            let vm = state.read::<VmRecord>(&vm.to_string())?.filter(|vm| vm.record.name == name);
+            let vm = state.vm(vm)?.filter(|vm| vm.record.name == name);
             let Some(vm) = vm else { continue };
             let vm = told(host, &vm.record, &living);
             if params.state.is_none_or(|state| state == vm.state) {
