@@ -67,6 +67,10 @@ test-api: deps-api ## ask the API whatever its document allows, and what it does
 	cargo build --release $(if $(CI),--locked) --package maru-host --package maru-switch --bins --examples
 	@scripts/test-api
 
+.PHONY: test-witness
+test-witness: deps-test build ## every fault, and every pair of them, beside a guest that sees whether it runs twice (an hour and a half)
+	cargo nextest run $(CARGO_FLAGS) --run-ignored only --no-capture -E 'binary(scenario_witness)'
+
 .PHONY: test-deb
 test-deb: deps build ## install the Debian package on a real Debian in a virtual machine, and use it (as root; needs mmdebstrap)
 	@scripts/test-deb

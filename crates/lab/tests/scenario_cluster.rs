@@ -4,31 +4,10 @@ mod common;
 
 use std::time::Instant;
 
-use common::managed::{console, json, managed_lab, until, vm};
+use common::managed::{cluster, console, create_shared, json, until, vm};
 use common::{PATIENCE, shell};
 use lab::Lab;
-use lab::appliance::program;
 use lab::host::Host;
-
-/// Three hosts that are a cluster, with a volume that all of them see.
-fn cluster() -> Lab {
-    let lab = managed_lab().binary(program("maru-guard").expect("maru-guard"), "/bin/maru-guard");
-    let lab = lab.hosts(3).managed().kernel_words("maru.volume=guest=/guest").state_disk_mib(512).shared_dir();
-    let lab = lab.etcd().unwrap().start().unwrap();
-    let first = lab.host(0);
-    lab.form_cluster(&mut |step| println!("{step}")).unwrap();
-    shell(first, "cp /guest/vmlinuz /guest/initramfs /shared/; maru disk create /shared/web.vhdx --size 64M");
-    shell(
-        first,
-        "maru vm create web --kernel shared:vmlinuz --initrd shared:initramfs --disk shared:web.vhdx --memory 128M \
-         --cmdline 'console=ttyS0 quiet panic=-1 mitigations=off maru.test=idle'",
-    );
-    until(first, "all hosts see the volume", |host| {
-        let explained = json(host, "maru vm explain web");
-        explained["hosts"].as_array().unwrap().iter().filter(|host| host["score"].is_i64()).count() == 3
-    });
-    lab
-}
 
 /// The host that a VM is on, as another one tells it.
 fn place<'l>(lab: &'l Lab, asked: &Host, name: &str) -> &'l Host {
@@ -48,6 +27,8 @@ fn runs_elsewhere(asked: &Host, not: &Host) -> bool {
 fn a_vm_outlives_its_host_and_leaves_one_that_is_drained() {
     let lab = cluster();
     let first = lab.host(0);
+    shell(first, "maru disk create /shared/web.vhdx --size 64M");
+    create_shared(&lab, "web", "web.vhdx", "maru.test=idle");
     shell(lab.host(1), "maru vm start web");
     let id = vm(first, "web")["id"].as_str().unwrap().to_owned();
     let before = place(&lab, first, "web");
@@ -67,11 +48,11 @@ fn a_vm_outlives_its_host_and_leaves_one_that_is_drained() {
     until(after, "the host is back", |host| {
         json(host, "maru cluster status")["cluster"]["hosts"].as_array().unwrap().iter().all(|host| host["alive"] == true)
     });
-    assert_eq!(shell(before, "pgrep maru-vmm | wc -l").trim(), "0");
+    assert_eq!(shell(before, "pidof maru-vmm | wc -w").trim(), "0");
 
     shell(before, &format!("maru host drain {}", after.name()));
     until(before, "the VM has left the drained host", |host| runs_elsewhere(host, after));
-    assert_eq!(shell(after, "pgrep maru-vmm | wc -l").trim(), "0");
+    assert_eq!(shell(after, "pidof maru-vmm | wc -w").trim(), "0");
     shell(after, "maru vm stop web --force");
     assert_eq!(vm(before, "web")["state"], "off");
 }

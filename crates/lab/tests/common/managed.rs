@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lab::LabSpec;
+use lab::{Lab, LabSpec};
 use lab::agent::{Event, Exec, Process};
 use lab::appliance::program;
 use lab::host::Host;
@@ -13,6 +13,32 @@ use super::{PATIENCE, shell, vm_lab};
 /// Hosts that can run VMs, with `marud`.
 pub fn managed_lab() -> LabSpec {
     vm_lab().binary(program("marud").expect("marud"), "/bin/marud")
+}
+
+/// Three hosts that are a cluster, with a volume that all of them see.
+pub fn cluster() -> Lab {
+    let lab = managed_lab().binary(program("maru-guard").expect("maru-guard"), "/bin/maru-guard");
+    let lab = lab.hosts(3).managed().kernel_words("maru.volume=guest=/guest").state_disk_mib(512).shared_dir();
+    let lab = lab.etcd().unwrap().start().unwrap();
+    lab.form_cluster(&mut |step| println!("{step}")).unwrap();
+    lab
+}
+
+/// Makes a VM that all hosts of a cluster can have, with a disk that is on the shared volume already, and waits until they know it.
+pub fn create_shared(lab: &Lab, name: &str, disk: &str, words: &str) {
+    let first = lab.host(0);
+    shell(first, "cp /guest/vmlinuz /guest/initramfs /shared/");
+    shell(
+        first,
+        &format!(
+            "maru vm create {name} --kernel shared:vmlinuz --initrd shared:initramfs --disk shared:{disk} --memory 128M \
+             --cmdline 'console=ttyS0 quiet panic=-1 mitigations=off {words}'"
+        ),
+    );
+    until(first, "all hosts see the volume", |host| {
+        let explained = json(host, &format!("maru vm explain {name}"));
+        explained["hosts"].as_array().unwrap().iter().filter(|host| host["score"].is_i64()).count() == lab.hosts().len()
+    });
 }
 
 /// Starts `marud` in a session of its own, as an init system does, with volumes as `NAME=DIRECTORY`, and waits until it answers.

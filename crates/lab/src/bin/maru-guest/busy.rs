@@ -11,11 +11,7 @@ use std::thread;
 
 use lab::pid1::CommandLine;
 
-const UNIT: usize = 4096;
-
-/// Memory as `O_DIRECT` wants it.
-#[repr(align(4096))]
-struct Unit([u8; UNIT]);
+use crate::unit::{UNIT, Unit};
 
 /// Works until the VM is stopped.
 pub fn run(line: &CommandLine) -> ! {

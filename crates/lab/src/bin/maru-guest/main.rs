@@ -10,6 +10,7 @@
 //! | `maru.test=shell` | a shell on the console |
 //! | `maru.test=load` | write, verify, talk and watch the clocks until told otherwise, see below |
 //! | `maru.test=busy` | use all that processors give, or `maru.disk`s |
+//! | `maru.test=witness` | write to a disk who runs, and see whether someone else does: see [`witness`] |
 //! | `maru.test=disk-verify` | check what an earlier `load` left on the disks, then power off |
 //! | `maru.test=hostile` | write garbage into everything that the monitor shows, and prove that it survives: see [`hostile`] |
 //! | `maru.root=vda` | go on as `/init` of the ext4 file system on this disk; needs `maru.modules=ext4` |
@@ -39,7 +40,9 @@ mod frames;
 mod hostile;
 mod kvm_check;
 mod load;
+mod unit;
 mod vsock;
+mod witness;
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -128,6 +131,7 @@ fn init() {
         "shell" => shell(),
         "load" => load::run(&line),
         "busy" => busy::run(&line),
+        "witness" => witness::run(&line),
         "disk-verify" => load::verify_disks(&line),
         "hostile" => hostile::run(&line),
         other => println!("maru-guest: FAIL there is no maru.test={other}"),
