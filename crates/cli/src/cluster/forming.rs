@@ -10,7 +10,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::output::{Output, print};
-use crate::remote::{Connect, RemoteError, fields, shown_time};
+use crate::remote::{Connect, RemoteError, TokenArgs, fields, shown_time};
 
 /// How long a `marud` that starts itself anew may be away. etcd is ready within seconds, and all that a host had is copied.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -36,8 +36,8 @@ pub struct CreateArgs {
 /// `maru cluster join`.
 #[derive(Debug, Args)]
 pub struct JoinArgs {
-    /// What `maru cluster token` printed on a host of the cluster
-    token: String,
+    #[command(flatten)]
+    token: TokenArgs,
     /// The host's name in the cluster, instead of its host name
     #[arg(long, value_name = "HOST")]
     name: Option<String>,
@@ -177,7 +177,7 @@ pub fn token(valid_seconds: u32, connect: &Connect, output: Output) -> Result<()
 /// `maru cluster join`.
 pub fn join(args: &JoinArgs) -> Result<(), ClusterError> {
     let body = api::JoinCluster {
-        token: args.token.clone(),
+        token: args.token.read().map_err(RemoteError::from)?,
         host: args.name.clone(),
         addresses: args.address.clone(),
         witness: args.witness,

@@ -11,7 +11,7 @@ use api::client::Client;
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 
-use super::{RemoteError, show_one, table};
+use super::{RemoteError, TokenArgs, show_one, table};
 use crate::output::Output;
 
 /// Where `marud` keeps its state if nothing else is said.
@@ -44,9 +44,8 @@ pub enum ContextCommand {
         /// The certificate authority of marud (PEM)
         #[arg(long, value_name = "FILE")]
         ca: PathBuf,
-        /// A file with the secret of a token
-        #[arg(long, value_name = "FILE")]
-        token_file: PathBuf,
+        #[command(flatten)]
+        token: TokenArgs,
     },
     /// List contexts
     List {
@@ -186,9 +185,9 @@ pub fn run(command: ContextCommand) -> Result<(), RemoteError> {
     let path = path()?;
     let mut contexts = Contexts::read(&path)?;
     match command {
-        ContextCommand::Add { name, server, ca, token_file } => {
+        ContextCommand::Add { name, server, ca, token } => {
             let authority = String::from_utf8_lossy(&read(&ca)?).into_owned();
-            let secret = String::from_utf8_lossy(&read(&token_file)?).trim().to_owned();
+            let secret = token.read()?;
             // What cannot work is better said now.
             Client::new(&server, authority.as_bytes(), &secret)?.get::<api::HostInfo>("/host")?;
             contexts.contexts.insert(name.clone(), Context { server, authority, secret });

@@ -5,12 +5,17 @@ use std::path::PathBuf;
 
 use api::client::ClientError;
 
+use super::secret::SecretError;
+
 /// Why a command that needs `marud` fails.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
     /// `marud`, or the way to it.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The token that was to be read.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// Writing the result.
     #[error("cannot write the result")]
     Output(#[from] io::Error),
