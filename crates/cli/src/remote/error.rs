@@ -46,6 +46,11 @@ pub enum RemoteError {
         /// Those that there are.
         known: String,
     },
+    /// The context is of several hosts, and one is meant.
+    #[error(
+        "the context '{0}' names several hosts, and this is about one: add a context that names that one alone, and use it with --context"
+    )]
+    NotOneHost(String),
     /// Nobody said which `marud`.
     #[error(
         "there is no marud on this machine whose token this user may read ({}): become root, or name a host with `maru context add`",

@@ -3,6 +3,7 @@
 mod contexts;
 mod error;
 mod secret;
+mod servers;
 mod show;
 
 pub use contexts::{Connect, ContextCommand, LOCAL_STATE, Local, context_names, run};
