@@ -14,15 +14,21 @@ mod cluster;
 mod console;
 mod error;
 mod event;
+#[cfg(feature = "client")]
+mod failover;
 mod guest;
 mod host;
 mod image;
 mod placement;
 mod policy;
+#[cfg(feature = "client")]
+mod reach;
 mod resources;
 mod switch;
 mod task;
 mod team;
+#[cfg(all(feature = "client", any(test, feature = "testing")))]
+pub mod testing;
 mod token;
 mod usage;
 mod vm;

@@ -12,20 +12,24 @@ use tungstenite::client::IntoClientRequest;
 use tungstenite::http::HeaderValue;
 
 use crate::client::ClientError;
+use crate::failover::Silent;
 use crate::{BASE, Error};
 
-/// How long a server may take to be reached, and for each step up to its answer.
+/// How long a server may take for each step up to its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A connection.
 pub type WebSocket = tungstenite::WebSocket<StreamOwned<ClientConnection, TcpStream>>;
 
-/// Opens the WebSocket at `path` of a server like `https://h1:8420`.
-pub(crate) fn open(server: &str, tls: &Arc<ClientConfig>, secret: &str, path: &str) -> Result<WebSocket, ClientError> {
-    let unreachable = |reason: String| ClientError::Unreachable {
-        server: server.into(),
-        source: Box::new(ureq::Error::Io(io::Error::other(reason))),
-    };
+/// Opens the WebSocket at `path` of a server like `https://h1:8420`, which is to be reached within this time.
+pub(crate) fn open(
+    server: &str,
+    tls: &Arc<ClientConfig>,
+    secret: &str,
+    path: &str,
+    limit: Duration,
+) -> Result<Result<WebSocket, ClientError>, Silent> {
+    let unreachable = |reason: String| Silent { is_asked: false, reason };
     let address = server.strip_prefix("https://").unwrap_or(server);
     let request = format!("wss://{address}{BASE}{path}").into_client_request();
     let mut request = request.map_err(|error| unreachable(error.to_string()))?;
@@ -37,25 +41,25 @@ pub(crate) fn open(server: &str, tls: &Arc<ClientConfig>, secret: &str, path: &s
     let port = request.uri().port_u16().unwrap_or(443);
 
     let name = ServerName::try_from(host.clone()).map_err(|error| unreachable(error.to_string()))?;
-    let stream = connect(&host, port).map_err(|error| unreachable(error.to_string()))?;
+    let stream = connect(&host, port, limit).map_err(|error| unreachable(error.to_string()))?;
     let session = ClientConnection::new(tls.clone(), name).map_err(|error| unreachable(error.to_string()))?;
     match tungstenite::client(request, StreamOwned::new(session, stream)) {
-        Ok((socket, _)) => Ok(socket),
+        Ok((socket, _)) => Ok(Ok(socket)),
         Err(HandshakeError::Failure(tungstenite::Error::Http(response))) => {
             let status = response.status().as_u16();
             let error = response.body().as_deref().map(serde_json::from_slice::<Error>);
-            match error {
-                Some(Ok(error)) => Err(ClientError::Refused { status, error }),
-                _ => Err(ClientError::Strange { status, reason: "it is no WebSocket".into() }),
-            }
+            Ok(Err(match error {
+                Some(Ok(error)) => ClientError::Refused { status, error },
+                _ => ClientError::Strange { status, reason: "it is no WebSocket".into() },
+            }))
         }
         Err(HandshakeError::Failure(error)) => Err(unreachable(error.to_string())),
         Err(HandshakeError::Interrupted(_)) => Err(unreachable("it takes too long".into())),
     }
 }
 
-fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
-    let (deadline, mut last) = (Instant::now() + PATIENCE, None);
+fn connect(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
+    let (deadline, mut last) = (Instant::now() + limit, None);
     for address in (host, port).to_socket_addrs()? {
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         match TcpStream::connect_timeout(&address, left) {

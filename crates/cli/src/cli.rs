@@ -141,6 +141,14 @@ mod tests {
     }
 
     #[test]
+    fn a_token_to_join_with_is_no_argument() {
+        assert!(Cli::try_parse_from(["maru", "cluster", "join", "maru-join-1/192.0.2.1@8420/x"]).is_err());
+        for line in [&["maru", "cluster", "join"][..], &["maru", "cluster", "join", "--token-file", "-"]] {
+            assert!(Cli::try_parse_from(line).is_ok(), "{line:?}");
+        }
+    }
+
+    #[test]
     fn misspelt_commands_get_a_suggestion() {
         let error = Cli::try_parse_from(["maru", "vm", "runn"]).unwrap_err().to_string();
         assert!(error.contains("'run'"), "{error}");

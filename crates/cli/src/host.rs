@@ -60,7 +60,7 @@ pub fn want(args: &ClusterHostArgs, what: &str) -> Result<(), RemoteError> {
 
 /// `maru host show`.
 pub fn show(args: &ShowArgs) -> Result<(), RemoteError> {
-    let host: api::HostInfo = args.connect.client()?.get("/host")?;
+    let host: api::HostInfo = args.connect.host()?.get("/host")?;
     show_one(args.output, &host, || {
         fields(&[
             ("name", host.name.clone()),

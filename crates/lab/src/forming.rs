@@ -27,7 +27,7 @@ impl Lab {
         for host in &self.hosts()[1..] {
             progress(&format!("{} joins it", host.name()));
             let token = json(first, "maru cluster token")?["token"].as_str().unwrap_or_default().to_owned();
-            run(host, &format!("maru cluster join {} {token}", addresses(host)))?;
+            run_with(host, &format!("maru cluster join {}", addresses(host)), &token)?;
         }
         let voters = match self.hosts().len() {
             0..=2 => 1,
@@ -56,7 +56,12 @@ fn addresses(host: &Host) -> String {
 
 /// Runs a command line on a host.
 fn run(host: &Host, command: &str) -> Result<String, LabError> {
-    let output = host.exec(["sh", "-ec", command])?;
+    run_with(host, command, "")
+}
+
+/// The same, with something for its standard input.
+fn run_with(host: &Host, command: &str, input: &str) -> Result<String, LabError> {
+    let output = host.exec_with(["sh", "-ec", command], input.as_bytes())?;
     if output.success() {
         return Ok(output.text());
     }

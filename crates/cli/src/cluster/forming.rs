@@ -4,13 +4,13 @@ use std::net::IpAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use api::client::{ClientError, Method};
+use api::client::{Client, ClientError, Method};
 use api::{Cluster, ClusterStatus};
 use clap::Args;
 use serde::Serialize;
 
 use crate::output::{Output, print};
-use crate::remote::{Connect, RemoteError, fields, shown_time};
+use crate::remote::{Connect, RemoteError, TokenArgs, fields, shown_time};
 
 /// How long a `marud` that starts itself anew may be away. etcd is ready within seconds, and all that a host had is copied.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -36,8 +36,8 @@ pub struct CreateArgs {
 /// `maru cluster join`.
 #[derive(Debug, Args)]
 pub struct JoinArgs {
-    /// What `maru cluster token` printed on a host of the cluster
-    token: String,
+    #[command(flatten)]
+    token: TokenArgs,
     /// The host's name in the cluster, instead of its host name
     #[arg(long, value_name = "HOST")]
     name: Option<String>,
@@ -104,8 +104,8 @@ pub fn seconds(text: &str) -> Result<u32, String> {
 }
 
 /// Asks for something whose answer says nothing.
-fn ask(connect: &Connect, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<(), ClusterError> {
-    Ok(connect.client()?.call::<Option<serde_json::Value>>(method, path, body).map(drop)?)
+fn ask(client: &Client, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<(), ClusterError> {
+    Ok(client.call::<Option<serde_json::Value>>(method, path, body).map(drop)?)
 }
 
 /// What was seen.
@@ -115,14 +115,18 @@ enum Seen<T> {
     Waits(Option<String>),
 }
 
-/// Looks again and again how this host stands to clusters, until that is as wanted. Its `marud` may be away for a while, and come back with
+/// Looks again and again how a host stands to clusters, until that is as wanted. Its `marud` may be away for a while, and come back with
 /// another authority and another token: both are read anew each time.
-fn wait<T>(connect: &Connect, what: &'static str, look: impl Fn(ClusterStatus) -> Seen<T>) -> Result<T, ClusterError> {
+fn wait<T>(
+    reach: impl Fn() -> Result<Client, RemoteError>,
+    what: &'static str,
+    look: impl Fn(ClusterStatus) -> Seen<T>,
+) -> Result<T, ClusterError> {
     let start = Instant::now();
     let mut last = String::new();
     while start.elapsed() < PATIENCE {
         let status: Result<ClusterStatus, RemoteError> =
-            connect.client().and_then(|client| client.get("/cluster").map_err(RemoteError::from));
+            reach().and_then(|client| client.get("/cluster").map_err(RemoteError::from));
         match status.map(&look) {
             Ok(Seen::Done(found)) => return Ok(found),
             Ok(Seen::Failed(failure)) => return Err(ClusterError::Failed(failure)),
@@ -150,9 +154,9 @@ fn in_cluster(status: ClusterStatus) -> Seen<Cluster> {
 /// `maru cluster create`.
 pub fn create(args: &CreateArgs) -> Result<(), ClusterError> {
     let body = api::NewCluster { name: args.name.clone(), host: args.host.clone(), addresses: args.address.clone() };
-    ask(&args.connect, Method::POST, "/cluster", Some(&body))?;
+    ask(&args.connect.host()?, Method::POST, "/cluster", Some(&body))?;
     eprintln!("marud starts itself anew; VMs go on");
-    let cluster = wait(&args.connect, "the cluster", in_cluster)?;
+    let cluster = wait(|| args.connect.host(), "the cluster", in_cluster)?;
     Ok(print(&made(&cluster, "`maru cluster token` lets other hosts join"))?)
 }
 
@@ -176,25 +180,26 @@ pub fn token(valid_seconds: u32, connect: &Connect, output: Output) -> Result<()
 
 /// `maru cluster join`.
 pub fn join(args: &JoinArgs) -> Result<(), ClusterError> {
+    let client = args.connect.host()?;
     let body = api::JoinCluster {
-        token: args.token.clone(),
+        token: args.token.read().map_err(RemoteError::from)?,
         host: args.name.clone(),
         addresses: args.address.clone(),
         witness: args.witness,
     };
-    ask(&args.connect, Method::POST, "/cluster/join", Some(&body))?;
+    ask(&client, Method::POST, "/cluster/join", Some(&body))?;
     if !args.connect.is_local()? {
         let text = "the host has joined, and proves itself by the cluster's authority from now on: add its context anew\n";
         return Ok(print(text)?);
     }
     eprintln!("the cluster has agreed; marud starts itself anew");
-    let cluster = wait(&args.connect, "the host's place in the cluster", in_cluster)?;
+    let cluster = wait(|| args.connect.host(), "the host's place in the cluster", in_cluster)?;
     Ok(print(&made(&cluster, "`maru cluster status` shows all hosts"))?)
 }
 
 /// `maru cluster leave`.
 pub fn leave(connect: &Connect) -> Result<(), ClusterError> {
-    ask(connect, Method::POST, "/cluster/leave", None::<&()>)?;
+    ask(&connect.host()?, Method::POST, "/cluster/leave", None::<&()>)?;
     if !connect.is_local()? {
         return Ok(print("the host is about to leave, and has another authority and another token then\n")?);
     }
@@ -202,27 +207,31 @@ pub fn leave(connect: &Connect) -> Result<(), ClusterError> {
         None => Seen::Done(()),
         Some(cluster) => Seen::Waits(cluster.waits),
     };
-    wait(connect, "that this host leaves", gone)?;
+    wait(|| connect.host(), "that this host leaves", gone)?;
     Ok(print("this host is in no cluster any more\n")?)
 }
 
 /// `maru cluster remove`.
 pub fn remove(host: &str, connect: &Connect) -> Result<(), ClusterError> {
-    ask(connect, Method::DELETE, &format!("/cluster/hosts/{host}"), None::<&()>)
+    ask(&connect.client()?, Method::DELETE, &format!("/cluster/hosts/{host}"), None::<&()>)
 }
 
 /// `maru cluster rotate-certificates`.
 pub fn rotate(connect: &Connect) -> Result<(), ClusterError> {
     let wanted: api::Certificates = connect.client()?.post("/cluster/certificates/rotate")?;
-    let off = wait(connect, "new certificates", |status| {
-        let hosts = status.cluster.map(|cluster| cluster.hosts).unwrap_or_default();
-        let old = |host: &&api::ClusterHost| host.certificates < wanted.generation;
-        let missing: Vec<&str> = hosts.iter().filter(old).filter(|host| host.alive).map(|host| host.name.as_str()).collect();
-        match missing.is_empty() && !hosts.is_empty() {
-            true => Seen::Done(hosts.iter().filter(old).map(|host| host.name.clone()).collect::<Vec<_>>()),
-            false => Seen::Waits(Some(format!("waits for {}", missing.join(", ")))),
-        }
-    })?;
+    let off = wait(
+        || connect.client(),
+        "new certificates",
+        |status| {
+            let hosts = status.cluster.map(|cluster| cluster.hosts).unwrap_or_default();
+            let old = |host: &&api::ClusterHost| host.certificates < wanted.generation;
+            let missing: Vec<&str> = hosts.iter().filter(old).filter(|host| host.alive).map(|host| host.name.as_str()).collect();
+            match missing.is_empty() && !hosts.is_empty() {
+                true => Seen::Done(hosts.iter().filter(old).map(|host| host.name.clone()).collect::<Vec<_>>()),
+                false => Seen::Waits(Some(format!("waits for {}", missing.join(", ")))),
+            }
+        },
+    )?;
     let later = if off.is_empty() { String::new() } else { format!("; {} when they are back", off.join(", ")) };
     Ok(print(&format!("all hosts that are there have new certificates{later}\n"))?)
 }

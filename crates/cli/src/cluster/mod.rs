@@ -39,9 +39,17 @@ const JOIN_HELP: &str = "\
 On the host that is to join, as root. It must have no VMs. It takes over the cluster's certificate authority: clients that knew this host must be
 told of the new one. When the answer was lost, do the same again: it is the same join.
 
+The token is what `maru cluster token` printed on a host of the cluster. It is no argument, since all users of a machine see those.
+
 EXAMPLES
-    maru cluster join maru-join-1/192.0.2.1@8420/...
-    maru cluster join --witness maru-join-1/192.0.2.1@8420/...";
+  Asks for the token:
+    maru cluster join
+
+  From elsewhere, with a token that nobody sees:
+    ssh root@h1 maru cluster token | ssh root@h2 maru cluster join
+
+  From a file:
+    maru cluster join --witness --token-file join.token";
 
 const LEAVE_HELP: &str = "\
 Drain the host first. Its part in the store goes to another host; then marud starts itself anew as a host that nothing was done on yet, with a

@@ -8,6 +8,7 @@ use crate::remote::{Connect, RemoteError, fields, show_one, shown_time, table};
 /// Shows it.
 pub fn show(connect: &Connect, output: Output) -> Result<(), RemoteError> {
     let status: ClusterStatus = connect.client()?.get("/cluster")?;
+    connect.learn(&status)?;
     show_one(output, &status, || match (&status.cluster, &status.failure) {
         (Some(cluster), _) => text(cluster),
         (None, Some(failure)) => format!("this host is in no cluster: {failure}\n"),

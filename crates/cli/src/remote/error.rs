@@ -5,12 +5,17 @@ use std::path::PathBuf;
 
 use api::client::ClientError;
 
+use super::secret::SecretError;
+
 /// Why a command that needs `marud` fails.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
     /// `marud`, or the way to it.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The token that was to be read.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// Writing the result.
     #[error("cannot write the result")]
     Output(#[from] io::Error),
@@ -41,6 +46,11 @@ pub enum RemoteError {
         /// Those that there are.
         known: String,
     },
+    /// The context is of several hosts, and one is meant.
+    #[error(
+        "the context '{0}' names several hosts, and this is about one: add a context that names that one alone, and use it with --context"
+    )]
+    NotOneHost(String),
     /// Nobody said which `marud`.
     #[error(
         "there is no marud on this machine whose token this user may read ({}): become root, or name a host with `maru context add`",

@@ -2,10 +2,13 @@
 
 mod contexts;
 mod error;
+mod secret;
+mod servers;
 mod show;
 
 pub use contexts::{Connect, ContextCommand, LOCAL_STATE, Local, context_names, run};
 pub use error::RemoteError;
+pub use secret::TokenArgs;
 pub use show::{fields, guest_fields, show_one, shown_size, shown_time, spec_fields, table};
 
 use api::Task;

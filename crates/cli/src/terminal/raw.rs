@@ -1,4 +1,4 @@
-//! Raw mode: each key goes to the guest as it is pressed, `Ctrl-C` included.
+//! Raw mode: each key goes to the guest as it is pressed, `Ctrl-C` included. And lines that are not shown, for secrets.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -9,13 +9,36 @@ use std::sync::{Mutex, Once, PoisonError};
 /// inside [`RawMode`] because a panic's message must find the terminal put back before it is printed.
 static BEFORE: Mutex<Option<(RawFd, libc::termios)>> = Mutex::new(None);
 
-/// A terminal in raw mode; it is put back when this is dropped, and on a panic.
+/// A terminal in raw mode, or without its echo; it is put back when this is dropped, and on a panic.
 #[derive(Debug)]
 pub struct RawMode(());
 
 impl RawMode {
     /// Puts the terminal into raw mode. The descriptor must stay open while this lives, as standard input does.
     pub fn enter(terminal: BorrowedFd<'_>) -> io::Result<RawMode> {
+        RawMode::change(terminal, |settings| {
+            let output = settings.c_oflag & libc::OPOST;
+            // SAFETY: changes the structure only.
+            unsafe { libc::cfmakeraw(settings) };
+            // What the monitor itself writes to standard error has plain line ends.
+            settings.c_oflag |= output;
+        })
+    }
+
+    /// Has the terminal not show what is typed, but the end of the line. All else is as it was. The descriptor must stay open, too.
+    pub fn without_echo(terminal: BorrowedFd<'_>) -> io::Result<RawMode> {
+        RawMode::change(terminal, |settings| {
+            settings.c_lflag &= !libc::ECHO;
+            settings.c_lflag |= libc::ECHONL;
+        })
+    }
+
+    /// Puts the terminal back, for a process that ends without dropping this.
+    pub fn leave() {
+        restore();
+    }
+
+    fn change(terminal: BorrowedFd<'_>, change: impl FnOnce(&mut libc::termios)) -> io::Result<RawMode> {
         let fd = terminal.as_raw_fd();
         let mut settings = MaybeUninit::<libc::termios>::uninit();
         // SAFETY: tcgetattr writes one termios, for which there is room.
@@ -26,13 +49,10 @@ impl RawMode {
         let guard = RawMode(());
         restore_before_panics();
 
-        let mut raw = before;
-        // SAFETY: changes the structure only.
-        unsafe { libc::cfmakeraw(&mut raw) };
-        // What the monitor itself writes to standard error has plain line ends.
-        raw.c_oflag |= before.c_oflag & libc::OPOST;
+        let mut changed = before;
+        change(&mut changed);
         // SAFETY: reads one termios.
-        check(unsafe { libc::tcsetattr(fd, libc::TCSANOW, &raw) })?;
+        check(unsafe { libc::tcsetattr(fd, libc::TCSANOW, &changed) })?;
         Ok(guard)
     }
 }

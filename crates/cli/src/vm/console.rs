@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use api::ConsoleEvent;
-use api::client::{Client, ClientError, WebSocket};
+use api::client::{Client, WebSocket};
 use clap::Args;
 use tungstenite::{Error, Message};
 
@@ -121,9 +121,9 @@ impl Link {
                 // What was printed before was seen, most of it.
                 match self.client.open(&format!("{}&scroll_back=false", self.path)) {
                     Ok(socket) => break socket,
-                    Err(ClientError::Unreachable { .. }) if !self.has_left(AGAIN) => {}
-                    Err(ClientError::Unreachable { .. }) => return Ok("left".into()),
-                    Err(error) => return Err(error.into()),
+                    Err(error) if !error.may_pass() => return Err(error.into()),
+                    Err(_) if self.has_left(AGAIN) => return Ok("left".into()),
+                    Err(_) => {}
                 }
             };
             eprintln!("[connected again; what was printed meanwhile is in `maru vm console --log`]");

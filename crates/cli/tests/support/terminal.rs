@@ -59,6 +59,11 @@ impl Terminal {
         }
     }
 
+    /// Whether the terminal has shown `text`, as far as it was looked at.
+    pub fn has_shown(&self, text: &str) -> bool {
+        self.seen.contains(text)
+    }
+
     /// Whether the terminal is as a shell has it.
     pub fn is_cooked(&self) -> bool {
         let mut settings = MaybeUninit::<libc::termios>::uninit();

@@ -24,6 +24,17 @@ impl Host {
         process.and_then(|process| process.wait_within(EXEC_LIMIT)).map_err(|error| self.agent_error(error))
     }
 
+    /// Like [`Host::exec`], and the program finds this in its standard input, whether it reads it or not.
+    ///
+    /// # Errors
+    /// As those of [`Host::exec`].
+    pub fn exec_with<I: IntoIterator<Item: Into<String>>>(&self, argv: I, input: &[u8]) -> Result<Output, HostError> {
+        let process = self.spawn(Exec::new(argv))?;
+        // Why a program does not read it is in its output.
+        let _ = process.write_stdin(input).and_then(|()| process.close_stdin());
+        process.wait_within(EXEC_LIMIT).map_err(|error| self.agent_error(error))
+    }
+
     /// Starts a program in the host. It is killed when the [`Process`] is dropped.
     ///
     /// # Errors
