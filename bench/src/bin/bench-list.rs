@@ -98,7 +98,12 @@ impl Marud {
         let mut command = Command::new(program("marud")?);
         command.arg("--etcd").arg(etcd());
         command.arg("--state").arg(directory.join("state")).arg("--run").arg(directory.join("run"));
-        command.arg("--cgroup").arg(directory.join("cgroup")).arg("--listen").arg(format!("{}:8420", own_address())).stderr(Stdio::piped());
+        command
+            .arg("--cgroup")
+            .arg(directory.join("cgroup"))
+            .arg("--listen")
+            .arg(format!("{}:8420", own_address()))
+            .stderr(Stdio::piped());
         let mut child = command.spawn().context("marud")?;
         let said = child.stderr.take().context("marud says nothing")?;
         let mut marud = Marud { child, address: String::new() };

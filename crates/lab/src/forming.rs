@@ -14,8 +14,8 @@ const LOOK: Duration = Duration::from_millis(100);
 
 impl Lab {
     /// Makes one cluster of all hosts, which have to be [managed](crate::LabSpec::managed) and to have
-    /// [etcd](crate::LabSpec::etcd); with a [shared directory](crate::LabSpec::shared_dir), it gets the volume `shared`. `progress` is
-    /// told of each step.
+    /// [etcd](crate::LabSpec::etcd); with a [shared directory](crate::LabSpec::shared_dir), it gets the volume `shared`. The last may be a
+    /// [witness](crate::LabSpec::witness). `progress` is told of each step.
     ///
     /// # Errors
     /// When a command fails, or what it leads to does not come within two minutes.
@@ -24,10 +24,11 @@ impl Lab {
         progress(&format!("{} becomes a cluster", first.name()));
         run(first, &format!("maru cluster create {}", addresses(first)))?;
         until(first, "it answers as a cluster", |status| !status["cluster"].is_null())?;
-        for host in &self.hosts()[1..] {
-            progress(&format!("{} joins it", host.name()));
+        for (index, host) in self.hosts().iter().enumerate().skip(1) {
+            let witness = if index < self.vm_hosts().len() { "" } else { " --witness" };
+            progress(&format!("{} joins it{}", host.name(), witness.replace(" --", " as ")));
             let token = json(first, "maru cluster token")?["token"].as_str().unwrap_or_default().to_owned();
-            run_with(host, &format!("maru cluster join {}", addresses(host)), &token)?;
+            run_with(host, &format!("maru cluster join{witness} {}", addresses(host)), &token)?;
         }
         let voters = match self.hosts().len() {
             0..=2 => 1,

@@ -83,6 +83,7 @@ pub struct LabSpec {
     shared_disks_mib: Vec<u64>,
     state_disk_mib: Option<u64>,
     shared_dir: bool,
+    witness: bool,
     programs: Vec<(PathBuf, String)>,
     files: Vec<(PathBuf, String)>,
     modules: Vec<String>,
@@ -148,6 +149,13 @@ impl LabSpec {
     #[must_use]
     pub fn shared_dir(mut self) -> Self {
         self.shared_dir = true;
+        self
+    }
+
+    /// Has the last host be a [cluster](Lab::form_cluster)'s witness: it keeps the store, and runs no VMs.
+    #[must_use]
+    pub fn witness(mut self) -> Self {
+        self.witness = true;
         self
     }
 
@@ -304,7 +312,7 @@ impl LabSpec {
             };
             hosts.push(Host::new(spec, cables.clone()));
         }
-        Ok(Lab { name, hosts, cables, dirs })
+        Ok(Lab { name, hosts, cables, dirs, witness: self.witness })
     }
 
     fn appliance(&self, kernel: &Kernel) -> Result<PathBuf, LabError> {
@@ -356,6 +364,7 @@ pub struct Lab {
     cables: Vec<Arc<Cable>>,
     name: String,
     dirs: LabDirs,
+    witness: bool,
 }
 
 impl Lab {
@@ -371,6 +380,7 @@ impl Lab {
             shared_disks_mib: Vec::new(),
             state_disk_mib: None,
             shared_dir: false,
+            witness: false,
             programs: Vec::new(),
             files: Vec::new(),
             modules: Vec::new(),
@@ -397,6 +407,11 @@ impl Lab {
     /// All hosts.
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
+    }
+
+    /// Those that run VMs: all but a [witness](LabSpec::witness).
+    pub fn vm_hosts(&self) -> &[Host] {
+        &self.hosts[..self.hosts.len() - usize::from(self.witness)]
     }
 
     /// Cable net `index`, 0 or 1.

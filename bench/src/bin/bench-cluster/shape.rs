@@ -41,7 +41,7 @@ impl Shape {
             group: format!("group{}", number / 3),
             affinity: Affinity::Apart,
             scope: Scope::Host,
-            strength: if number % 2 == 0 { Strength::Hard } else { Strength::Soft },
+            strength: if number.is_multiple_of(2) { Strength::Hard } else { Strength::Soft },
         };
         PlacementRecord {
             power: Power::On,

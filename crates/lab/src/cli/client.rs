@@ -79,6 +79,7 @@ pub fn up(up: Up) -> Result<ExitCode, CliError> {
         guest: up.guest,
         managed: up.managed || up.cluster,
         cluster: up.cluster,
+        witness: up.witness,
     };
     let spec = serde_json::to_string(&spec).map_err(io::Error::from).map_err(local("describe the lab"))?;
     let own = std::env::current_exe().map_err(local("find this program"))?;

@@ -212,6 +212,9 @@ pub struct Up {
     /// Have the hosts become one cluster; with --managed, --shared-dir and a state disk of 512M
     #[arg(long)]
     cluster: bool,
+    /// Have the last host be the cluster's witness, which keeps the store and runs no VMs
+    #[arg(long, requires = "cluster")]
+    witness: bool,
     /// A program to put into the hosts besides Maru's own, as LOCAL:PATH; repeatable
     #[arg(long, value_parser = units::pair)]
     binary: Vec<(String, String)>,

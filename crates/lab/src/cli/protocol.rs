@@ -35,6 +35,8 @@ pub struct DaemonSpec {
     pub managed: bool,
     /// Whether the hosts become one cluster.
     pub cluster: bool,
+    /// Whether the last of them is its witness.
+    pub witness: bool,
 }
 
 /// What the starting daemon tells `maru lab up`, one line each.

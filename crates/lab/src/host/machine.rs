@@ -1,10 +1,10 @@
 //! The host as its user sees it.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,9 @@ use serde_json::json;
 
 use super::error::{HostError, PowerState};
 use super::qemu::HostSpec;
+use super::resets::Parts;
 use super::share::Service;
-use super::{keeper, qmp};
+use super::{power, qmp};
 use crate::agent::{AgentError, Client};
 use crate::cable::Cable;
 
@@ -27,7 +28,7 @@ const TAIL_BYTES: u64 = 3000;
 pub struct Host {
     pub(super) spec: HostSpec,
     cables: Vec<Arc<Cable>>,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
     /// Held while a session is made, because the port has room for one. Apart from the state, so that the power can be
     /// cut meanwhile.
     pub(super) connecting: Mutex<()>,
@@ -35,17 +36,17 @@ pub struct Host {
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    qemu: Option<Child>,
-    shared: Option<Service>,
+    pub(super) qemu: Option<Child>,
+    pub(super) shared: Option<Service>,
     pub(super) agent: Option<Arc<Client>>,
-    frozen: bool,
-    powered_on: Option<Instant>,
+    pub(super) frozen: bool,
+    pub(super) powered_on: Option<Instant>,
 }
 
 impl Host {
     /// A host without power.
     pub fn new(spec: HostSpec, cables: Vec<Arc<Cable>>) -> Self {
-        Host { spec, cables, state: Mutex::default(), connecting: Mutex::default() }
+        Host { spec, cables, state: Arc::default(), connecting: Mutex::default() }
     }
 
     /// Its name.
@@ -77,22 +78,16 @@ impl Host {
         if state.power_state() != PowerState::Off {
             return Ok(());
         }
-        let failed = |source| HostError::Start { host: self.spec.name.clone(), program: self.spec.qemu.clone(), source };
-        for socket in [self.spec.exec_socket(), self.spec.qmp_socket()] {
-            let _ = fs::remove_file(socket);
-        }
-        let plugs: io::Result<Vec<_>> = self.cables.iter().map(|cable| cable.plug_in(self.spec.index)).collect();
-        let plugs = plugs.map_err(failed)?;
-        let log = File::options().create(true).append(true).open(self.spec.qemu_log()).map_err(failed)?;
-        if let Some(directory) = &self.spec.shared_dir {
-            state.shared = Some(Service::start(self.spec.shared_socket(), directory).map_err(failed)?);
-        }
-        let mut command = self.spec.command(&plugs);
-        command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
-        state.qemu = Some(keeper::spawn(command, plugs).map_err(failed)?);
-        state.powered_on = Some(Instant::now());
-        state.frozen = false;
-        Ok(())
+        self.start(&mut state)
+    }
+
+    fn start(&self, state: &mut State) -> Result<(), HostError> {
+        let started = power::start(&self.parts(), state);
+        started.map_err(|source| HostError::Start { host: self.spec.name.clone(), program: self.spec.qemu.clone(), source })
+    }
+
+    fn parts(&self) -> Parts {
+        Parts { spec: self.spec.clone(), cables: self.cables.clone(), state: Arc::downgrade(&self.state) }
     }
 
     /// Waits until the host is up: its agent answers, and so does its `marud`, if it has one. Gives the time since power-on.
@@ -158,14 +153,15 @@ impl Host {
         self.lock().kill();
     }
 
-    /// Presses the reset button.
+    /// Presses the reset button. The host gets a new QEMU, as [one that resets itself](super::resets) does.
     ///
     /// # Errors
-    /// When it has no power or QEMU does not answer.
+    /// When it has no power or QEMU cannot be started.
     pub fn reset(&self) -> Result<(), HostError> {
         self.need_on()?;
-        self.lock().drop_agent();
-        self.control("system_reset", json!({})).map(|_| ())
+        let mut state = self.lock();
+        state.kill();
+        self.start(&mut state)
     }
 
     /// Asks the host to shut down in order and waits until it has.
@@ -306,6 +302,11 @@ impl State {
         }
     }
 
+    /// Whether this is the host's QEMU, and has not ended.
+    pub(super) fn runs(&mut self, process: u32) -> bool {
+        self.exit_status().is_none() && self.qemu.as_ref().is_some_and(|qemu| qemu.id() == process)
+    }
+
     fn exit_status(&mut self) -> Option<String> {
         self.qemu.as_mut()?.try_wait().ok().flatten().map(|status| status.to_string())
     }
@@ -321,7 +322,7 @@ impl State {
         }
     }
 
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         self.drop_agent();
         self.frozen = false;
         self.powered_on = None;

@@ -16,8 +16,10 @@ mod disk;
 mod error;
 mod keeper;
 mod machine;
+mod power;
 mod qemu;
 mod qmp;
+mod resets;
 mod share;
 
 pub use accelerator::Accelerator;

@@ -78,6 +78,11 @@ impl HostSpec {
         self.runtime_dir.join(format!("{}.qmp", self.name))
     }
 
+    /// QEMU's second control socket, on which it tells what happens.
+    pub fn events_socket(&self) -> PathBuf {
+        self.runtime_dir.join(format!("{}.events", self.name))
+    }
+
     /// Where this process answers QEMU's virtio-fs device.
     pub fn shared_socket(&self) -> PathBuf {
         self.runtime_dir.join(format!("{}.fs", self.name))
@@ -155,7 +160,9 @@ impl HostSpec {
         add(&["-kernel", &path(&self.kernel), "-initrd", &path(&self.initramfs)]);
         add(&["-append", &self.kernel_command_line()]);
         add(&["-chardev", &format!("file,id=serial,path={},append=on", path(&self.serial_log())), "-serial", "chardev:serial"]);
-        add(&["-qmp", &format!("unix:{},server=on,wait=off", path(&self.qmp_socket()))]);
+        for socket in [self.qmp_socket(), self.events_socket()] {
+            add(&["-qmp", &format!("unix:{},server=on,wait=off", path(&socket))]);
+        }
         add(&["-device", "virtio-rng-pci"]);
         add(&["-device", "virtio-serial-pci"]);
         add(&["-chardev", &format!("socket,id=exec,path={},server=on,wait=off", path(&self.exec_socket()))]);

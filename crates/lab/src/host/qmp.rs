@@ -1,4 +1,4 @@
-//! QEMU's control socket (QMP): one command per connection is all the lab needs.
+//! QEMU's control socket (QMP): one command per connection, and a connection to hear of what happens, are all that the lab needs.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -16,12 +16,37 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// When QEMU does not answer or refuses.
 pub fn execute(socket: &Path, command: &str, arguments: Value) -> io::Result<Value> {
     let stream = UnixStream::connect(socket)?;
+    let mut lines = greet(&stream)?;
+    call(&stream, &mut lines, &json!({ "execute": command, "arguments": arguments }))
+}
+
+fn greet(stream: &UnixStream) -> io::Result<BufReader<UnixStream>> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut lines = BufReader::new(stream.try_clone()?);
     next_message(&mut lines, |message| message.get("QMP").is_some())?;
-    call(&stream, &mut lines, &json!({ "execute": "qmp_capabilities" }))?;
-    call(&stream, &mut lines, &json!({ "execute": command, "arguments": arguments }))
+    call(stream, &mut lines, &json!({ "execute": "qmp_capabilities" }))?;
+    Ok(lines)
+}
+
+/// What a QEMU tells.
+pub struct Events(BufReader<UnixStream>);
+
+impl Events {
+    /// Hears it from now on.
+    ///
+    /// # Errors
+    /// When QEMU does not answer.
+    pub fn of(stream: UnixStream) -> io::Result<Events> {
+        let lines = greet(&stream)?;
+        stream.set_read_timeout(None)?;
+        Ok(Events(lines))
+    }
+
+    /// Waits until the machine itself has done this; `false` when QEMU ends before.
+    pub fn of_guest(mut self, event: &str) -> bool {
+        next_message(&mut self.0, |message| message["event"] == event && message["data"]["guest"] == true).is_ok()
+    }
 }
 
 /// Runs a command of the human monitor, for the few things that QMP lacks.

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use lab::{Lab, LabSpec};
 use lab::agent::{Event, Exec, Process};
 use lab::appliance::program;
 use lab::host::Host;
+use lab::{Lab, LabSpec};
 use serde_json::Value;
 
 use super::{PATIENCE, shell, vm_lab};
@@ -17,9 +17,21 @@ pub fn managed_lab() -> LabSpec {
 
 /// Three hosts that are a cluster, with a volume that all of them see.
 pub fn cluster() -> Lab {
+    cluster_of(cluster_lab())
+}
+
+/// Two hosts and a witness, likewise.
+pub fn cluster_with_witness() -> Lab {
+    cluster_of(cluster_lab().witness())
+}
+
+fn cluster_lab() -> LabSpec {
     let lab = managed_lab().binary(program("maru-guard").expect("maru-guard"), "/bin/maru-guard");
-    let lab = lab.hosts(3).managed().kernel_words("maru.volume=guest=/guest").state_disk_mib(512).shared_dir();
-    let lab = lab.etcd().unwrap().start().unwrap();
+    lab.hosts(3).managed().kernel_words("maru.volume=guest=/guest").state_disk_mib(512).shared_dir().etcd().unwrap()
+}
+
+fn cluster_of(lab: LabSpec) -> Lab {
+    let lab = lab.start().unwrap();
     lab.form_cluster(&mut |step| println!("{step}")).unwrap();
     lab
 }
@@ -35,9 +47,9 @@ pub fn create_shared(lab: &Lab, name: &str, disk: &str, words: &str) {
              --cmdline 'console=ttyS0 quiet panic=-1 mitigations=off {words}'"
         ),
     );
-    until(first, "all hosts see the volume", |host| {
+    until(first, "all hosts that run VMs see the volume", |host| {
         let explained = json(host, &format!("maru vm explain {name}"));
-        explained["hosts"].as_array().unwrap().iter().filter(|host| host["score"].is_i64()).count() == lab.hosts().len()
+        explained["hosts"].as_array().unwrap().iter().filter(|host| host["score"].is_i64()).count() == lab.vm_hosts().len()
     });
 }
 
