@@ -198,6 +198,12 @@ pub struct ClusterHost {
     pub alive: bool,
     /// It runs no VMs, and is to give away those that it has.
     pub drained: bool,
+    /// It is drained since it is to be switched off, or is off, and takes VMs again when it is back.
+    #[serde(default)]
+    pub drained_until_back: bool,
+    /// How many VMs belong to it: they run there, or are about to.
+    #[serde(default)]
+    pub vms: u32,
     /// It is there for the store's majority alone.
     pub witness: bool,
     /// It is about to leave the cluster.

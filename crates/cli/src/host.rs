@@ -6,6 +6,7 @@ use api::client::Method;
 use check::{Color, Options};
 use clap::{Args, Subcommand};
 
+use crate::drain::DrainArgs;
 use crate::init::InitArgs;
 use crate::output::{Output, print, terminal_width};
 use crate::remote::{Connect, RemoteError, fields, show_one, shown_size, shown_time};
@@ -24,7 +25,7 @@ pub enum HostCommand {
     /// Show what marud knows of its host
     Show(ShowArgs),
     /// Have all VMs of a host of the cluster go to others; it takes none until it is resumed
-    Drain(ClusterHostArgs),
+    Drain(DrainArgs),
     /// Let a drained host take VMs again; those that had left it come back
     Resume(ClusterHostArgs),
     /// Vouch that a host that is not there runs nothing: its VMs are started on other hosts
@@ -48,14 +49,14 @@ pub struct ShowArgs {
 #[derive(Debug, Args)]
 pub struct ClusterHostArgs {
     /// Its name
-    host: String,
+    pub host: String,
     #[command(flatten)]
-    connect: Connect,
+    pub connect: Connect,
 }
 
 /// Wants something of a host of the cluster.
-pub fn want(args: &ClusterHostArgs, what: &str) -> Result<(), RemoteError> {
-    Ok(args.connect.client()?.call(Method::POST, &format!("/hosts/{}/{what}", segment(&args.host)), None::<&()>)?)
+pub fn want(connect: &Connect, host: &str, what: &str) -> Result<(), RemoteError> {
+    Ok(connect.client()?.call(Method::POST, &format!("/hosts/{}/{what}", segment(host)), None::<&()>)?)
 }
 
 /// `maru host show`.

@@ -18,6 +18,7 @@ mod cli;
 mod cluster;
 mod complete;
 mod disk;
+mod drain;
 mod event;
 mod host;
 mod image;
@@ -63,9 +64,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Host(HostCommand::Check(args)) => return Ok(host::check(&args)?.into()),
         Command::Host(HostCommand::Init(args)) => init::run(&args)?,
         Command::Host(HostCommand::Show(args)) => host::show(&args)?,
-        Command::Host(HostCommand::Drain(args)) => host::want(&args, "drain")?,
-        Command::Host(HostCommand::Resume(args)) => host::want(&args, "resume")?,
-        Command::Host(HostCommand::ConfirmDead(args)) => host::want(&args, "confirm-dead")?,
+        Command::Host(HostCommand::Drain(args)) => drain::run(&args)?,
+        Command::Host(HostCommand::Resume(args)) => host::want(&args.connect, &args.host, "resume")?,
+        Command::Host(HostCommand::ConfirmDead(args)) => host::want(&args.connect, &args.host, "confirm-dead")?,
         Command::Cluster(command) => return cluster::run(command),
         Command::Volume(command) => volume::run(&command)?,
         Command::Image(command) => image::run(command)?,

@@ -87,6 +87,27 @@ fn its_services_leave_vms_alone_and_start_what_is_in_it() {
 }
 
 #[test]
+fn vms_leave_the_host_when_the_machine_ends_and_not_when_marud_does() {
+    let place = tempfile::tempdir().unwrap();
+    let tree = place.path().join("tree");
+    dpkg_deb("--raw-extract", &make(place.path()), &[tree.to_str().unwrap()]);
+    let unit = |name: &str| fs::read_to_string(tree.join(format!("usr/lib/systemd/system/{name}.service"))).unwrap();
+    let (drain, marud) = (unit("maru-drain"), unit("marud"));
+    let has = |unit: &str, key: &str, word: &str| {
+        unit.lines()
+            .filter_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+            .any(|value| value.split(' ').any(|found| found == word))
+    };
+    // Started with marud, stopped before it, and bound to it by nothing that would stop it with it.
+    assert!(has(&marud, "Wants", "maru-drain.service") && has(&drain, "After", "marud.service"));
+    assert!(["Requires", "BindsTo", "PartOf", "DefaultDependencies"].iter().all(|key| !drain.contains(&format!("{key}="))));
+    let command = drain.lines().find_map(|line| line.strip_prefix("ExecStop=/usr/bin/maru ")).unwrap();
+    let maru = tree.join("usr/bin/maru");
+    run(Command::new(maru).args(command.split(' ')).arg("--help"));
+    assert!(drain.contains("TimeoutStopSec=15min"), "longer than the command waits");
+}
+
+#[test]
 fn the_same_source_gives_the_same_package() {
     let places = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let [one, other] = places.each_ref().map(|place| fs::read(make(place.path())).unwrap());

@@ -52,6 +52,15 @@ pub enum HostWanted {
     Drained,
 }
 
+/// That a host is about to be switched off or restarted, or is off. It is drained as long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoingDown {
+    /// What the kernel calls the start of the host that ends: under another one, the host is back.
+    pub boot_id: String,
+    /// It was drained for that only, and takes VMs again when it is back. Not so if someone has drained it before.
+    pub resumes: bool,
+}
+
 /// What makes sure that a host which lost its lease runs nothing any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -88,9 +97,25 @@ pub struct HostRecord {
     /// What is wanted of it.
     #[serde(default)]
     pub wanted: HostWanted,
+    /// That it is about to be switched off: VMs that no other host can take are saved, or shut down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub going_down: Option<GoingDown>,
     /// What makes sure that it stopped.
     #[serde(default)]
     pub fencing: Fencing,
+}
+
+impl HostRecord {
+    /// The same with what is wanted of the host in this start of it: one that was to be switched off, and is back, takes VMs again.
+    #[must_use]
+    pub fn started(mut self, boot_id: &str) -> HostRecord {
+        if let Some(before) = self.going_down.take_if(|going_down| going_down.boot_id != boot_id)
+            && before.resumes
+        {
+            self.wanted = HostWanted::Active;
+        }
+        self
+    }
 }
 record!(HostRecord, "hosts/", "cluster-host");
 
@@ -408,6 +433,18 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_was_switched_off_takes_vms_again_when_it_is_back_unless_someone_had_drained_it() {
+        let down = |resumes| HostRecord {
+            wanted: HostWanted::Drained,
+            going_down: Some(GoingDown { boot_id: "first".into(), resumes }),
+            ..HostRecord::default()
+        };
+        assert_eq!(down(true).started("first"), down(true), "marud was started anew, and the host goes on going down");
+        assert_eq!(down(true).started("second"), HostRecord::default());
+        assert_eq!(down(false).started("second"), HostRecord { wanted: HostWanted::Drained, ..HostRecord::default() });
+    }
+
+    #[test]
     fn what_is_stored_with_the_least_has_the_defaults() {
         let bytes = br#"{"kind":"placement","version":1,"data":{"power":"on","memory_mib":512,"vcpus":2}}"#;
         let placement: PlacementRecord = store::record::from_bytes("placements/web", bytes).unwrap();
@@ -417,5 +454,8 @@ mod tests {
         let bytes = br#"{"kind":"owner","version":1,"data":{"holder":{"host":"h1","incarnation":7}}}"#;
         let owner: OwnerRecord = store::record::from_bytes("owners/web", bytes).unwrap();
         assert_eq!(owner.holder, Some(Holder { host: "h1".into(), incarnation: LeaseId(7) }));
+        let bytes = br#"{"kind":"cluster-host","version":1,"data":{"memory_mib":512,"cpus":2}}"#;
+        let host: HostRecord = store::record::from_bytes("hosts/h1", bytes).unwrap();
+        assert_eq!(host, HostRecord { memory_mib: 512, cpus: 2, ..HostRecord::default() });
     }
 }

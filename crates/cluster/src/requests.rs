@@ -4,8 +4,8 @@ use store::Transaction;
 use store::record::{Stored, to_bytes};
 
 use crate::records::{
-    HostRecord, HostWanted, MoveReason, MoveRecord, OwnerRecord, PlacementRecord, Power, alive_key, host_key, move_key,
-    owner_key, placement_key,
+    GoingDown, HostRecord, HostWanted, MoveReason, MoveRecord, OwnerRecord, PlacementRecord, Power, alive_key, host_key,
+    move_key, owner_key, placement_key,
 };
 use crate::view::Standing;
 use crate::{HostId, View, VmId};
@@ -40,20 +40,33 @@ fn placement<'a>(view: &'a View, vm: &VmId) -> Result<&'a Stored<PlacementRecord
     view.vm(vm).and_then(|vm| vm.placement.as_ref()).ok_or_else(|| RequestError::NoVm(vm.clone()))
 }
 
-fn want_host(view: &View, id: &HostId, wanted: HostWanted) -> Result<Transaction, RequestError> {
+fn change_host(view: &View, id: &HostId, change: impl FnOnce(&mut HostRecord)) -> Result<Transaction, RequestError> {
     let Stored { record, revision } = host(view, id)?;
-    let record = HostRecord { wanted, ..record.clone() };
+    let mut record = record.clone();
+    change(&mut record);
     Ok(Transaction::new().unchanged(host_key(id), *revision).put(host_key(id), to_bytes(&record)))
 }
 
-/// A host gives its VMs away and takes none.
+/// A host gives its VMs away and takes none, until someone resumes it.
 pub fn drain(view: &View, id: &HostId) -> Result<Transaction, RequestError> {
-    want_host(view, id, HostWanted::Drained)
+    change_host(view, id, |host| {
+        host.wanted = HostWanted::Drained;
+        host.going_down.iter_mut().for_each(|going_down| going_down.resumes = false);
+    })
+}
+
+/// A host is about to be switched off: it is drained until it is back, under another boot id than this one. What cannot leave it is saved.
+pub fn go_down(view: &View, id: &HostId, boot_id: &str) -> Result<Transaction, RequestError> {
+    change_host(view, id, |host| {
+        let resumes = host.going_down.as_ref().map_or(host.wanted == HostWanted::Active, |before| before.resumes);
+        host.wanted = HostWanted::Drained;
+        host.going_down = Some(GoingDown { boot_id: boot_id.into(), resumes });
+    })
 }
 
 /// A host takes VMs again, and gets those back that left when it was drained.
 pub fn resume(view: &View, id: &HostId) -> Result<Transaction, RequestError> {
-    want_host(view, id, HostWanted::Active)
+    change_host(view, id, |host| (host.wanted, host.going_down) = (HostWanted::Active, None))
 }
 
 fn want_power(view: &View, id: &VmId, power: Power) -> Result<Transaction, RequestError> {

@@ -34,6 +34,11 @@ impl HostView {
         self.record.as_ref().is_some_and(|host| host.record.wanted == HostWanted::Active)
     }
 
+    /// Whether it is about to be switched off.
+    pub fn goes_down(&self) -> bool {
+        self.record.as_ref().is_some_and(|host| host.record.going_down.is_some())
+    }
+
     /// Whether its VMs wait for somebody's word after its lease has ended.
     fn needs_confirmation(&self) -> bool {
         self.alive.is_none() && self.record.as_ref().is_some_and(|host| host.record.fencing == Fencing::Manual)

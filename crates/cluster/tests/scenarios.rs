@@ -75,6 +75,33 @@ fn two_hosts_and_a_witness_survive_a_host() {
 }
 
 #[test]
+fn a_host_that_is_switched_off_in_order_takes_no_vm_with_it_and_gets_all_back() {
+    let text = r#"
+        title = "A host is switched off in order"
+        hosts = 3
+        end_s = 60
+        vm = [{ name = "web", preferred = ["h2"] }, { name = "mail", preferred = ["h2"] }, { name = "bound", possible = ["h2"] }]
+        step = [
+            { at_s = 10, do = "go-down h2" }, { at_s = 20, do = "power-cut h2" }, { at_s = 30, do = "power-on h2" },
+        ]
+    "#;
+    let played = Scenario::parse(text).unwrap().play();
+    assert_eq!(played.violation, None);
+    let (down, rest) = played.log.split_once("h2 is to be switched off").unwrap().1.split_once("power cut of h2").unwrap();
+    for line in
+        ["bound is gone: Saved", "web is gone: Saved", "mail is gone: Saved", "restores web", "restores mail", "h2 is drained"]
+    {
+        assert!(down.contains(line), "{line}: {}", played.log);
+    }
+    let (off, back) = rest.split_once("h2 gets power").unwrap();
+    assert!(!off.contains("bound goes to") && !played.log.contains("Killed"), "{}", played.log);
+    assert!(back.contains("h2       restores bound"), "{}", played.log);
+    for vm in ["web", "mail", "bound"] {
+        assert!(back.contains(&format!("{vm} belongs to h2")), "{}", played.log);
+    }
+}
+
+#[test]
 fn every_scenario_has_a_log() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
     let names: Vec<String> =

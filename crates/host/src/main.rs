@@ -173,13 +173,11 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
     let audit = Audit::open(&audit).with_context(|| format!("the audit log {} cannot be written", audit.display()))?;
 
     // A cluster's VMs run because the cluster has them run.
-    let boot_id = match member {
-        Some(_) => None,
-        None => autostart::boot_id(&options.boot_id)
-            .inspect_err(|error| tracing::warn!("no VM is started with the host: {}: {error}", options.boot_id.display()))
-            .ok(),
-    };
-    let host = Host::start(state.clone(), surroundings(options)?, boot_id.as_deref())?;
+    let boot_id = autostart::boot_id(&options.boot_id)
+        .inspect_err(|error| tracing::warn!("no VM is started with the host: {}: {error}", options.boot_id.display()))
+        .ok();
+    let started = boot_id.as_deref().filter(|_| member.is_none());
+    let host = Host::start(state.clone(), surroundings(options)?, started)?;
     let (mut runtime, mut peers) = (None, None);
     if let Some((replica, member)) = replica.zip(member.as_ref()) {
         let mut guard = guard_of(options, &host);
@@ -194,6 +192,7 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
             replica,
             guard,
             name: member.identity.host.clone(),
+            boot_id: boot_id.clone(),
             addresses: member.identity.addresses.clone(),
             port: address.port(),
             secret: authority.shared_secret("heartbeats"),
@@ -207,6 +206,7 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
     auth::write_private(&told, &format!("{address}\n")).with_context(|| format!("{} cannot be written", told.display()))?;
     tracing::info!("listening at {address}, for clients that know this host as {}", names.join(", "));
     let standing = Arc::new(Standing { place, found: addresses, again: again.clone(), member });
+    let decides = runtime.clone();
     let router =
         web::router(App { host, audit: Arc::new(audit), names: names.into(), runtime, peers, cluster: standing.clone() });
     let ended = tokio::select! {
@@ -217,8 +217,12 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
         _ = interrupted.recv() => Ended::Told,
     };
     tracing::info!("ends; VMs go on");
-    // etcd ends in order: who leads the store hands that over.
-    let _ = tokio::task::spawn_blocking(move || standing.member.as_ref().map(|member| member.follower.stop())).await;
+    let end = move || {
+        decides.iter().for_each(|runtime| runtime.end());
+        // etcd ends in order: who leads the store hands that over.
+        standing.member.as_ref().map(|member| member.follower.stop())
+    };
+    let _ = tokio::task::spawn_blocking(end).await;
     Ok(ended)
 }
 

@@ -204,6 +204,36 @@ fn who_has_no_good_token_stays_outside_and_hears_why() {
 }
 
 #[test]
+fn a_host_that_goes_down_takes_vms_again_after_its_next_start_and_not_when_marud_starts_anew() {
+    let mut first = host(0);
+    create(&first, "h1");
+    let own = |host: &TestHost| {
+        let own = until("the host", || cluster(host)?.hosts.into_iter().find(|host| host.name == "h1" && host.alive));
+        (own.drained, own.drained_until_back)
+    };
+    let drain =
+        |host: &TestHost, how: &str| until("the drain", || host.client().post::<()>(&format!("/hosts/h1/drain{how}")).ok());
+    assert_eq!(own(&first), (false, false));
+    assert_eq!(code(first.client().post::<()>("/hosts/h9/drain?for_shutdown=true")), "not-own-host");
+    drain(&first, "?for_shutdown=true");
+    assert_eq!(own(&first), (true, true));
+    first.kill();
+    first.start();
+    assert_eq!(own(&first), (true, true));
+    first.reboot();
+    until("it takes VMs again", || (own(&first) == (false, false)).then_some(()));
+
+    // Whoever drains it decides when that ends, before and after.
+    drain(&first, "");
+    drain(&first, "?for_shutdown=true");
+    assert_eq!(own(&first), (true, false));
+    first.reboot();
+    assert_eq!(own(&first), (true, false));
+    first.client().post::<()>("/hosts/h1/resume").unwrap();
+    assert_eq!(own(&first), (false, false));
+}
+
+#[test]
 fn a_host_that_is_killed_while_it_becomes_a_cluster_is_one_or_the_other() {
     for round in 0..8 {
         let mut first = host(0);

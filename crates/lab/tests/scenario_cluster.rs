@@ -1,13 +1,14 @@
-//! Three hosts that become a cluster, with real VMs: a VM outlives its host, and leaves one that is drained.
+//! Three hosts that become a cluster, with real VMs: a VM outlives its host, and leaves one that is drained, or shut down.
 
 mod common;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::managed::{cluster, console, create_shared, json, until, vm};
 use common::{PATIENCE, shell};
 use lab::Lab;
 use lab::host::Host;
+use serde_json::Value;
 
 /// The host that a VM is on, as another one tells it.
 fn place<'l>(lab: &'l Lab, asked: &Host, name: &str) -> &'l Host {
@@ -16,10 +17,21 @@ fn place<'l>(lab: &'l Lab, asked: &Host, name: &str) -> &'l Host {
     lab.hosts().iter().find(|candidate| candidate.name() == host).unwrap()
 }
 
+/// A VM as a host tells it; nothing if it cannot.
+fn told(asked: &Host, vm: &str) -> Value {
+    let shown = asked.exec(["maru", "vm", "show", vm, "-o", "json"]).unwrap();
+    serde_json::from_str(&shown.text()).unwrap_or_default()
+}
+
+/// A host as another one tells it.
+fn member(asked: &Host, name: &str) -> Value {
+    let status = json(asked, "maru cluster status");
+    status["cluster"]["hosts"].as_array().unwrap().iter().find(|host| host["name"] == name).unwrap().clone()
+}
+
 /// Whether the VM runs on another host than this one. Whoever is asked may not reach the one that has it, or had it, at that moment.
 fn runs_elsewhere(asked: &Host, not: &Host) -> bool {
-    let shown = asked.exec(["maru", "vm", "show", "web", "-o", "json"]).unwrap();
-    let told: serde_json::Value = serde_json::from_str(&shown.text()).unwrap_or_default();
+    let told = told(asked, "web");
     told["state"] == "running" && told["host"].as_str().is_some_and(|host| host != not.name())
 }
 
@@ -55,4 +67,59 @@ fn a_vm_outlives_its_host_and_leaves_one_that_is_drained() {
     assert_eq!(shell(after, "pidof maru-vmm | wc -w").trim(), "0");
     shell(after, "maru vm stop web --force");
     assert_eq!(vm(before, "web")["state"], "off");
+}
+
+#[test]
+fn a_host_that_is_shut_down_in_order_takes_no_vm_with_it_and_gets_them_back() {
+    let lab = cluster();
+    let (first, second) = (lab.host(0), lab.host(1));
+    shell(first, "maru vm placement web --prefer h2");
+    // No other host has its files.
+    shell(
+        second,
+        "cd /var/lib/maru/volumes/local; cp /guest/vmlinuz /guest/initramfs .; maru disk create bound.vhdx --size 16M; \
+         maru vm create bound --kernel local:vmlinuz --initrd local:initramfs --disk local:bound.vhdx --memory 128M \
+         --cmdline 'console=ttyS0 quiet panic=-1 mitigations=off maru.test=idle'",
+    );
+    shell(second, "maru vm start web; maru vm start bound");
+    for name in ["web", "bound"] {
+        until(first, "both run on h2", |host| told(host, name)["state"] == "running" && told(host, name)["host"] == "h2");
+        let id = vm(second, name)["id"].as_str().unwrap().to_owned();
+        console(second, &id, PATIENCE, |text| text.contains("maru-guest: facts"));
+    }
+
+    let begun = Instant::now();
+    second.shut_down(Duration::from_secs(600)).unwrap();
+    println!("h2 is off after {:?}", begun.elapsed());
+    until(first, "the VM is elsewhere", |host| runs_elsewhere(host, second));
+    until(first, "the VM that only runs there is saved", |host| told(host, "bound")["state"] == "saved");
+    let off = member(first, "h2");
+    assert_eq!((&off["drained"], &off["drained_until_back"], &off["vms"]), (&true.into(), &true.into(), &0.into()), "{off}");
+    let tasks = json(first, "maru task list");
+    for name in ["web", "bound"] {
+        let is_saved = |task: &&Value| task["operation"] == "save" && task["state"] == "done" && task["vm_name"] == name;
+        assert!(tasks.as_array().unwrap().iter().any(|task| is_saved(&task)), "{name}: {tasks}");
+    }
+
+    second.power_on().unwrap();
+    until(first, "h2 is back, and takes VMs again", |host| {
+        let back = member(host, "h2");
+        back["alive"] == true && back["drained"] == false && back["drained_until_back"] == false
+    });
+    for name in ["web", "bound"] {
+        until(first, "both run on h2 again", |host| told(host, name)["state"] == "running" && told(host, name)["host"] == "h2");
+    }
+    assert_eq!(shell(second, "pgrep maru-vmm | wc -l").trim(), "2");
+
+    // Whoever has drained it before decides when it takes VMs again.
+    shell(first, "maru host drain h2");
+    until(first, "h2 is drained", |host| runs_elsewhere(host, second));
+    second.shut_down(Duration::from_secs(600)).unwrap();
+    second.power_on().unwrap();
+    until(first, "h2 is back", |host| member(host, "h2")["alive"] == true && told(host, "bound")["state"] == "saved");
+    assert_eq!(member(first, "h2")["drained"], true);
+    shell(first, "maru host resume h2");
+    for name in ["web", "bound"] {
+        until(first, "both run on h2 again", |host| told(host, name)["state"] == "running" && told(host, name)["host"] == "h2");
+    }
 }

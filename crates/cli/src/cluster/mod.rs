@@ -14,6 +14,7 @@ use clap::Subcommand;
 use self::simulate::SimulateArgs;
 use crate::output::Output;
 use crate::remote::Connect;
+pub use forming::seconds;
 use forming::{CreateArgs, JoinArgs};
 
 const CREATE_HELP: &str = "\
@@ -85,7 +86,7 @@ pub enum ClusterCommand {
     #[command(after_help = TOKEN_HELP)]
     Token {
         /// For how long it can be used: 90s, 30m, 1h, 2d
-        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = forming::seconds)]
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = seconds)]
         valid: u32,
         #[command(flatten)]
         connect: Connect,

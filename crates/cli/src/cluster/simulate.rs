@@ -27,8 +27,8 @@ STEPS
   rejoin NETWORK MACHINE          loss NETWORK PERCENT            slow SECONDS
   heal                            power-off-guest VM              crash-vm VM
   start VM                        stop VM                         move VM HOST
-  drain HOST                      resume HOST                     confirm-dead HOST
-  explain VM                      what-if HOST
+  drain HOST                      go-down HOST                    resume HOST
+  confirm-dead HOST               explain VM                      what-if HOST
 
 EXIT STATUS
   0 if no VM ran twice or where it must not, 1 otherwise, or if the file is no scenario.

@@ -31,7 +31,8 @@ fn text(cluster: &Cluster) -> String {
     ];
     about.extend(cluster.waits.clone().map(|waits| ("waits for", waits)));
     let rows = cluster.hosts.iter().map(|host| row(cluster, host));
-    let mut text = format!("{}\n{}", fields(&about), table(["HOST", "ADDRESSES", "STATE", "STORE", "VERSION"], rows));
+    let heads = ["HOST", "ADDRESSES", "STATE", "VMS", "STORE", "VERSION"];
+    let mut text = format!("{}\n{}", fields(&about), table(heads, rows));
     for host in cluster.hosts.iter().filter(|host| host.damaged.is_some()) {
         text +=
             &format!("\n{}: its member of the store is made anew: {}\n", host.name, host.damaged.as_deref().unwrap_or_default());
@@ -39,12 +40,13 @@ fn text(cluster: &Cluster) -> String {
     text
 }
 
-fn row(cluster: &Cluster, host: &ClusterHost) -> [String; 5] {
+fn row(cluster: &Cluster, host: &ClusterHost) -> [String; 6] {
     let own = if host.name == cluster.this_host { " (this)" } else { "" };
     let addresses: Vec<String> = host.addresses.iter().map(ToString::to_string).collect();
     let mut state = vec![if host.alive { "alive" } else { "not there" }];
     state.extend(host.leaving.then_some("leaves"));
-    state.extend(host.drained.then_some("drained"));
+    let drained = if host.drained_until_back { "drained until it is back" } else { "drained" };
+    state.extend(host.drained.then_some(drained));
     state.extend(host.witness.then_some("witness"));
     let silent = host.store != StorePart::Client && !host.store_answers;
     let leads = match (host.leads, silent) {
@@ -53,7 +55,7 @@ fn row(cluster: &Cluster, host: &ClusterHost) -> [String; 5] {
         (false, false) => "",
     };
     let store = format!("{}{leads}", host.store);
-    [format!("{}{own}", host.name), addresses.join(", "), state.join(", "), store, host.version.clone()]
+    [format!("{}{own}", host.name), addresses.join(", "), state.join(", "), host.vms.to_string(), store, host.version.clone()]
 }
 
 #[cfg(test)]
@@ -68,6 +70,8 @@ mod tests {
             api_port: 8420,
             alive: !leads,
             drained: leads,
+            drained_until_back: leads,
+            vms: if leads { 0 } else { 3 },
             witness: false,
             leaving: false,
             version: "0.1.0".into(),
@@ -98,11 +102,11 @@ coordinator  h1
 store        3 members with a vote, of which 2 answer; 0 of them may fail
 waits for    h4 gets a copy of the store
 
-HOST       ADDRESSES  STATE               STORE            VERSION
-h1 (this)  192.0.2.1  alive               voter            0.1.0
-h2         192.0.2.1  not there, drained  voter, leads     0.1.0
-h3         192.0.2.1  alive               voter, silent    0.1.0
-h4         192.0.2.1  alive               learner, silent  0.1.0
+HOST       ADDRESSES  STATE                                VMS  STORE            VERSION
+h1 (this)  192.0.2.1  alive                                3    voter            0.1.0
+h2         192.0.2.1  not there, drained until it is back  0    voter, leads     0.1.0
+h3         192.0.2.1  alive                                3    voter, silent    0.1.0
+h4         192.0.2.1  alive                                3    learner, silent  0.1.0
 ";
         assert_eq!(text(&cluster), expected);
     }

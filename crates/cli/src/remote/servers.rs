@@ -128,6 +128,8 @@ mod tests {
             api_port: 8420,
             alive,
             drained: false,
+            drained_until_back: false,
+            vms: 0,
             witness: false,
             leaving: name == "leaving",
             version: "0.1.0".into(),

@@ -127,6 +127,9 @@ impl Node {
             return;
         };
         if *host == self.config.host {
+            if !self.goes_down() {
+                self.unsavable.clear();
+            }
             self.look_at_all();
         }
         if wanted_active {

@@ -7,10 +7,11 @@
 //! ```text
 //!                    owner is this host                         wanted off: Stop
 //!   (nothing here) ─────────────────────▶ Starting ─▶ Running ───────────────────▶ Stopping ─┐
-//!          ▲                                  │          │ to go elsewhere: Save              │
-//!          │   transaction: the record is     │          ├──────────────────────▶ Saving ─────┤
-//!          │   deleted, without a holder, or  │          │ not the owner any more: Kill       │
-//!          │   names the next host            │          └──────────────────────▶ Killing ────┤
+//!          ▲                                  │          │ to go elsewhere, or the host       │
+//!          │   transaction: the record is     │          │ goes down: Save                    │
+//!          │   deleted, without a holder, or  │          ├──────────────────────▶ Saving ─────┤
+//!          │   names the next host            │          │ not the owner any more: Kill       │
+//!          │                                  │          └──────────────────────▶ Killing ────┤
 //!          └──────────────────────────────── ended ◀──────────────────────────────────────────┘
 //! ```
 
@@ -41,16 +42,25 @@ pub(super) enum Local {
 impl Node {
     pub(super) fn vm_running(&mut self, vm: VmId) {
         // One that was to stop, or to be saved, may go on after all; then that is asked for again.
+        let goes_down = self.goes_down();
         if let Some(local @ (Local::Starting | Local::Stopping | Local::Saving)) = self.locals.get_mut(&vm) {
+            if *local == Local::Saving && goes_down {
+                self.unsavable.insert(vm.clone());
+            }
             *local = Local::Running;
         }
         self.todo.insert(vm);
     }
 
     pub(super) fn vm_ended(&mut self, vm: VmId, ending: Ending) {
-        if self.locals.remove(&vm).is_none() {
-            return;
-        }
+        let Some(local) = self.locals.remove(&vm) else { return };
+        self.unsavable.remove(&vm);
+        let wanted_on = self.view.vm(&vm).is_some_and(VmView::wanted_on);
+        let ending = match ending {
+            // It was shut down since its host goes down, or is to run after all: that its guest has ended says nothing of what is wanted.
+            Ending::PoweredOff | Ending::Crashed(_) if local == Local::Stopping && wanted_on => Ending::Stopped,
+            ending => ending,
+        };
         if let Ending::StartFailed(reason) | Ending::Crashed(reason) | Ending::SaveFailed(reason) = &ending {
             self.tell(Notice::Failed { vm: vm.clone(), reason: reason.clone() });
         }
@@ -79,6 +89,7 @@ impl Node {
                     self.end_local(id, Local::Stopping, Action::Stop)
                 }
                 (true, Local::Running) if self.leaves(id) => self.end_local(id, Local::Saving, Action::Save),
+                (true, Local::Running) if self.goes_down() => self.rest(id),
                 (true, _) => {}
             }
             return;
@@ -121,8 +132,25 @@ impl Node {
     fn leaves(&self, id: &VmId) -> bool {
         let Some(to) = self.view.vm(id).and_then(|vm| vm.moving.as_ref()).map(|moving| &moving.record.to) else { return false };
         let ready = self.view.host(to).is_some_and(|host| host.alive.is_some() && host.is_active());
-        let saving = self.locals.values().filter(|local| **local == Local::Saving).count();
-        *to != self.config.host && ready && saving < self.config.parallel_moves
+        let stays = self.goes_down() && self.unsavable.contains(id);
+        *to != self.config.host && ready && !stays && self.may_save()
+    }
+
+    /// Whether one more may be saved at the same time.
+    fn may_save(&self) -> bool {
+        self.locals.values().filter(|local| **local == Local::Saving).count() < self.config.parallel_moves
+    }
+
+    /// A VM of a host that is about to be switched off, and that no other host takes, waits with its memory saved: for this host, or another
+    /// one. If it cannot be saved, its guest is shut down.
+    fn rest(&mut self, id: &VmId) {
+        if self.unsavable.contains(id) {
+            return self.end_local(id, Local::Stopping, Action::Stop);
+        }
+        let (moves, unix_s) = (self.view.vm(id).is_some_and(|vm| vm.moving.is_some()), self.unix_s());
+        if !moves && self.may_save() && self.view.best_host(id, unix_s).is_err() {
+            self.end_local(id, Local::Saving, Action::Save);
+        }
     }
 
     /// Starts VMs, the most important first, as many as may start at once.
@@ -204,6 +232,9 @@ impl Node {
                 owner.holder = Some(Holder { host: to.clone(), incarnation: alive.record.incarnation });
                 owner.home = home_after(moving.record.reason, owner.home, &self.config.host);
             }
+        }
+        if owner.holder.is_none() && self.goes_down() {
+            owner.home = home_after(MoveReason::Drain, owner.home, &self.config.host);
         }
         // Memory that was saved is of no use to a VM that is to be off: its next start would bring an old state back.
         transaction = if off { transaction.delete(key) } else { transaction.put(key, to_bytes(&owner)) };

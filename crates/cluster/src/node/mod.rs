@@ -29,7 +29,7 @@ use store::record::RecordError;
 use store::{LeaseId, Revision, Transaction};
 
 use crate::records::Priority;
-use crate::view::Touched;
+use crate::view::{HostView, Touched};
 use crate::{Action, Answer, Ending, Event, HostId, Moment, Notice, View, VmId};
 use coordinator::{Coordination, Planned};
 use heartbeat::Peers;
@@ -141,6 +141,8 @@ pub struct Node {
     floor: Revision,
     /// VMs whose saved memory this host has taken, and restores.
     restoring: BTreeSet<VmId>,
+    /// VMs of a host that goes down which could not be saved.
+    unsavable: BTreeSet<VmId>,
     /// VMs that are to be started as soon as others have.
     queue: BTreeSet<(Reverse<Priority>, VmId)>,
     /// VMs to look at.
@@ -185,6 +187,7 @@ impl Node {
             floors: BTreeMap::new(),
             floor: Revision(0),
             restoring: BTreeSet::new(),
+            unsavable: BTreeSet::new(),
             queue: BTreeSet::new(),
             todo: BTreeSet::new(),
             later: BTreeMap::new(),
@@ -206,6 +209,16 @@ impl Node {
     /// The lease that this host can prove.
     pub fn lease(&self) -> Option<LeaseId> {
         self.lease.held()
+    }
+
+    /// Whether this host is about to be switched off.
+    pub fn goes_down(&self) -> bool {
+        self.view.host(&self.config.host).is_some_and(HostView::goes_down)
+    }
+
+    /// Whether a process of a VM is on this host, as far as is known.
+    pub fn runs_vms(&self) -> bool {
+        !self.locals.is_empty()
     }
 
     /// Whether this host gives VMs to hosts.
@@ -363,6 +376,10 @@ impl Node {
         }
         if !only_renewed {
             self.coordination.something_changed(self.now);
+            // There may be room elsewhere now, or none any more.
+            if self.goes_down() {
+                self.look_at_all();
+            }
         }
     }
 

@@ -299,6 +299,56 @@ fn saved_memory_is_restored_once() {
     assert_eq!(host.took(), ["start web"]);
 }
 
+/// h1 is about to be switched off.
+fn goes_down(host: &mut Host) {
+    host.tell(Event::VmRunning(web()));
+    host.took();
+    let down = crate::requests::go_down(host.node.view(), &H1.into(), "first").unwrap();
+    host.store.commit(&down).unwrap();
+    host.tell(Event::Timer);
+}
+
+#[test]
+fn a_vm_that_no_other_host_takes_is_saved_when_its_host_goes_down_and_goes_on_when_it_is_back() {
+    let mut host = Host::new();
+    goes_down(&mut host);
+    assert_eq!(host.took(), ["save web"]);
+    host.ends(Ending::Saved);
+    host.pass(Duration::from_secs(5));
+    let owner = host.owner().unwrap();
+    assert_eq!((owner.holder, owner.saved, host.node.runs_vms(), host.took()), (None, true, false, vec![]));
+    let record = host.node.view().host(&H1.into()).unwrap().record.clone().unwrap().record;
+    host.store.commit(&Transaction::new().put(HostRecord::key(H1), to_bytes(&record.started("second")))).unwrap();
+    host.pass(Duration::from_secs(1));
+    assert_eq!(host.took(), ["restore web"]);
+    assert_eq!(host.owner().unwrap().home, None);
+}
+
+#[test]
+fn a_vm_that_another_host_takes_leaves_one_that_goes_down_and_knows_where_it_was() {
+    let mut host = Host::new();
+    h2_lives(&host);
+    goes_down(&mut host);
+    assert_eq!(host.took(), ["save web"]);
+    host.ends(Ending::Saved);
+    let owner = host.owner().unwrap();
+    assert_eq!((owner.holder.unwrap().host, owner.saved, owner.home.unwrap().host), ("h2".into(), true, H1.into()));
+}
+
+#[test]
+fn a_vm_that_cannot_be_saved_is_shut_down_when_its_host_goes_down_and_is_still_to_run() {
+    let mut host = Host::new();
+    goes_down(&mut host);
+    assert_eq!(host.took(), ["save web"]);
+    host.tell(Event::VmRunning(web()));
+    assert_eq!(host.took(), ["stop web"]);
+    host.ends(Ending::PoweredOff);
+    let owner = host.owner().unwrap();
+    assert_eq!((owner.holder, owner.saved, owner.failures.len()), (None, false, 0));
+    let entry = host.store.get(&placement_key(&web())).unwrap().unwrap();
+    assert_eq!(from_bytes::<PlacementRecord>(&entry.key, &entry.value).unwrap().power, Power::On);
+}
+
 #[test]
 fn a_lease_that_was_not_proven_in_time_is_lost_whatever_comes_later() {
     let mut host = Host::new();

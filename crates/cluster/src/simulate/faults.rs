@@ -4,9 +4,11 @@ use std::fmt;
 use std::time::Duration;
 
 use store::Transaction;
+use store::record::{Stored, to_bytes};
 
 use super::machine::Doing;
 use super::world::World;
+use crate::records::host_key;
 use crate::requests::{self, RequestError};
 use crate::{Ending, HostId, Network, View, VmId};
 
@@ -53,6 +55,8 @@ pub enum Fault {
     Move(VmId, HostId),
     /// A user drains a host.
     Drain(HostId),
+    /// It is about to be switched off.
+    GoDown(HostId),
     /// A user lets it take VMs again.
     Resume(HostId),
     /// A user says that a host is dead.
@@ -86,6 +90,7 @@ impl fmt::Display for Named<'_> {
             Fault::Stop(vm) => write!(f, "stop {vm}"),
             Fault::Move(vm, host) => write!(f, "move {vm} to {host}"),
             Fault::Drain(host) => write!(f, "drain {host}"),
+            Fault::GoDown(host) => write!(f, "{host} is to be switched off"),
             Fault::Resume(host) => write!(f, "resume {host}"),
             Fault::ConfirmDead(host) => write!(f, "confirm-dead {host}"),
         }
@@ -98,7 +103,10 @@ impl World {
         self.log.line(self.now, "*", || Named(&fault, &|machine| machines[machine].id.clone()).to_string());
         match fault {
             Fault::PowerCut(machine) => self.lose_power(machine),
-            Fault::PowerOn(machine) => self.get_power(machine),
+            Fault::PowerOn(machine) => {
+                self.get_power(machine);
+                self.has_started(machine);
+            }
             Fault::Freeze(machine, time) => {
                 let until = self.now + time;
                 let there = &mut self.machines[machine];
@@ -145,8 +153,24 @@ impl World {
             Fault::Stop(vm) => self.user(|view| Ok(vec![requests::stop(view, &vm)?])),
             Fault::Move(vm, host) => self.user(|view| Ok(vec![requests::move_vm(view, &vm, &host)?])),
             Fault::Drain(host) => self.user(|view| Ok(vec![requests::drain(view, &host)?])),
+            Fault::GoDown(host) => {
+                let boot_id = self.machines.iter().find(|machine| machine.id == host).map(|machine| machine.boot.to_string());
+                self.user(|view| Ok(vec![requests::go_down(view, &host, &boot_id.unwrap_or_default())?]));
+            }
             Fault::Resume(host) => self.user(|view| Ok(vec![requests::resume(view, &host)?])),
             Fault::ConfirmDead(host) => self.user(|view| requests::confirm_dead(view, &host, 32)),
+        }
+    }
+
+    /// What `marud` does when its host has started: one that was to be switched off takes VMs again.
+    fn has_started(&mut self, machine: usize) {
+        let (host, boot_id) = (self.machines[machine].id.clone(), self.machines[machine].boot.to_string());
+        let truth = self.truth();
+        let Some(Stored { record, revision }) = truth.host(&host).and_then(|host| host.record.as_ref()) else { return };
+        let started = record.clone().started(&boot_id);
+        if self.leads() && started != *record {
+            let key = host_key(&host);
+            self.request(&Transaction::new().unchanged(key.clone(), *revision).put(key, to_bytes(&started)));
         }
     }
 

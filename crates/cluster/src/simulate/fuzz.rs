@@ -188,7 +188,10 @@ fn plan_fault(world: &mut World, hosts: &[HostId], vms: &[VmId], members: &[usiz
             1 | 2 => vec![(at, Fault::GuestPowersOff(vm))],
             _ => vec![(at, Fault::VmCrash(vm))],
         },
-        19 => vec![(at, Fault::Drain(host.clone())), (at + time, Fault::Resume(host))],
+        19 => {
+            let drain = if rng.bool() { Fault::Drain(host.clone()) } else { Fault::GoDown(host.clone()) };
+            vec![(at, drain), (at + time, Fault::Resume(host))]
+        }
         20 => vec![(at, Fault::Stop(vm.clone())), (at + time, Fault::Start(vm))],
         21 => vec![(at, Fault::Move(vm, host))],
         22 => vec![(at, Fault::Stop(vm))],

@@ -50,6 +50,8 @@ use crate::host::Host;
 pub struct Shared {
     /// The numbers that hosts agree on, and this host's name.
     pub config: Config,
+    /// What the kernel calls this start of the host, if that is known.
+    pub boot_id: Option<String>,
     /// The VMs.
     pub host: Arc<Host>,
     /// The store, and its copy.
@@ -61,6 +63,8 @@ pub struct Shared {
 enum Input {
     Event(Event),
     Ask(Box<dyn FnOnce(&Node) + Send>),
+    /// Nothing is decided any more.
+    End,
 }
 
 impl Shared {

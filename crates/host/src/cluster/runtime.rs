@@ -14,7 +14,7 @@ use store::{EtcdStore, LeaseId, Leases, Outcome, Replica, Revision, Store, Store
 use tokio::runtime::Handle;
 
 use super::beat::Beats;
-use super::guard::{Guard, held, now};
+use super::guard::{Guard, held, let_go, now};
 use super::machines::{self, Machines};
 use super::{Input, Shared, notices, placements};
 use crate::host::Host;
@@ -39,6 +39,8 @@ pub struct Parts {
     pub guard: Option<Guard>,
     /// This host's name.
     pub name: String,
+    /// What the kernel calls this start of it, if that is known.
+    pub boot_id: Option<String>,
     /// Its addresses: one for each network.
     pub addresses: Vec<IpAddr>,
     /// Where its API is, and where it hears heartbeats.
@@ -83,10 +85,10 @@ pub enum RuntimeError {
 impl Runtime {
     /// Begins. VMs that run are this host's until the store says something else, or the lease is over.
     pub fn start(parts: Parts) -> Result<Runtime, RuntimeError> {
-        let Parts { host, replica, mut guard, name, addresses, port, secret, witness, held: handed_over } = parts;
+        let Parts { host, replica, mut guard, name, boot_id, addresses, port, secret, witness, held: handed_over } = parts;
         let (inputs, receiver) = channel();
         let config = Config::new(name.as_str().into());
-        let shared = Arc::new(Shared { config: config.clone(), host: host.clone(), replica, inputs });
+        let shared = Arc::new(Shared { config: config.clone(), boot_id, host: host.clone(), replica, inputs });
         let heard = shared.clone();
         let told = move |from, network, beat| heard.tell(Event::Heartbeat { from, network, beat });
         let beats = Beats::begin(config.host.clone(), &secret, &addresses, port, told).map_err(|source| {
@@ -139,6 +141,26 @@ impl Runtime {
         answer.recv().ok()
     }
 
+    /// What the kernel calls this start of the host, if that is known.
+    pub fn boot_id(&self) -> Option<String> {
+        self.shared.boot_id.clone()
+    }
+
+    /// `marud` ends. A host that is about to be switched off, and runs no VM, needs no guard: the watchdog behind it would reset the host
+    /// while that ends. Blocks.
+    pub fn end(&self) {
+        if self.ask(|node| node.goes_down() && !node.runs_vms()) != Some(true) {
+            return;
+        }
+        // The lease ends by itself: nobody renews it, and the guard hears of no deadline, from here on.
+        let _ = self.shared.inputs.send(Input::End);
+        while self.ask(|_| ()).is_some() {}
+        match let_go(&self.shared.host.surroundings.run_directory) {
+            Ok(()) => tracing::info!("this host is about to be switched off, and needs no guard any more"),
+            Err(error) => tracing::error!("the watchdog may reset this host while it ends: {error}"),
+        }
+    }
+
     /// The store, and its copy.
     pub fn replica(&self) -> &Arc<Replica<EtcdStore>> {
         &self.shared.replica
@@ -177,6 +199,7 @@ impl Driver {
             match inputs.recv_timeout(wake.since(now())) {
                 Ok(Input::Event(event)) => self.step(event),
                 Ok(Input::Ask(question)) => question(&self.node),
+                Ok(Input::End) => return,
                 Err(RecvTimeoutError::Timeout) => self.step(Event::Timer),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -316,11 +339,17 @@ fn refresh_once(shared: &Shared, own: &Own) -> Result<(), StateError> {
         volumes,
         fencing: own.fencing,
         cpu_features: own.cpu_features.clone(),
-        ..stored.record.clone()
+        ..match &shared.boot_id {
+            Some(boot_id) => stored.record.clone().started(boot_id),
+            None => stored.record.clone(),
+        }
     };
     if record != stored.record {
         let key = host_key(&shared.config.host);
-        state.commit(&Transaction::new().unchanged(key.clone(), stored.revision).put(key, to_bytes(&record)))?;
+        let told = state.commit(&Transaction::new().unchanged(key.clone(), stored.revision).put(key, to_bytes(&record)))?;
+        if matches!(told, Outcome::Committed(_)) && record.wanted != stored.record.wanted {
+            tracing::info!("this host had been drained to be switched off; it is back, and takes VMs again");
+        }
     }
     Ok(())
 }

@@ -125,12 +125,19 @@ fn cluster(
     let alive = state.named::<AliveRecord>()?;
     let hosts = state.named::<HostRecord>()?;
     let coordinator = state.read::<CoordinatorRecord>(COORDINATOR)?;
+    let owners = state.named::<OwnerRecord>()?;
+    let vms = |host: &str| {
+        let is_its = |(_, owner): &&(String, store::record::Stored<OwnerRecord>)| is_held_by(&owner.record, host);
+        u32::try_from(owners.iter().filter(is_its).count()).unwrap_or(u32::MAX)
+    };
     let show = |(name, member): (String, store::record::Stored<MemberRecord>)| {
         let member = member.record;
         let host = hosts.iter().find(|(host, _)| *host == name).map(|(_, host)| &host.record);
         api::ClusterHost {
             alive: alive.iter().any(|(host, _)| *host == name),
             drained: host.is_some_and(|host| host.wanted == HostWanted::Drained),
+            drained_until_back: host.and_then(|host| host.going_down.as_ref()).is_some_and(|going_down| going_down.resumes),
+            vms: vms(&name),
             addresses: member.addresses,
             api_port: member.api_port,
             witness: member.witness,
@@ -291,8 +298,11 @@ fn may_leave(state: &State, host: &str) -> Result<(), Refusal> {
 /// A VM that belongs to a host.
 fn owned(state: &State, host: &str) -> Result<Option<String>, StateError> {
     let owners = state.named::<OwnerRecord>()?;
-    let is_its = |owner: &OwnerRecord| owner.holder.as_ref().is_some_and(|holder| holder.host.as_str() == host);
-    Ok(owners.into_iter().find(|(_, owner)| is_its(&owner.record)).map(|(vm, _)| vm))
+    Ok(owners.into_iter().find(|(_, owner)| is_held_by(&owner.record, host)).map(|(vm, _)| vm))
+}
+
+fn is_held_by(owner: &OwnerRecord, host: &str) -> bool {
+    owner.holder.as_ref().is_some_and(|holder| holder.host.as_str() == host)
 }
 
 /// Remove a host from the cluster

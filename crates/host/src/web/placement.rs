@@ -94,12 +94,48 @@ macro_rules! host_operation {
     };
 }
 
-host_operation!(
-    /// Drain a host
-    ///
-    /// Its VMs go to other hosts, and it takes none until it is resumed.
-    drain, "/hosts/{host}/drain", "drain_host", |node, host| requests::drain(node.view(), host).map(|one| vec![one])
-);
+/// Why a host is drained.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct DrainParams {
+    /// Whether it is about to be switched off, which it says itself: it takes VMs again by itself when it is back.
+    #[serde(default)]
+    for_shutdown: bool,
+}
+
+/// Drain a host
+///
+/// Its VMs go to other hosts, and it takes none until it is resumed. A host that is about to be switched off saves those that no other host
+/// takes, or shuts them down.
+#[utoipa::path(post, path = "/hosts/{host}/drain", tag = "hosts", operation_id = "drain_host",
+    params(("host" = String, Path, description = "Its name"), DrainParams), responses(
+    (status = 204, description = "It is wanted; events tell what comes of it"),
+    (status = "default", description = "Not done", body = api::Error),
+))]
+pub async fn drain(
+    Shared(app): Shared<App>,
+    Name(name): Name,
+    Params(params): Params<DrainParams>,
+) -> Result<StatusCode, Refusal> {
+    let host = HostId::from(name);
+    if !params.for_shutdown {
+        change(&app, move |node| requests::drain(node.view(), &host).map(|one| vec![one])).await?;
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    let runtime = runtime(&app)?;
+    if app.host.state.own_host() != Some(host.as_str()) {
+        let message = format!("{host} is not the host that was asked");
+        return Err(Refusal::conflict("not-own-host", message, "ask the host itself that is to be switched off"));
+    }
+    let Some(boot_id) = runtime.boot_id() else {
+        let message = "it is not known which start of this host this is, so that it could not be told later that it is back";
+        return Err(Refusal::conflict("no-boot-id", message, "drain it, and resume it when it is back"));
+    };
+    change(&app, move |node| requests::go_down(node.view(), &host, &boot_id).map(|one| vec![one])).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 host_operation!(
     /// Let a drained host take VMs again
     ///

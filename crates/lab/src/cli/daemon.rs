@@ -17,7 +17,8 @@ use crate::cable::{Conditions, Direction};
 use crate::host::{Host, HostError};
 use crate::{CABLES, Lab, Progress};
 
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(60);
+/// How long a host may take to shut down: the VMs of one of a cluster leave it first.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(900);
 
 /// Emptied by `down`.
 type Shared = Arc<RwLock<Option<Lab>>>;

@@ -22,7 +22,7 @@ pub enum CommandError {
     #[error(
         "there is no such command; there are power-cut, power-on, freeze, crash-marud, stop-marud, stop-guard, crash-member, \
          start-member, stop-member, cut, mend, isolate, isolate-out, isolate-in, rejoin, loss, slow, heal, power-off-guest, crash-vm, \
-         start, stop, move, drain, resume, confirm-dead, explain, what-if"
+         start, stop, move, drain, go-down, resume, confirm-dead, explain, what-if"
     )]
     Verb,
     /// Too few words, or too many.
@@ -99,7 +99,7 @@ impl Command {
             "heal" => "heal",
             "power-off-guest" | "crash-vm" | "start" | "stop" | "explain" => "VERB VM",
             "move" => "move VM HOST",
-            "drain" | "resume" | "confirm-dead" | "what-if" => "VERB HOST",
+            "drain" | "go-down" | "resume" | "confirm-dead" | "what-if" => "VERB HOST",
             _ => return Err(CommandError::Verb),
         };
         let fault = match (*verb, rest) {
@@ -133,6 +133,7 @@ impl Command {
             ("stop", [vm]) => Fault::Stop(named.vm(vm)?),
             ("move", [vm, host]) => Fault::Move(named.vm(vm)?, named.host(host)?),
             ("drain", [host]) => Fault::Drain(named.host(host)?),
+            ("go-down", [host]) => Fault::GoDown(named.host(host)?),
             ("resume", [host]) => Fault::Resume(named.host(host)?),
             ("confirm-dead", [host]) => Fault::ConfirmDead(named.host(host)?),
             ("explain", [vm]) => return Ok(Command::Explain(named.vm(vm)?)),

@@ -1,7 +1,7 @@
 //! PID 1 of the appliance.
 //!
 //! ```text
-//!   mount ─► modules ─► processors ─► name, NICs ─► services ─► reap, restart ─► (SIGUSR2, SIGTERM) stop services ─► power
+//!   mount ─► modules ─► processors ─► name, NICs ─► services ─► reap, restart ─► (SIGUSR2, SIGTERM) drain ─► stop services ─► power
 //! ```
 //!
 //! Configuration comes from the kernel command line, because the appliance has no disk of its own:
@@ -145,6 +145,9 @@ fn init() -> ExitCode {
     println!("maru: ready {:.2} s after start", pid1::uptime_seconds());
     let action = table.supervise(&signals);
     println!("maru: shutting down");
+    if managing {
+        table.stop_managing();
+    }
     table.stop();
     let error = pid1::power(action);
     println!("maru: the kernel refuses to switch off: {error}");

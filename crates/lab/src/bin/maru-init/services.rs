@@ -10,6 +10,12 @@ use lab::pid1::{self, CommandLine, PowerAction};
 
 /// How long services get to end by themselves.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks whether one has.
+const LOOK: Duration = Duration::from_millis(10);
+/// The daemon that manages VMs.
+const MARUD: &str = "/bin/marud";
+/// What has VMs leave the host before it ends.
+const DRAIN: [&str; 4] = ["/bin/maru", "host", "drain", "--for-shutdown"];
 /// A service that ends is started again, but not more often than this.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -34,7 +40,7 @@ fn services(line: &CommandLine, managing: bool) -> Vec<Service> {
         // `NAME,MAC,ADDRESS/PREFIX`
         let addresses = line.all("maru.nic").filter_map(|nic| Some(nic.split(',').nth(2)?.split_once('/')?.0));
         let names = addresses.flat_map(|address| ["--name", address]);
-        services.push(service(&["/bin/marud"].into_iter().chain(volumes).chain(names).collect::<Vec<_>>()));
+        services.push(service(&[MARUD].into_iter().chain(volumes).chain(names).collect::<Vec<_>>()));
     }
     services
 }
@@ -87,19 +93,7 @@ impl Table {
 
     fn launch(&mut self, service: Service) {
         let [program, arguments @ ..] = service.argv.as_slice() else { return };
-        let mut command = Command::new(program);
-        command.args(arguments).env("PATH", "/bin:/sbin:/usr/bin:/usr/sbin").env("HOME", "/root").process_group(0);
-        // SAFETY: between fork and exec only async-signal-safe calls are made, on memory of the new process. The signals
-        // that PID 1 blocks for itself must reach the programs it starts.
-        unsafe {
-            command.pre_exec(|| {
-                let mut none = std::mem::zeroed();
-                libc::sigemptyset(&mut none);
-                libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
-                Ok(())
-            });
-        }
-        match command.spawn() {
+        match command(program, arguments).spawn() {
             Ok(child) => {
                 self.running.insert(child.id() as libc::pid_t, (service, Instant::now()));
             }
@@ -138,6 +132,27 @@ impl Table {
         }
     }
 
+    /// Has VMs leave the host, if it is one of a cluster, and then ends `marud` before anything else ends: as the services of the Debian package
+    /// do it.
+    pub fn stop_managing(&mut self) {
+        let [program, arguments @ ..] = DRAIN;
+        match command(program, &arguments).status() {
+            Ok(status) if status.success() => {}
+            Ok(status) => println!("maru: VMs do not leave the host: {status}"),
+            Err(error) => println!("maru: cannot start {program}: {error}"),
+        }
+        let Some(marud) = self.running.iter().find(|(_, (service, _))| service.argv[0] == MARUD).map(|(pid, _)| *pid) else {
+            return;
+        };
+        // SAFETY: no pointers; the process was started here, and was not waited for.
+        unsafe { libc::kill(marud, libc::SIGTERM) };
+        let deadline = Instant::now() + PATIENCE;
+        while self.running.contains_key(&marud) && Instant::now() < deadline {
+            pid1::reap_until(Some(Instant::now()), |pid, _| drop(self.running.remove(&pid)));
+            std::thread::sleep(LOOK);
+        }
+    }
+
     /// Ends every program, those that nobody started here included.
     pub fn stop(&mut self) {
         for (signal, patience) in [(libc::SIGTERM, PATIENCE), (libc::SIGKILL, PAUSE)] {
@@ -146,6 +161,23 @@ impl Table {
             pid1::reap_until(Some(Instant::now() + patience), |_, _| {});
         }
     }
+}
+
+/// A program with an environment to work in.
+fn command(program: &str, arguments: &[impl AsRef<std::ffi::OsStr>]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).env("PATH", "/bin:/sbin:/usr/bin:/usr/sbin").env("HOME", "/root").process_group(0);
+    // SAFETY: between fork and exec only async-signal-safe calls are made, on memory of the new process. The signals
+    // that PID 1 blocks for itself must reach the programs it starts.
+    unsafe {
+        command.pre_exec(|| {
+            let mut none = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+            Ok(())
+        });
+    }
+    command
 }
 
 /// The next signal, or 0 when `limit` has passed.
