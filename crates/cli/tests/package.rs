@@ -59,7 +59,7 @@ fn the_package_needs_nothing_and_has_all_of_a_host() {
     let marked = fs::read_to_string(tree.join("DEBIAN/conffiles")).unwrap();
     let marked: BTreeSet<String> = marked.lines().map(|file| file.replace("/etc/default/", "")).collect();
     assert_eq!(kept, marked, "what administrators change is kept in upgrades");
-    for program in ["maru", "marud", "maru-vmm", "maru-switch"] {
+    for program in ["maru", "marud", "maru-guard", "maru-vmm", "maru-switch"] {
         let file = tree.join("usr/bin").join(program);
         assert!(run(Command::new(&file).arg("--version")).contains(env!("CARGO_PKG_VERSION")), "{program}");
         assert!(run(Command::new("ldd").arg(&file)).contains("statically linked"), "{program}");

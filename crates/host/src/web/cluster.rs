@@ -1,5 +1,6 @@
 //! Clusters: making one, joining, leaving, and who is in it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -125,11 +126,12 @@ fn cluster(
     let alive = state.named::<AliveRecord>()?;
     let hosts = state.named::<HostRecord>()?;
     let coordinator = state.read::<CoordinatorRecord>(COORDINATOR)?;
-    let owners = state.named::<OwnerRecord>()?;
-    let vms = |host: &str| {
-        let is_its = |(_, owner): &&(String, store::record::Stored<OwnerRecord>)| is_held_by(&owner.record, host);
-        u32::try_from(owners.iter().filter(is_its).count()).unwrap_or(u32::MAX)
-    };
+    let mut vms: BTreeMap<HostId, u32> = BTreeMap::new();
+    for owner in state.all::<OwnerRecord>()? {
+        if let Some(holder) = owner.record.holder {
+            *vms.entry(holder.host).or_default() += 1;
+        }
+    }
     let show = |(name, member): (String, store::record::Stored<MemberRecord>)| {
         let member = member.record;
         let host = hosts.iter().find(|(host, _)| *host == name).map(|(_, host)| &host.record);
@@ -137,7 +139,7 @@ fn cluster(
             alive: alive.iter().any(|(host, _)| *host == name),
             drained: host.is_some_and(|host| host.wanted == HostWanted::Drained),
             drained_until_back: host.and_then(|host| host.going_down.as_ref()).is_some_and(|going_down| going_down.resumes),
-            vms: vms(&name),
+            vms: vms.get(&HostId::from(name.as_str())).copied().unwrap_or_default(),
             addresses: member.addresses,
             api_port: member.api_port,
             witness: member.witness,
@@ -298,11 +300,8 @@ fn may_leave(state: &State, host: &str) -> Result<(), Refusal> {
 /// A VM that belongs to a host.
 fn owned(state: &State, host: &str) -> Result<Option<String>, StateError> {
     let owners = state.named::<OwnerRecord>()?;
-    Ok(owners.into_iter().find(|(_, owner)| is_held_by(&owner.record, host)).map(|(vm, _)| vm))
-}
-
-fn is_held_by(owner: &OwnerRecord, host: &str) -> bool {
-    owner.holder.as_ref().is_some_and(|holder| holder.host.as_str() == host)
+    let is_its = |owner: &OwnerRecord| owner.holder.as_ref().is_some_and(|holder| holder.host.as_str() == host);
+    Ok(owners.into_iter().find(|(_, owner)| is_its(&owner.record)).map(|(vm, _)| vm))
 }
 
 /// Remove a host from the cluster
