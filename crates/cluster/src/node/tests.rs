@@ -299,6 +299,22 @@ fn saved_memory_is_restored_once() {
     assert_eq!(host.took(), ["start web"]);
 }
 
+#[test]
+fn more_moves_that_lead_nowhere_than_a_transaction_holds_are_called_off() {
+    let mut host = Host::new();
+    let vms = (0..200).map(|number| VmId::from(format!("vm{number}")));
+    for some in vms.collect::<Vec<_>>().chunks(50) {
+        let moved = some.iter().fold(Transaction::new(), |transaction, vm| {
+            let moving = MoveRecord { to: "h9".into(), reason: MoveReason::User };
+            transaction.put(placement_key(vm), to_bytes(&PlacementRecord::default())).put(move_key(vm), to_bytes(&moving))
+        });
+        host.store.commit(&moved).unwrap();
+    }
+    host.tell(Event::Timer);
+    host.pass(Duration::from_secs(5));
+    assert_eq!(host.store.range("moves/").unwrap().entries, []);
+}
+
 /// h1 is about to be switched off.
 fn goes_down(host: &mut Host) {
     host.tell(Event::VmRunning(web()));
