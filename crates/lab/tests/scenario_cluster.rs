@@ -73,6 +73,8 @@ fn a_vm_outlives_its_host_and_leaves_one_that_is_drained() {
 fn a_host_that_is_shut_down_in_order_takes_no_vm_with_it_and_gets_them_back() {
     let lab = cluster();
     let (first, second) = (lab.host(0), lab.host(1));
+    shell(first, "maru disk create /shared/web.vhdx --size 64M");
+    create_shared(&lab, "web", "web.vhdx", "maru.test=idle");
     shell(first, "maru vm placement web --prefer h2");
     // No other host has its files.
     shell(
@@ -109,7 +111,7 @@ fn a_host_that_is_shut_down_in_order_takes_no_vm_with_it_and_gets_them_back() {
     for name in ["web", "bound"] {
         until(first, "both run on h2 again", |host| told(host, name)["state"] == "running" && told(host, name)["host"] == "h2");
     }
-    assert_eq!(shell(second, "pgrep maru-vmm | wc -l").trim(), "2");
+    assert_eq!(shell(second, "pidof maru-vmm | wc -w").trim(), "2");
 
     // Whoever has drained it before decides when it takes VMs again.
     shell(first, "maru host drain h2");

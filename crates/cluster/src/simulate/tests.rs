@@ -56,7 +56,7 @@ fn the_same_seed_is_the_same_run() {
 #[test]
 fn the_runs_try_what_they_are_there_for() {
     let mut sum = Counts::default();
-    for seed in 0..400 {
+    for seed in 0..800 {
         let counts = run(seed, None, Faults::All, false).counts;
         sum.starts += counts.starts;
         sum.takeovers += counts.takeovers;
