@@ -11,11 +11,12 @@ use store::record::to_bytes;
 use store::{LeaseId, Revision, Transaction};
 
 use super::{Node, Purpose};
+use crate::placement::Way;
 use crate::records::{
     COORDINATOR_KEY, CoordinatorRecord, Holder, Home, HostWanted, Left, MoveReason, MoveRecord, OwnerRecord, alive_key, move_key,
-    owner_key,
+    owner_key, placement_key,
 };
-use crate::view::{Standing, VmView};
+use crate::view::{HostView, Standing, VmView};
 use crate::{Answer, HostId, Moment, Notice, VmId};
 
 /// Between the moments at which hosts try to follow a coordinator, the first in the order of their names at once.
@@ -30,6 +31,8 @@ const REFUSALS: usize = 256;
 /// A plan that was sent.
 pub(super) struct Planned {
     notices: Vec<Notice>,
+    /// VMs that are to go with copies of their files.
+    copies: Vec<VmId>,
 }
 
 #[derive(Default)]
@@ -65,6 +68,8 @@ pub(super) struct Coordination {
     wake_at: Option<Moment>,
     lost: BTreeSet<HostId>,
     drained: BTreeSet<HostId>,
+    /// VMs on hosts that are drained, with when they were last sent to have their files copied: each try costs them time.
+    tried: BTreeMap<VmId, (HostId, Moment)>,
 }
 
 impl Coordination {
@@ -91,6 +96,8 @@ struct Plan {
     conditions: BTreeMap<String, Option<Revision>>,
     changes: Vec<(String, Option<Vec<u8>>)>,
     reserved: Vec<VmId>,
+    /// VMs that are to go with copies of their files, and where to.
+    copies: Vec<(VmId, HostId)>,
     notices: Vec<Notice>,
     /// VMs that it is about.
     vms: usize,
@@ -132,8 +139,10 @@ impl Node {
             self.tell(Notice::HostBack(host.clone()));
         }
         // VMs here may wait for that host to be able to take them.
-        let arriving: Vec<VmId> = self.view.host(host).map(|view| view.arriving.iter().cloned().collect()).unwrap_or_default();
-        self.todo.extend(arriving.into_iter().filter(|vm| self.locals.contains_key(vm)));
+        let arriving = self.view.host(host).into_iter().flat_map(|view| &view.arriving);
+        let here = |vm: &&VmId| self.locals.contains_key(*vm) || self.files_are_here(vm);
+        let waiting: Vec<VmId> = arriving.filter(here).cloned().collect();
+        self.todo.extend(waiting);
     }
 
     fn tell_lost(&mut self, host: &HostId) {
@@ -161,6 +170,11 @@ impl Node {
             Answer::Done(revision) => {
                 self.coordination.settled = revision;
                 self.actions.extend(planned.notices.into_iter().map(crate::Action::Tell));
+                for vm in planned.copies {
+                    if let Some(host) = self.view.vm(&vm).and_then(VmView::files_on) {
+                        self.coordination.tried.insert(vm, (host.clone(), self.now));
+                    }
+                }
             }
             Answer::Conflict { .. } | Answer::Unknown => self.coordination.plan_at = self.now + self.config.retry_after,
         }
@@ -273,6 +287,9 @@ impl Node {
             self.coordination.waiting.clear();
             self.coordination.dirty = true;
         }
+        let (tried, again) = (self.coordination.tried.len(), self.config.copy_again);
+        self.coordination.tried.retain(|_, (_, at)| now < *at + again);
+        self.coordination.dirty |= self.coordination.tried.len() < tried;
         let gathering = self.gathers();
         let ready =
             !self.coordination.planning && now >= self.coordination.plan_at && self.view.revision() >= self.coordination.settled;
@@ -289,15 +306,17 @@ impl Node {
                 let revision = self.view.coordinator().map(|coordinator| coordinator.revision);
                 plan.conditions.insert(COORDINATOR_KEY.into(), revision);
                 self.require_alive(&mut plan, &me.host, me.incarnation);
+                let copies = std::mem::take(&mut plan.copies).into_iter().map(|(vm, _)| vm).collect();
                 let (transaction, notices) = plan.transaction();
                 self.coordination.planning = true;
-                self.commit(transaction, Purpose::Plan(Planned { notices }));
+                self.commit(transaction, Purpose::Plan(Planned { notices, copies }));
             }
         }
         let coordination = &mut self.coordination;
         let mut wake = coordination.look_at;
         wake = coordination.recheck_at.map_or(wake, |at| wake.min(at));
         wake = coordination.gather_until.map_or(wake, |at| wake.min(at));
+        wake = coordination.tried.values().fold(wake, |wake, (_, at)| wake.min(*at + again));
         if coordination.dirty && !coordination.planning && !gathering && coordination.plan_at > now {
             wake = wake.min(coordination.plan_at);
         }
@@ -391,7 +410,7 @@ impl Node {
         if failed.is_some() && placement.record.restart.limit == 0 {
             next.gave_up = Some("its host failed, and it is not to be restarted by itself".into());
         } else {
-            let host = self.view.best_host(id, unix_s)?;
+            let host = self.view.best_host(id, unix_s, Way::Start)?;
             let alive = self.view.host(&host).and_then(|host| host.alive.clone());
             let Some(alive) = alive else { return Ok(()) };
             self.view.reserve(id, &host);
@@ -413,6 +432,10 @@ impl Node {
             self.require_dead(plan, failed);
         }
         plan.conditions.insert(owner_key(id), owner.map(|owner| owner.revision));
+        // While nobody owns it, its files may go elsewhere.
+        if placement.record.local.is_some() {
+            plan.conditions.insert(placement_key(id), Some(placement.revision));
+        }
         if let Some(reason) = &next.gave_up {
             plan.notices.push(Notice::GaveUp { vm: id.clone(), reason: reason.clone() });
         }
@@ -429,8 +452,11 @@ impl Node {
             let Some(vm) = self.view.vm(id) else { continue };
             let Some(moving) = &vm.moving else { continue };
             let to = &moving.record.to;
+            let ready = self.view.host(to).is_some_and(HostView::is_ready);
             let leads_nowhere = match self.view.standing(id) {
-                Standing::Held(host) => host == *to || !self.view.host(to).is_some_and(|to| to.alive.is_some() && to.is_active()),
+                Standing::Held(host) => host == *to || !ready,
+                // Its files are copied while it is off.
+                Standing::Off | Standing::GaveUp | Standing::Homeless if vm.files_on().is_some_and(|host| host != to) => !ready,
                 // Its holder let go of it before it heard of the move.
                 Standing::Off | Standing::GaveUp => true,
                 // Whoever deals with its owner record deals with the move, too.
@@ -441,6 +467,8 @@ impl Node {
                 plan.conditions.insert(move_key(id), Some(moving.revision));
                 plan.changes.push((move_key(id), None));
                 plan.vms += 1;
+                // That was not the VM's fault.
+                self.coordination.tried.remove(id);
             }
         }
         self.plan_drains(plan);
@@ -448,40 +476,91 @@ impl Node {
     }
 
     fn plan_drains(&mut self, plan: &mut Plan) {
-        let drained = |wanted| wanted == HostWanted::Drained;
-        let hosts = self.view.hosts().filter(|(_, host)| host.record.as_ref().is_some_and(|host| drained(host.record.wanted)));
-        let draining: Vec<(HostId, bool, Vec<VmId>, usize)> = hosts
-            .map(|(id, host)| {
-                let moving = host.vms.iter().filter(|vm| self.view.vm(vm).is_some_and(|vm| vm.moving.is_some())).count();
-                let room = self.config.parallel_moves.saturating_sub(moving);
-                let stays = |vm: &&VmId| !self.coordination.waiting.contains(*vm) && self.movable(vm);
-                (id.clone(), host.vms.is_empty(), host.vms.iter().filter(stays).cloned().collect(), room)
-            })
-            .collect();
-        for (host, empty, vms, mut room) in draining {
-            if empty && self.coordination.drained.insert(host.clone()) {
-                self.tell(Notice::Drained(host));
+        let drained = |host: &HostView| host.record.as_ref().is_some_and(|host| host.record.wanted == HostWanted::Drained);
+        let draining: Vec<HostId> = self.view.hosts().filter(|(_, host)| drained(host)).map(|(id, _)| id.clone()).collect();
+        let view = &self.view;
+        let stays =
+            |vm: &VmId, host: &HostId| view.host(host).is_some_and(|host| host.vms.contains(vm) || host.keeps.contains(vm));
+        self.coordination.tried.retain(|vm, (host, _)| draining.contains(host) && stays(vm, host));
+        for host in draining {
+            let Some(leaving) = self.leaving(&host) else {
+                if self.coordination.drained.insert(host.clone()) {
+                    self.tell(Notice::Drained(host));
+                }
+                continue;
+            };
+            self.send_away(plan, &host, leaving);
+        }
+    }
+
+    /// VMs that have still to leave a host and do not do so yet; nothing if there are none, and none is on its way.
+    fn leaving(&self, host: &HostId) -> Option<Vec<VmId>> {
+        let view = self.view.host(host)?;
+        let waits = |vm: &VmId| self.coordination.waiting.contains(vm);
+        let running = view.vms.iter().filter(|vm| !waits(vm) && self.movable(vm));
+        // Those that are off take nothing of it, but without it nobody has their files. Only the host itself can send these.
+        let rest = view.keeps.iter().filter(|vm| view.alive.is_some() && self.rests(vm));
+        let rest: Vec<&VmId> = rest.filter(|vm| !waits(vm) || self.view.standing(vm) == Standing::Homeless).collect();
+        let moving = view.keeps.iter().any(|vm| self.view.vm(vm).is_some_and(|vm| vm.moving.is_some()));
+        if view.vms.is_empty() && rest.is_empty() && !moving {
+            return None;
+        }
+        Some(running.chain(rest).cloned().collect())
+    }
+
+    /// Sends VMs off a host, as many as may leave it at once: those with files to copy have a count of their own, so that the others need
+    /// not wait for them.
+    fn send_away(&mut self, plan: &mut Plan, host: &HostId, leaving: Vec<VmId>) {
+        let Some(view) = self.view.host(host) else { return };
+        let moving: BTreeSet<&VmId> = view.vms.union(&view.keeps).filter(|vm| self.is_moving(vm)).collect();
+        let copied = moving.iter().filter(|vm| self.is_copied(vm)).count();
+        let mut room = self.config.parallel_moves.saturating_sub(moving.len() - copied);
+        let mut copies = self.config.parallel_copies.saturating_sub(copied);
+        for vm in leaving {
+            if plan.vms >= self.config.batch {
+                break;
+            }
+            let (unix_s, copied) = (self.unix_s(), self.is_copied(&vm));
+            let room = if copied { &mut copies } else { &mut room };
+            if *room == 0 || self.coordination.tried.contains_key(&vm) {
                 continue;
             }
-            for vm in vms {
-                if room == 0 || plan.vms >= self.config.batch {
-                    break;
+            let runs = matches!(self.view.standing(&vm), Standing::Held(_));
+            match self.view.best_host(&vm, unix_s, Way::Move { volume: None, runs }) {
+                Ok(to) if copied && self.copies_to(plan, &to) >= self.config.parallel_copies => {}
+                Ok(to) => {
+                    *room -= 1;
+                    self.plan_move(plan, &vm, to, MoveReason::Drain);
                 }
-                let unix_s = self.unix_s();
-                match self.view.best_host(&vm, unix_s) {
-                    Ok(to) => {
-                        self.plan_move(plan, &vm, to, MoveReason::Drain);
-                        room -= 1;
-                    }
-                    Err(reason) => {
-                        self.coordination.waiting.insert(vm.clone());
-                        if self.coordination.told.insert(vm.clone()) {
-                            self.tell(Notice::Stays { vm, reason });
-                        }
+                Err(reason) => {
+                    self.coordination.waiting.insert(vm.clone());
+                    if self.coordination.told.insert(vm.clone()) {
+                        self.tell(Notice::Stays { vm, reason });
                     }
                 }
             }
         }
+    }
+
+    fn is_moving(&self, id: &VmId) -> bool {
+        self.view.vm(id).is_some_and(|vm| vm.moving.is_some())
+    }
+
+    /// Whether a VM can go elsewhere only with copies of its files.
+    fn is_copied(&self, id: &VmId) -> bool {
+        self.view.vm(id).is_some_and(|vm| vm.files_on().is_some())
+    }
+
+    /// How many VMs a host gets, or is to get by this plan, whose files are copied to it.
+    fn copies_to(&self, plan: &Plan, host: &HostId) -> usize {
+        let arriving = self.view.host(host).map_or(0, |host| host.arriving.iter().filter(|vm| self.is_copied(vm)).count());
+        arriving + plan.copies.iter().filter(|(_, to)| to == host).count()
+    }
+
+    /// Whether a VM that nobody runs does not go anywhere yet.
+    fn rests(&self, id: &VmId) -> bool {
+        let off = matches!(self.view.standing(id), Standing::Off | Standing::GaveUp | Standing::Homeless);
+        off && !self.is_moving(id)
     }
 
     /// Whether a VM runs, is to run on, and does not go anywhere yet.
@@ -525,8 +604,12 @@ impl Node {
         if let Some(alive) = self.view.host(&to).and_then(|host| host.alive.as_ref()) {
             plan.conditions.insert(alive_key(&to), Some(alive.revision));
         }
-        self.view.reserve(id, &to);
-        plan.reserved.push(id.clone());
+        let (copied, runs) = (vm.files_on().is_some(), vm.holder().is_some());
+        if runs {
+            self.view.reserve(id, &to);
+            plan.reserved.push(id.clone());
+        }
+        plan.copies.extend(copied.then(|| (id.clone(), to.clone())));
         let why = match reason {
             MoveReason::Drain => "its host is drained",
             MoveReason::Failback => "it goes back",
@@ -534,7 +617,7 @@ impl Node {
         };
         self.coordination.told.remove(id);
         plan.notices.push(Notice::Moves { vm: id.clone(), to: to.clone(), why });
-        plan.changes.push((move_key(id), Some(to_bytes(&MoveRecord { to, reason }))));
+        plan.changes.push((move_key(id), Some(to_bytes(&MoveRecord { to, reason, volume: None }))));
         plan.vms += 1;
     }
 }
