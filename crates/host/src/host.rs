@@ -21,10 +21,11 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use crate::autostart;
+use crate::copies::sweep;
 use crate::images::{self, Library};
 use crate::records::{
-    EventKind, EventRecord, ImageRecord, OperationRecord, PlaceRecord, Power, SwitchRecord, TaskRecord, TaskStateRecord,
-    VmRecord, VolumeRecord,
+    CopyRecord, EventKind, EventRecord, ImageRecord, OperationRecord, PlaceRecord, Power, SwitchRecord, TaskRecord,
+    TaskStateRecord, VmRecord, VolumeRecord,
 };
 use crate::state::{Records, State, StateError};
 use crate::vm::console::Console;
@@ -226,7 +227,12 @@ impl Host {
         unfinished: &HashMap<Option<Uuid>, Vec<TaskRecord>>,
     ) -> Result<(), StateError> {
         let (volumes, images) = (&self.surroundings.volumes, self.state.all::<ImageRecord>()?);
+        let copies = self.state.all::<CopyRecord>()?;
         for id in staging::list(volumes) {
+            // What has come from other hosts, or goes to them by a volume that all see: its record says whose it is.
+            if copies.iter().any(|copy| copy.record.id == id) {
+                continue;
+            }
             if unfinished.values().flatten().any(|task| task.id == id || task.operation.stages(id)) {
                 continue;
             }
@@ -237,6 +243,11 @@ impl Host {
             }
         }
         Ok(())
+    }
+
+    /// Looks after files that VMs take along to other hosts, from now on.
+    pub fn watch_copies(self: &Arc<Host>) {
+        self.runtime.spawn(sweep::watch(self.clone()));
     }
 
     /// Makes the actor of a VM.

@@ -3,6 +3,7 @@
 //! ```text
 //!   Action::Start ─▶ takes the VM over (vms/ID names this host), permits its task ─▶ VmRunning, or VmEnded: it did not start
 //!   Action::Stop, Save ─▶ makes a task, if none is under way that ends the VM ─▶ VmEnded, or VmRunning: it goes on after all
+//!   Action::Copy ─▶ makes a task that copies files, and waits until they are there ─▶ VmCopied; Action::EndCopy ends that
 //!   Action::Kill ─▶ kills the process, whatever its owner does ─▶ VmEnded
 //!                   the VM's own end, as its owner sees it ──────▶ VmEnded
 //! ```
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cluster::records::{AliveRecord, MoveRecord, OwnerRecord};
-use cluster::{Ending, Event, VmId};
+use cluster::{Ending, Event, HostId, VmId};
 use store::record::{Record, Stored};
 use store::{Outcome, Revision, Transaction};
 use time::OffsetDateTime;
@@ -23,9 +24,13 @@ use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::Shared;
+use crate::copies::{self, Standing, send};
 use crate::host::Host;
-use crate::records::{Cause, EndingRecord, OperationRecord, Power, TaskRecord, TaskStateRecord, VmRecord};
+use crate::records::{
+    Cause, CopyOperation, EndingRecord, EventKind, EventRecord, OperationRecord, Power, TaskRecord, TaskStateRecord, VmRecord,
+};
 use crate::state::{Records, State, StateError};
+use crate::vm::work::WorkError;
 use crate::vm::{self, Input, Live, process};
 
 /// Who tasks are by that the cluster makes: no token is called so.
@@ -43,6 +48,8 @@ enum Order {
     Start(Revision),
     Stop,
     Save,
+    Copy(CopyOperation),
+    EndCopy,
     Kill,
     /// It runs already: whoever keeps it from now on sees its end.
     Follow,
@@ -57,8 +64,10 @@ pub struct Machines {
 
 struct Keeper {
     orders: mpsc::UnboundedSender<Order>,
-    /// What is being started is not to be any more.
+    /// What is being started, or copied, is not to be any more.
     kill: Arc<AtomicBool>,
+    /// What is being copied is not to be any more.
+    end_copy: Arc<AtomicBool>,
 }
 
 impl Machines {
@@ -82,6 +91,16 @@ impl Machines {
         self.order(vm, Order::Save);
     }
 
+    /// Files of a VM are to be copied.
+    pub fn copy(&mut self, vm: &VmId, to: &HostId, volume: Option<String>) {
+        self.order(vm, Order::Copy(CopyOperation { to: to.as_str().into(), volume }));
+    }
+
+    /// They are not, or not any more.
+    pub fn end_copy(&mut self, vm: &VmId) {
+        self.order(vm, Order::EndCopy);
+    }
+
     /// A VM is to end now.
     pub fn kill(&mut self, vm: &VmId) {
         self.order(vm, Order::Kill);
@@ -99,13 +118,15 @@ impl Machines {
         };
         let keeper = self.keepers.entry(id).or_insert_with(|| {
             let (orders, receiver) = mpsc::unbounded_channel();
-            let kill = Arc::new(AtomicBool::new(false));
-            let machine = Machine { id, shared: self.shared.clone(), kill: kill.clone() };
+            let (kill, end_copy) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+            let machine = Machine { id, shared: self.shared.clone(), kill: kill.clone(), end_copy: end_copy.clone() };
             self.runtime.spawn(machine.run(receiver));
-            Keeper { orders, kill }
+            Keeper { orders, kill, end_copy }
         });
-        if let Order::Kill = order {
-            keeper.kill.store(true, Ordering::Release);
+        match order {
+            Order::Kill => keeper.kill.store(true, Ordering::Release),
+            Order::EndCopy => keeper.end_copy.store(true, Ordering::Release),
+            _ => {}
         }
         // It ends with the program only.
         let _ = keeper.orders.send(order);
@@ -117,6 +138,7 @@ struct Machine {
     id: Uuid,
     shared: Arc<Shared>,
     kill: Arc<AtomicBool>,
+    end_copy: Arc<AtomicBool>,
 }
 
 /// What a keeper sees next.
@@ -171,8 +193,22 @@ impl Machine {
                     runs = Some(Awaits::Tasks);
                 }
                 Next::Order(Some(Order::Save)) => {
-                    self.ask(OperationRecord::Save { ran: true }).await;
-                    runs = Some(Awaits::Tasks);
+                    if self.could_leave().await {
+                        self.ask(OperationRecord::Save { ran: true }).await;
+                        runs = Some(Awaits::Tasks);
+                    } else {
+                        self.goes_on().await;
+                        self.shared.tell(Event::VmRunning(self.vm()));
+                        runs = Some(Awaits::End);
+                    }
+                }
+                Next::Order(Some(Order::Copy(wanted))) => {
+                    let result = self.copy(&wanted).await;
+                    self.shared.tell(Event::VmCopied { vm: self.vm(), result });
+                }
+                Next::Order(Some(Order::EndCopy)) => {
+                    self.end_copy.store(false, Ordering::Release);
+                    self.call_off_copies().await;
                 }
                 Next::Ended(ending) => {
                     self.ended(ending);
@@ -219,6 +255,8 @@ impl Machine {
 
     async fn start(&self, token: Revision) -> Result<(), Ending> {
         let stopped = || Ending::Stopped;
+        // It goes on here: whatever was copied before is of no use.
+        self.call_off_copies().await;
         let task = self.take_over(token).await?;
         let host = self.host();
         let id = self.id;
@@ -338,6 +376,84 @@ impl Machine {
         }
     }
 
+    /// Before a VM is saved to go elsewhere: whether its files could be copied there, if that is needed. Users are told why not.
+    async fn could_leave(&self) -> bool {
+        let (id, name) = (self.id, self.id.to_string());
+        let Some(Some(moving)) = self.state(move |state| state.read::<MoveRecord>(&name)).await else { return true };
+        let (host, runtime, to) = (self.host(), Handle::current(), moving.record.to);
+        let asked = tokio::task::spawn_blocking(move || {
+            send::ask(&host.state, &host.surroundings, &runtime, id, to.as_str()).map_err(|error| (to, error))
+        });
+        let Ok(Err((to, error))) = asked.await else { return true };
+        let reason = match error {
+            WorkError::Failed(cause) => format!("{}; {}", cause.message, cause.way_out),
+            WorkError::Cancelled => "its host's lease has ended".into(),
+        };
+        let text = format!("it does not go to {to}, and goes on here: {reason}");
+        self.state(move |state| {
+            let vm = state.read::<VmRecord>(&id.to_string())?.map(|vm| vm.record.name).unwrap_or_default();
+            let event = EventRecord::now(EventKind::VmAlarm, text.clone()).of_vm(id, &vm);
+            state.commit(&Transaction::new().tell(&event)).map(drop)
+        })
+        .await;
+        false
+    }
+
+    /// Has the files of the VM copied to where it goes. Gives what makes them its files there.
+    async fn copy(&self, wanted: &CopyOperation) -> Result<Transaction, String> {
+        let id = self.id;
+        let mut made: Option<Uuid> = None;
+        loop {
+            if self.kill.load(Ordering::Acquire) || self.end_copy.load(Ordering::Acquire) {
+                self.call_off_copies().await;
+                return Err("it is not to go there any more".into());
+            }
+            let operation = wanted.clone();
+            let standing = self.shared.host.state.run(move |state| {
+                let ended = made.map(|task| state.read::<TaskRecord>(&task.to_string())).transpose()?.flatten();
+                Ok((copies::standing(state, id, &operation)?, ended.map(|task| task.record)))
+            });
+            match standing.await {
+                Ok((Standing::Whole(transaction), _)) => return Ok(*transaction),
+                Ok((Standing::Works, _)) => {}
+                Ok((Standing::None, None)) => made = self.ask_to_copy(wanted).await,
+                // It has ended between the two looks, perhaps; and then it is not found unfinished.
+                Ok((Standing::None, Some(task))) if task.is_unfinished() => {}
+                Ok((Standing::None, Some(task))) => {
+                    let cancelled = || "it was cancelled".to_owned();
+                    return Err(task.error.map_or_else(cancelled, |cause| format!("{}; {}", cause.message, cause.way_out)));
+                }
+                Err(StateError::Ending) => return Err("marud is about to end".into()),
+                Err(error) => tracing::debug!(vm = %self.id, "the store is tried again: {error}"),
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Makes a task that copies the VM's files.
+    async fn ask_to_copy(&self, wanted: &CopyOperation) -> Option<Uuid> {
+        let (id, operation) = (self.id, OperationRecord::Copy(wanted.clone()));
+        let made = self.state(move |state| {
+            let Some(vm) = state.read::<VmRecord>(&id.to_string())? else { return Ok(None) };
+            let task = TaskRecord::new(id, vm.record.name.clone(), operation.clone(), BY.into());
+            let name = task.id.to_string();
+            state.commit(&Transaction::new().if_none::<TaskRecord>(&name).write(&name, &task))?;
+            Ok(Some(task.id))
+        });
+        made.await.flatten()
+    }
+
+    /// Ends what copies the VM's files, and gives up what was copied.
+    async fn call_off_copies(&self) {
+        let id = self.id;
+        // Without the store, the work sees the lease end, and what it has made is called off later.
+        if let Ok(tasks) = self.shared.host.state.run(move |state| copies::end(state, id)).await {
+            for task in tasks {
+                self.shared.host.tell_vm(id, Input::Cancel(task));
+            }
+        }
+    }
+
     /// Ends the VM's process, if there is one, and waits until it is gone.
     async fn end_process(&self) {
         let (host, id) = (self.host(), self.id);
@@ -413,9 +529,16 @@ fn take(shared: &Shared, id: Uuid, token: Revision) -> Result<Taken, StateError>
     }
 }
 
-/// The VMs that are on this host when its `marud` starts: those with a process, and those that had ended in order and are still this
-/// host's. The latter's ends are to be told.
-pub fn found(host: &Host) -> Result<(Vec<VmId>, Vec<VmId>), StateError> {
+/// The VMs that are on a host when its `marud` starts.
+pub struct Found {
+    /// Those with a process.
+    pub running: Vec<VmId>,
+    /// Those that had ended in order and are still this host's, with how they ended, which is to be told.
+    pub ended: Vec<(VmId, Ending)>,
+}
+
+/// Finds the VMs that are on this host.
+pub fn found(host: &Host) -> Result<Found, StateError> {
     let mut running: Vec<Uuid> = Vec::new();
     for id in vm::list(&host.surroundings) {
         match process::find(&host.surroundings, id) {
@@ -432,11 +555,12 @@ pub fn found(host: &Host) -> Result<(Vec<VmId>, Vec<VmId>), StateError> {
         let owner = host.state.read::<OwnerRecord>(&vm.id.to_string())?;
         let is_last = |owner: &Stored<OwnerRecord>| vm.owned_at == Some(owner.revision.0);
         if vm.power == Power::Off && !running.contains(&vm.id) && owner.as_ref().is_some_and(is_last) {
-            ended.push(vm.id);
+            // One that is to go elsewhere goes on there.
+            let ending = if vm.is_saved() { Ending::Saved } else { Ending::PoweredOff };
+            ended.push((vm.id.to_string().into(), ending));
         }
     }
-    let ids = |ids: Vec<Uuid>| ids.into_iter().map(|id| id.to_string().into()).collect();
-    Ok((ids(running), ids(ended)))
+    Ok(Found { running: running.into_iter().map(|id| id.to_string().into()).collect(), ended })
 }
 
 /// Fails the tasks that wait to start a VM.

@@ -112,6 +112,11 @@ impl<'a> Staging<'a> {
         parent.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())
     }
 
+    /// They stay where they are; by their id, others find out whose they are, and remove or keep them.
+    pub fn leave(mut self) {
+        self.kept = true;
+    }
+
     /// They are stored as someone's: they stay.
     pub fn keep(mut self) {
         self.kept = true;
