@@ -105,11 +105,15 @@ impl Node {
     }
 
     pub(super) fn vm_copied(&mut self, vm: VmId, result: Result<Transaction, String>) {
-        match self.locals.get(&vm) {
+        let local = self.locals.get(&vm).copied();
+        // One that ran was saved for it, which its users may have noticed.
+        if let (Err(reason), Some(Local::Copying | Local::Cancelling)) = (&result, local)
+            && (local == Some(Local::Copying) || self.ended.contains_key(&vm))
+        {
+            self.tell(Notice::Stays { vm: vm.clone(), reason: reason.clone() });
+        }
+        match local {
             Some(Local::Copying) => {
-                if let Err(reason) = &result {
-                    self.tell(Notice::Stays { vm: vm.clone(), reason: reason.clone() });
-                }
                 if let Some(copy) = self.copies.get_mut(&vm) {
                     copy.outcome = Some(result);
                 }

@@ -48,7 +48,11 @@ impl Node {
     pub(super) fn vm_running(&mut self, vm: VmId) {
         // One that was to stop, or to be saved, may go on after all; then that is asked for again.
         if let Some(local @ (Local::Starting | Local::Stopping | Local::Saving)) = self.locals.get_mut(&vm) {
-            *local = Local::Running;
+            let was = std::mem::replace(local, Local::Running);
+            if was == Local::Saving {
+                // Others have its place.
+                self.look_at_all();
+            }
         }
         self.todo.insert(vm);
     }

@@ -446,7 +446,9 @@ impl World {
                 }
             }
             Action::Kill(vm) => {
-                if self.machines[machine].copies.remove(&vm).is_some() {
+                let there = &mut self.machines[machine];
+                there.copies.remove(&vm);
+                if !there.vms.contains_key(&vm) {
                     let event = Event::VmEnded { vm: vm.clone(), ending: Ending::Killed };
                     self.at(self.now, Happening::Daemon { machine, instance, event });
                 }

@@ -193,11 +193,10 @@ impl Machine {
                     runs = Some(Awaits::Tasks);
                 }
                 Next::Order(Some(Order::Save)) => {
-                    if self.could_leave().await {
+                    if self.may_leave().await {
                         self.ask(OperationRecord::Save { ran: true }).await;
                         runs = Some(Awaits::Tasks);
-                    } else {
-                        self.goes_on().await;
+                    } else if !self.kill.load(Ordering::Acquire) {
                         self.shared.tell(Event::VmRunning(self.vm()));
                         runs = Some(Awaits::End);
                     }
@@ -363,33 +362,33 @@ impl Machine {
 
     /// A VM that was to end goes on: where it was to be saved to go elsewhere, it stays for now.
     async fn goes_on(&self) {
-        let id = self.id.to_string();
-        let name = id.clone();
-        let moving = self.state(move |state| state.read::<MoveRecord>(&name)).await.flatten();
-        let Some(moving) = moving else { return };
-        let key = MoveRecord::key(&id);
-        let transaction = Transaction::new().unchanged(key.clone(), moving.revision).delete(key);
-        self.state(move |state| state.commit(&transaction).map(drop)).await;
+        let name = self.id.to_string();
+        let Some(moving) = self.state(move |state| state.read::<MoveRecord>(&name)).await.flatten() else { return };
+        self.call_move_off(moving.revision).await;
         let end = Instant::now() + SAVE_AGAIN;
         while Instant::now() < end && !self.kill.load(Ordering::Acquire) {
             sleep(LOOK).await;
         }
     }
 
-    /// Before a VM is saved to go elsewhere: whether its files could be copied there, if that is needed. Users are told why not.
-    async fn could_leave(&self) -> bool {
+    /// Before a VM is saved to go elsewhere: whether its files could be copied there, if that is needed. If not, the move is called off, and
+    /// users are told why.
+    async fn may_leave(&self) -> bool {
         let (id, name) = (self.id, self.id.to_string());
-        let Some(Some(moving)) = self.state(move |state| state.read::<MoveRecord>(&name)).await else { return true };
-        let (host, runtime, to) = (self.host(), Handle::current(), moving.record.to);
+        // Called off meanwhile.
+        let Some(moving) = self.state(move |state| state.read::<MoveRecord>(&name)).await.flatten() else { return false };
+        let (host, runtime, to) = (self.host(), Handle::current(), moving.record.to.clone());
         let asked = tokio::task::spawn_blocking(move || {
             send::ask(&host.state, &host.surroundings, &runtime, id, to.as_str()).map_err(|error| (to, error))
         });
         let Ok(Err((to, error))) = asked.await else { return true };
         let reason = match error {
             WorkError::Failed(cause) => format!("{}; {}", cause.message, cause.way_out),
-            WorkError::Cancelled => "its host's lease has ended".into(),
+            // The lease has ended.
+            WorkError::Cancelled => return false,
         };
         let text = format!("it does not go to {to}, and goes on here: {reason}");
+        self.call_move_off(moving.revision).await;
         self.state(move |state| {
             let vm = state.read::<VmRecord>(&id.to_string())?.map(|vm| vm.record.name).unwrap_or_default();
             let event = EventRecord::now(EventKind::VmAlarm, text.clone()).of_vm(id, &vm);
@@ -406,7 +405,9 @@ impl Machine {
         loop {
             if self.kill.load(Ordering::Acquire) || self.end_copy.load(Ordering::Acquire) {
                 self.call_off_copies().await;
-                return Err("it is not to go there any more".into());
+                return Err(
+                    "the move was called off: the other host is not there any more, or someone wants something else".into()
+                );
             }
             let operation = wanted.clone();
             let standing = self.shared.host.state.run(move |state| {
@@ -452,6 +453,13 @@ impl Machine {
                 self.shared.host.tell_vm(id, Input::Cancel(task));
             }
         }
+    }
+
+    /// The VM does not go elsewhere, unless something else is wanted by now.
+    async fn call_move_off(&self, revision: Revision) {
+        let key = MoveRecord::key(&self.id.to_string());
+        let transaction = Transaction::new().unchanged(key.clone(), revision).delete(key);
+        self.state(move |state| state.commit(&transaction).map(drop)).await;
     }
 
     /// Ends the VM's process, if there is one, and waits until it is gone.

@@ -45,7 +45,7 @@ pub fn room(volumes: &Volumes, shared: &BTreeSet<String>, before: &BTreeMap<Stri
     let own = volumes.names().into_iter().filter(|name| !shared.contains(name));
     let free = own.filter_map(|name| {
         let space = volumes.space(&name)?.ok()?;
-        let free = space.free.saturating_sub(images::reserve(space)) >> 20;
+        let free = if space.is_known() { space.free.saturating_sub(images::reserve(space)) } else { u64::MAX } >> 20;
         let told = before.get(&name).copied().unwrap_or(0);
         Some((name, if is_notable(free, told) { free } else { told }))
     });

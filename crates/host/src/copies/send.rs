@@ -203,7 +203,9 @@ impl<'a> Sender<'a> {
             let peers = self.peers.clone();
             let address = self.address;
             let request = async move { peers.ask(address, Method::POST, "/copies", body.into()).await };
-            match self.wait(self.runtime.spawn(request), PLAN).and_then(|answer| self.read(answer)) {
+            // Nothing is read for it if nothing is to be compared.
+            let limit = if asked.compare { PLAN } else { PATIENCE };
+            match self.wait(self.runtime.spawn(request), limit).and_then(|answer| self.read(answer)) {
                 Ok(json) => return serde_json::from_slice(&json).map_err(|error| self.strange(&error)),
                 Err(WorkError::Failed(cause)) if may_pass(&cause) && Instant::now() < until => {
                     tracing::debug!(vm = %asked.vm, "asks {} again: {}", self.to, cause.message);

@@ -119,7 +119,7 @@ pub fn reserve(space: Space) -> u64 {
 /// Refuses to take so many bytes more of a volume, if too little would be left.
 pub fn check_space(volumes: &Volumes, volume: &str, bytes: u64) -> Result<(), Cause> {
     // A volume that does not tell is found full when it is.
-    let Some(Ok(space)) = volumes.space(volume) else { return Ok(()) };
+    let Some(Ok(space)) = volumes.space(volume).filter(|space| space.as_ref().is_ok_and(Space::is_known)) else { return Ok(()) };
     let reserve = reserve(space);
     if space.free < bytes.saturating_add(reserve) {
         let message = format!(
