@@ -522,7 +522,7 @@ impl Node {
             }
             let (unix_s, copied) = (self.unix_s(), self.is_copied(&vm));
             let room = if copied { &mut copies } else { &mut room };
-            if *room == 0 || self.coordination.tried.contains_key(&vm) {
+            if *room == 0 || self.coordination.tried.contains_key(&vm) || plan.reserved.contains(&vm) {
                 continue;
             }
             let runs = matches!(self.view.standing(&vm), Standing::Held(_));

@@ -26,6 +26,8 @@ const PREFIXES: [&str; 7] = ["alive/", "cluster/", "hosts/", "moves/", "owners/"
 const READ_AGAIN: Duration = Duration::from_millis(300);
 /// How often it is looked what this host has, and which volumes it reaches.
 const LOOK: Duration = Duration::from_secs(5);
+/// How often it is looked what VMs take of its volumes, in times of that: each time, all of them are looked at.
+const MEASURE: usize = 6;
 /// How often the node is told the time of the day.
 const WALL_CLOCK: Duration = Duration::from_secs(60);
 
@@ -293,11 +295,13 @@ struct Own {
 
 /// Keeps `hosts/HOST` true, for ever.
 fn refresh(shared: &Shared, own: &Own) {
-    loop {
+    for look in 0.. {
         if let Err(error) = refresh_once(shared, own) {
             tracing::debug!("what this host has cannot be stored: {error}");
         }
-        if let Err(error) = placements::measure(&shared.host.state, &shared.host.surroundings.volumes) {
+        if look % MEASURE == 0
+            && let Err(error) = placements::measure(&shared.host.state, &shared.host.surroundings.volumes)
+        {
             tracing::debug!("what VMs take of this host's volumes cannot be stored: {error}");
         }
         std::thread::sleep(LOOK);
