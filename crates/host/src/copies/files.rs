@@ -96,8 +96,9 @@ pub fn disks(vm: &VmRecord, tree: &TreeRecord) -> Vec<DiskRecord> {
 /// Makes a VM that of the host that its files were copied to.
 pub fn give(copy: &CopyRecord, vm: &mut VmRecord, tree: &mut TreeRecord) {
     let copies: BTreeMap<&FileRef, &CopiedFile> = copy.files.iter().map(|file| (&file.from, file)).collect();
+    let layers: BTreeSet<FileRef> = tree.layers.iter().map(|layer| layer.file.clone()).collect();
     for vm in tree.checkpoints.iter_mut().map(|checkpoint| &mut checkpoint.vm).chain([&mut *vm]) {
-        own(vm, &copies);
+        own(vm, &copies, &layers);
         rename(vm, &copies);
     }
     let go = |file: &mut FileRef| go(file, &copies);
@@ -115,10 +116,11 @@ fn go(file: &mut FileRef, copies: &BTreeMap<&FileRef, &CopiedFile>) {
     }
 }
 
-/// What is deleted with the VM there is not what was deleted with it here.
-fn own(vm: &mut VmRecord, copies: &BTreeMap<&FileRef, &CopiedFile>) {
+/// What is deleted with the VM there is not what was deleted with it here. Files of its checkpoints are deleted with these.
+fn own(vm: &mut VmRecord, copies: &BTreeMap<&FileRef, &CopiedFile>, layers: &BTreeSet<FileRef>) {
     let is_owned = |file: &FileRef| copies.get(file).map(|copied| copied.owned);
-    for parent in vm.disks.iter_mut().flat_map(|disk| &mut disk.parents) {
+    let parents = vm.disks.iter_mut().flat_map(|disk| &mut disk.parents);
+    for parent in parents.filter(|parent| !layers.contains(&parent.file)) {
         parent.inherited = is_owned(&parent.file).unwrap_or(parent.inherited);
     }
     vm.own_files.retain(|file| is_owned(file).unwrap_or(true));

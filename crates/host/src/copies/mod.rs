@@ -20,6 +20,8 @@ pub mod receive;
 pub mod send;
 mod stream;
 pub mod sweep;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 
@@ -156,6 +158,12 @@ pub fn standing(state: &State, vm: Uuid, wanted: &CopyOperation) -> Result<Stand
     };
     let own = state.own_host().unwrap_or_default().to_owned();
     Ok(Standing::Whole(Box::new(placements::complete(state, &own, transaction)?)))
+}
+
+/// The VM does not go where its files were to be copied.
+pub fn stay(state: &State, vm: Uuid, wanted: &CopyOperation, transaction: Transaction) -> Result<Transaction, StateError> {
+    let Some(moving) = is_to_go(state, vm, &wanted.to)? else { return Ok(transaction) };
+    Ok(transaction.if_still(&vm.to_string(), &moving).forget::<MoveRecord>(&vm.to_string()))
 }
 
 /// Ends tasks that copy a VM's files, and calls off what they have made. Gives the tasks: who does one still has to hear of it.
