@@ -101,8 +101,11 @@ struct Others {
 impl Others {
     fn find(state: &State, vm: Uuid) -> Result<Others, StateError> {
         let mut others = Others { written: BTreeSet::new(), shared: BTreeSet::new(), copies: Vec::new(), bytes: BTreeMap::new() };
-        for vm in state.vms_here()?.into_iter().map(|stored| stored.record) {
-            for (file, how) in files::all(&vm, &checkpoints::tree(state, vm.id)?) {
+        let volumes = placements::shared_volumes(state)?;
+        for vm in state.all::<VmRecord>()?.into_iter().map(|stored| stored.record).filter(|other| other.id != vm) {
+            let files = files::all(&vm, &checkpoints::tree(state, vm.id)?).into_iter();
+            // A file in a volume of one host's own is nobody's elsewhere.
+            for (file, how) in files.filter(|(file, _)| state.is_here(&vm) || volumes.contains(&file.volume)) {
                 match how {
                     Use::Owns => others.written.insert(file),
                     Use::Shares => others.shared.insert(file),

@@ -74,8 +74,13 @@ fn look(state: &State, host: &Host, gone: &BTreeSet<Uuid>) -> Result<(), StateEr
         let copy = &stored.record;
         match copy.phase {
             CopyPhase::Copying | CopyPhase::Whole if copy.from == own && !is_wanted(state, copy)? => end(state, &stored)?,
-            // Whoever made it was removed from the cluster.
-            CopyPhase::Copying | CopyPhase::Whole if copy.to == own && state.read::<MemberRecord>(&copy.from)?.is_none() => {
+            // Whoever made it was removed from the cluster; or whoever has still to do something about it.
+            CopyPhase::Copying | CopyPhase::Whole | CopyPhase::Given { left: false, arrived: true }
+                if copy.to == own && !is_member(state, &copy.from)? =>
+            {
+                end(state, &stored)?;
+            }
+            CopyPhase::Given { left: true, arrived: false } if copy.from == own && !is_member(state, &copy.to)? => {
                 end(state, &stored)?;
             }
             CopyPhase::Given { left: false, .. } if copy.from == own && remove_left(state, surroundings, copy)? => {
@@ -96,6 +101,10 @@ fn is_wanted(state: &State, copy: &CopyRecord) -> Result<bool, StateError> {
     let vm = copy.vm.to_string();
     let is_here = state.read::<VmRecord>(&vm)?.is_some_and(|vm| state.is_here(&vm.record));
     Ok(is_here && super::is_to_go(state, copy.vm, &copy.to)?.is_some())
+}
+
+fn is_member(state: &State, host: &str) -> Result<bool, StateError> {
+    Ok(state.read::<MemberRecord>(host)?.is_some())
 }
 
 fn end(state: &State, stored: &Stored<CopyRecord>) -> Result<(), StateError> {
