@@ -21,7 +21,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use crate::autostart;
-use crate::copies::sweep;
+use crate::copies::{self, sweep};
 use crate::images::{self, Library};
 use crate::records::{
     CopyRecord, EventKind, EventRecord, ImageRecord, OperationRecord, PlaceRecord, Power, SwitchRecord, TaskRecord,
@@ -227,7 +227,7 @@ impl Host {
         unfinished: &HashMap<Option<Uuid>, Vec<TaskRecord>>,
     ) -> Result<(), StateError> {
         let (volumes, images) = (&self.surroundings.volumes, self.state.all::<ImageRecord>()?);
-        let copies = self.state.all::<CopyRecord>()?;
+        let (copies, needed) = (self.state.all::<CopyRecord>()?, copies::needed(&self.state)?);
         for id in staging::list(volumes) {
             // What has come from other hosts, or goes to them by a volume that all see: its record says whose it is.
             if copies.iter().any(|copy| copy.record.id == id) {
@@ -238,8 +238,8 @@ impl Host {
             }
             if vms.iter().any(|vm| vm.record.id == id) || images.iter().any(|image| image.record.id == id) {
                 staging::forget(volumes, id);
-            } else if let Err(error) = staging::undo(volumes, id) {
-                tracing::warn!(%id, "half-made files stay: {error}");
+            } else {
+                staging::clear(volumes, id, &needed);
             }
         }
         Ok(())

@@ -33,10 +33,11 @@ use uuid::Uuid;
 
 use crate::cluster::placements;
 use crate::records::{
-    Cause, CopyOperation, CopyPhase, CopyRecord, EventKind, EventRecord, FileRef, OperationRecord, Power, TaskRecord,
-    TaskStateRecord, TreeRecord, VmRecord,
+    Cause, CopyOperation, CopyPhase, CopyRecord, EventKind, EventRecord, FileRef, ImageRecord, OperationRecord, Power,
+    TaskRecord, TaskStateRecord, TreeRecord, VmRecord,
 };
 use crate::state::{Records, State, StateError};
+use crate::vm::checkpoints;
 
 /// What a host asks another one before it copies files of a VM to it. Which files these are, the store says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -88,6 +89,16 @@ pub fn arriving(state: &State) -> Result<BTreeSet<FileRef>, StateError> {
     let copies = state.all::<CopyRecord>()?.into_iter().map(|stored| stored.record);
     let here = copies.filter(|copy| copy.is_open() && Some(copy.to.as_str()) == state.own_host());
     Ok(here.flat_map(|copy| copy.files).map(|file| file.to).collect())
+}
+
+/// All files that VMs of this host need, that are to come to it, or that are images.
+pub fn needed(state: &State) -> Result<BTreeSet<FileRef>, StateError> {
+    let mut needed = arriving(state)?;
+    for vm in state.vms_here()?.into_iter().map(|stored| stored.record) {
+        needed.extend(files::all(&vm, &checkpoints::tree(state, vm.id)?).into_keys());
+    }
+    needed.extend(state.all::<ImageRecord>()?.into_iter().map(|stored| stored.record.file));
+    Ok(needed)
 }
 
 /// A copy that this host makes for a VM, or has made, and has not given away.

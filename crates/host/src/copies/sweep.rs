@@ -2,6 +2,7 @@
 //! themselves. All of it follows from the records, and is done again until it is done, by whichever `marud` comes then.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,12 +14,12 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::files;
 use crate::cluster::records::MemberRecord;
 use crate::host::Host;
-use crate::records::{CopyPhase, CopyRecord, FileRef, ImageRecord, OperationRecord, TaskRecord, VmRecord};
+use crate::records::{CopyPhase, CopyRecord, FileRef, OperationRecord, TaskRecord, VmRecord};
 use crate::state::{Records, State, StateError};
-use crate::vm::{Input, Surroundings, checkpoints, staging};
+use crate::vm::{Input, Surroundings, staging};
+use crate::volumes::Volumes;
 
 /// How often it is looked, also when nothing has changed: files may not be removed yet, or a host was removed.
 const LOOK: Duration = Duration::from_secs(30);
@@ -65,10 +66,9 @@ async fn change(changes: &mut Receiver<Changed>, gone: &mut BTreeSet<Uuid>) -> b
 
 fn look(state: &State, host: &Host, gone: &BTreeSet<Uuid>) -> Result<(), StateError> {
     let (surroundings, own) = (&host.surroundings, state.own_host().unwrap_or_default());
-    for id in gone {
-        if let Err(error) = staging::undo(&surroundings.volumes, *id) {
-            tracing::warn!(%id, "half a copy stays until marud starts again: {error}");
-        }
+    if !gone.is_empty() {
+        let needed = super::needed(state)?;
+        gone.iter().for_each(|id| staging::clear(&surroundings.volumes, *id, &needed));
     }
     for stored in state.all::<CopyRecord>()? {
         let copy = &stored.record;
@@ -86,8 +86,7 @@ fn look(state: &State, host: &Host, gone: &BTreeSet<Uuid>) -> Result<(), StateEr
             CopyPhase::Given { left: false, .. } if copy.from == own && remove_left(state, surroundings, copy)? => {
                 note(state, &stored, |left, _| *left = true)?;
             }
-            CopyPhase::Given { arrived: false, .. } if copy.to == own => {
-                staging::forget(&surroundings.volumes, copy.id);
+            CopyPhase::Given { arrived: false, .. } if copy.to == own && arrives(surroundings, copy) => {
                 note(state, &stored, |_, arrived| *arrived = true)?;
             }
             _ => {}
@@ -116,26 +115,43 @@ fn end(state: &State, stored: &Stored<CopyRecord>) -> Result<(), StateError> {
 /// Removes what a VM left that is another host's, unless something here needs it. Gives whether all of it is done.
 fn remove_left(state: &State, surroundings: &Surroundings, copy: &CopyRecord) -> Result<bool, StateError> {
     let _held = surroundings.hold_files();
-    let needed = needed(state)?;
+    let needed = super::needed(state)?;
     let mut done = true;
     for file in copy.files.iter().filter(|file| file.goes && !needed.contains(&file.from)) {
-        if let Err(cause) = surroundings.volumes.remove(&file.from) {
-            tracing::warn!(vm = %copy.vm, "what it left here stays for now: {}", cause.message);
-            // A volume that is not there any more has nothing left.
-            done &= cause.code == "no-volume";
+        if let Err(reason) = remove(&surroundings.volumes, &file.from) {
+            tracing::warn!(vm = %copy.vm, "what it left here stays for now: {}: {reason}", file.from);
+            done = false;
         }
     }
     Ok(done)
 }
 
-/// All files that VMs of this host need, that are to come to it, or that are images.
-fn needed(state: &State) -> Result<BTreeSet<FileRef>, StateError> {
-    let mut needed = super::arriving(state)?;
-    for vm in state.vms_here()?.into_iter().map(|stored| stored.record) {
-        needed.extend(files::all(&vm, &checkpoints::tree(state, vm.id)?).into_keys());
+/// Removes a file, and its directory if that is empty then. That it is gone is no error.
+fn remove(volumes: &Volumes, file: &FileRef) -> Result<(), String> {
+    let path = match volumes.find(file) {
+        Ok(path) => path,
+        Err(cause) if cause.code == "no-file" => {
+            volumes.place(file).iter().for_each(|path| volumes.remove_if_empty(path));
+            return Ok(());
+        }
+        // A volume that was given up has nothing left that is ours.
+        Err(cause) if cause.code == "no-volume" => return Ok(()),
+        Err(cause) => return Err(cause.message),
+    };
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.to_string()),
+        _ => {
+            volumes.remove_if_empty(&path);
+            Ok(())
+        }
     }
-    needed.extend(state.all::<ImageRecord>()?.into_iter().map(|stored| stored.record.file));
-    Ok(needed)
+}
+
+/// Files that have arrived are no half-made ones any more. Gives whether nothing says so: as long as something does, the record has to say the contrary.
+fn arrives(surroundings: &Surroundings, copy: &CopyRecord) -> bool {
+    let volumes = &surroundings.volumes;
+    staging::forget(volumes, copy.id);
+    copy.files.iter().all(|file| volumes.root(&file.to.volume).is_ok()) && !staging::list(volumes).contains(&copy.id)
 }
 
 /// Notes what is done of a copy that was given away; it is forgotten when all is.
