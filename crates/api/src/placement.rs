@@ -154,6 +154,10 @@ pub struct MoveVm {
     /// The host.
     #[schema(min_length = 1, max_length = 64)]
     pub to: String,
+    /// The volume there for copies of files that only its host reaches; those of the same names if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 64)]
+    pub volume: Option<String>,
 }
 
 /// What holds for the cluster.

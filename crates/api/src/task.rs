@@ -127,6 +127,8 @@ pub enum Operation {
     Export,
     /// Makes it from one.
     Import,
+    /// Copies its files to the host that it goes to.
+    Copy,
     /// Makes an image.
     ImportImage,
 }
@@ -153,6 +155,7 @@ impl std::fmt::Display for Operation {
             Operation::Edit => "edit",
             Operation::Export => "export",
             Operation::Import => "import",
+            Operation::Copy => "copy",
             Operation::ImportImage => "import-image",
         })
     }

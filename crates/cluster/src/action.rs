@@ -53,6 +53,18 @@ pub enum Action {
     Stop(VmId),
     /// Save the VM's memory where other hosts find it, and stop it. Answered by [`Event::VmEnded`](crate::Event::VmEnded).
     Save(VmId),
+    /// Copy the files of a VM that does not run, as far as only this host reaches them, to where another host does. Answered by
+    /// [`Event::VmCopied`](crate::Event::VmCopied), or, after a [`Kill`](Action::Kill), by [`Event::VmEnded`](crate::Event::VmEnded) alone.
+    Copy {
+        /// The VM.
+        vm: VmId,
+        /// The host.
+        to: HostId,
+        /// All to this volume there; to volumes of the same names if there is none.
+        volume: Option<String>,
+    },
+    /// What is copied, or was copied and not given away yet, is not needed any more. A copy that is under way is still answered.
+    EndCopy(VmId),
     /// Kill the VM's process at once. Answered by [`Event::VmEnded`](crate::Event::VmEnded).
     Kill(VmId),
     /// Send a heartbeat over both networks.

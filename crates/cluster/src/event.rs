@@ -1,6 +1,6 @@
 //! What a node is told.
 
-use store::{Changed, LeaseId, Revision, Snapshot};
+use store::{Changed, LeaseId, Revision, Snapshot, Transaction};
 
 use crate::{HostId, VmId};
 
@@ -66,6 +66,14 @@ pub enum Event {
         vm: VmId,
         /// How it ended.
         ending: Ending,
+    },
+    /// Files of a VM were copied, or could not be.
+    VmCopied {
+        /// The VM.
+        vm: VmId,
+        /// What the transaction that gives the VM away has to change, too: where its files are from then on; and under which conditions these
+        /// are what was copied. Or why they could not be copied; nothing is left there then.
+        result: Result<Transaction, String>,
     },
     /// What others call the time; told at the start and from time to time. Only policies depend on it, never safety.
     WallClock {

@@ -13,7 +13,7 @@
 //!
 //! What a VM *is* stays in its own record, which these types do not know.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use store::LeaseId;
@@ -94,6 +94,9 @@ pub struct HostRecord {
     /// Volumes that it reaches.
     #[serde(default)]
     pub volumes: BTreeSet<String>,
+    /// Its own volumes, which no other host reaches, by their names on it, and what is free there for files of VMs that are copied to it, in MiB.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub local: BTreeMap<String, u64>,
     /// What is wanted of it.
     #[serde(default)]
     pub wanted: HostWanted,
@@ -253,6 +256,20 @@ impl Failback {
     }
 }
 
+/// Files of a VM on volumes that only one host reaches. It can run elsewhere only when they were copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalFiles {
+    /// The host.
+    pub host: HostId,
+    /// What they take of its volumes, by their names on it, in MiB: as much as was seen when it was looked last.
+    pub volumes: BTreeMap<String, u64>,
+}
+
+/// The name under which a host says that it reaches a volume of its own: each host's is another one.
+pub fn own_volume(volume: &str, host: &HostId) -> String {
+    format!("{volume}@{host}")
+}
+
 /// `placements/VM`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlacementRecord {
@@ -271,6 +288,9 @@ pub struct PlacementRecord {
     /// Volumes that its disks are on.
     #[serde(default)]
     pub volumes: BTreeSet<String>,
+    /// Those of its files that only one host reaches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<LocalFiles>,
     /// What it was promised of the processors.
     #[serde(default)]
     pub cpu_features: BTreeSet<String>,
@@ -372,6 +392,9 @@ pub struct MoveRecord {
     pub to: HostId,
     /// For this reason.
     pub reason: MoveReason,
+    /// The volume there for files that are copied; of the same names as now if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
 }
 record!(MoveRecord, "moves/", "move");
 
@@ -457,5 +480,10 @@ mod tests {
         let bytes = br#"{"kind":"cluster-host","version":1,"data":{"memory_mib":512,"cpus":2}}"#;
         let host: HostRecord = store::record::from_bytes("hosts/h1", bytes).unwrap();
         assert_eq!(host, HostRecord { memory_mib: 512, cpus: 2, ..HostRecord::default() });
+        let bytes = br#"{"kind":"move","version":1,"data":{"to":"h2","reason":"drain"}}"#;
+        let moving: MoveRecord = store::record::from_bytes("moves/web", bytes).unwrap();
+        assert_eq!(moving, MoveRecord { to: "h2".into(), reason: MoveReason::Drain, volume: None });
+        // What is not there is not written: an older program reads it.
+        assert_eq!(store::record::to_bytes(&moving), bytes);
     }
 }

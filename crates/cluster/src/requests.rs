@@ -25,7 +25,9 @@ pub enum RequestError {
     )]
     Alive(HostId),
     /// A VM that does not run cannot go elsewhere.
-    #[error("{0} does not run: start it, and it goes to the host that suits it best")]
+    #[error(
+        "{0} does not run, and no files of it are on another host alone: start it, and it goes to the host that suits it best"
+    )]
     NotRunning(VmId),
     /// A host that cannot take it.
     #[error("{0} cannot take it now: it holds no lease, or is drained")]
@@ -90,18 +92,25 @@ pub fn stop(view: &View, id: &VmId) -> Result<Transaction, RequestError> {
     want_power(view, id, Power::Off)
 }
 
-/// A VM is to run on another host.
-pub fn move_vm(view: &View, id: &VmId, to: &HostId) -> Result<Transaction, RequestError> {
+/// A VM is to run on another host, or, if it is off, its files are to be there. Those that only its host reaches are copied, all to this volume, or to
+/// those of the same names.
+pub fn move_vm(view: &View, id: &VmId, to: &HostId, volume: Option<&str>) -> Result<Transaction, RequestError> {
     host(view, to)?;
     placement(view, id)?;
     let vm = view.vm(id).ok_or_else(|| RequestError::NoVm(id.clone()))?;
-    let (Some(owner), Standing::Held(_)) = (&vm.owner, view.standing(id)) else {
-        return Err(RequestError::NotRunning(id.clone()));
-    };
+    match view.standing(id) {
+        Standing::Held(_) => {}
+        Standing::Off | Standing::GaveUp | Standing::Homeless if vm.files_on().is_some_and(|host| host != to) => {}
+        _ => return Err(RequestError::NotRunning(id.clone())),
+    }
     let target = view.host(to).filter(|host| host.is_active()).and_then(|host| host.alive.as_ref());
     let alive = target.ok_or_else(|| RequestError::NotReady(to.clone()))?;
-    let record = MoveRecord { to: to.clone(), reason: MoveReason::User };
-    let transaction = Transaction::new().unchanged(owner_key(id), owner.revision).unchanged(alive_key(to), alive.revision);
+    let record = MoveRecord { to: to.clone(), reason: MoveReason::User, volume: volume.map(String::from) };
+    let transaction = match &vm.owner {
+        Some(owner) => Transaction::new().unchanged(owner_key(id), owner.revision),
+        None => Transaction::new().absent(owner_key(id)),
+    };
+    let transaction = transaction.unchanged(alive_key(to), alive.revision);
     Ok(transaction.put(move_key(id), to_bytes(&record)))
 }
 

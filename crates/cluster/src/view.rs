@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use store::record::{Record, RecordError, Stored, from_bytes};
 use store::{Changed, LeaseId, Revision, Snapshot};
 
-use crate::placement::{Closed, History, Inventory, Needs, Outlook, Slot, Verdict};
+use crate::placement::{Closed, History, Inventory, Needs, Outlook, Slot, Verdict, Way};
 use crate::records::{
     AliveRecord, COORDINATOR_KEY, CoordinatorRecord, Fencing, Holder, HostRecord, HostWanted, MoveRecord, OwnerRecord,
     POLICY_KEY, PlacementRecord, PolicyRecord, Power, Priority, RenewalRecord,
@@ -26,6 +26,8 @@ pub struct HostView {
     pub vms: BTreeSet<VmId>,
     /// VMs that are to come to it.
     pub arriving: BTreeSet<VmId>,
+    /// VMs with files that only it reaches.
+    pub keeps: BTreeSet<VmId>,
 }
 
 impl HostView {
@@ -37,6 +39,11 @@ impl HostView {
     /// Whether it is about to be switched off.
     pub fn goes_down(&self) -> bool {
         self.record.as_ref().is_some_and(|host| host.record.going_down.is_some())
+    }
+
+    /// Whether it holds a lease, and is to run VMs.
+    pub fn is_ready(&self) -> bool {
+        self.alive.is_some() && self.is_active()
     }
 
     /// Whether its VMs wait for somebody's word after its lease has ended.
@@ -70,6 +77,11 @@ impl VmView {
     /// Who may run it.
     pub fn holder(&self) -> Option<&Holder> {
         self.owner.as_ref().and_then(|owner| owner.record.holder.as_ref())
+    }
+
+    /// The only host that reaches all of its files, if some of them are on a volume of that host's own.
+    pub fn files_on(&self) -> Option<&HostId> {
+        self.placement.as_ref().and_then(|placement| placement.record.local.as_ref()).map(|local| &local.host)
     }
 
     fn is_nothing(&self) -> bool {
@@ -394,6 +406,9 @@ impl View {
         if let Some(host) = vm.moving.as_ref().and_then(|moving| self.hosts.get_mut(&moving.record.to)) {
             host.arriving.remove(id);
         }
+        if let Some(host) = vm.files_on().and_then(|host| self.hosts.get_mut(host)) {
+            host.keeps.remove(id);
+        }
         let priority = vm.placement.as_ref().map(|placement| placement.record.priority).unwrap_or_default();
         self.homeless.remove(&(Reverse(priority), id.clone()));
         self.leftover.remove(id);
@@ -411,9 +426,13 @@ impl View {
             self.moving.insert(id.clone());
             self.hosts.entry(moving.record.to.clone()).or_default().arriving.insert(id.clone());
             let slot = self.inventory.slot(&moving.record.to);
-            if !vm.counted.contains(&slot) {
+            // One that is off takes nothing there.
+            if vm.holder().is_some() && !vm.counted.contains(&slot) {
                 vm.counted.push(slot);
             }
+        }
+        if let Some(host) = vm.files_on() {
+            self.hosts.entry(host.clone()).or_default().keeps.insert(id.clone());
         }
         for slot in &vm.counted {
             self.inventory.put(&vm.needs, *slot);
@@ -458,22 +477,22 @@ impl View {
     }
 
     /// The best host for a VM as if it ran nowhere, or why there is none.
-    pub fn best_host(&mut self, id: &VmId, unix_s: u64) -> Result<HostId, String> {
+    pub fn best_host(&mut self, id: &VmId, unix_s: u64, way: Way<'_>) -> Result<HostId, String> {
         let best = self.without(id, |view, vm| {
             let history = view.history(vm, unix_s);
-            match view.inventory.best(&vm.needs, &history) {
+            match view.inventory.best(&vm.needs, &history, way) {
                 Some(slot) => Ok(view.inventory.host(slot).clone()),
-                None => Err(view.inventory.refusal(&vm.needs, &history)),
+                None => Err(view.inventory.refusal(&vm.needs, &history, way)),
             }
         });
         best.unwrap_or_else(|| Err("there is no such VM".into()))
     }
 
-    /// Whether one host could take a VM.
+    /// Whether one host could take a VM, with its files where they are.
     pub fn suits(&mut self, id: &VmId, host: &HostId, unix_s: u64) -> bool {
         let suits = self.without(id, |view, vm| {
             let (history, slot) = (view.history(vm, unix_s), view.inventory.find(host));
-            slot.is_some_and(|slot| view.inventory.score(&vm.needs, &history, slot).is_some())
+            slot.is_some_and(|slot| view.inventory.score(&vm.needs, &history, slot, Way::Start).is_some())
         });
         suits.unwrap_or(false)
     }
@@ -491,7 +510,16 @@ impl View {
 
     /// What speaks for and against each host for a VM, the best first.
     pub fn explain(&self, id: &VmId, unix_s: u64) -> Vec<Verdict> {
-        let explained = self.clone().without(id, |view, vm| view.inventory.explain(&vm.needs, &view.history(vm, unix_s)));
+        self.explain_way(id, unix_s, Way::Start)
+    }
+
+    /// The same for a VM that is to be handed over, with copies of files where that is needed.
+    pub fn explain_move(&self, id: &VmId, unix_s: u64, volume: Option<&str>) -> Vec<Verdict> {
+        self.explain_way(id, unix_s, Way::Move { volume, runs: matches!(self.standing(id), Standing::Held(_)) })
+    }
+
+    fn explain_way(&self, id: &VmId, unix_s: u64, way: Way<'_>) -> Vec<Verdict> {
+        let explained = self.clone().without(id, |view, vm| view.inventory.explain(&vm.needs, &view.history(vm, unix_s), way));
         explained.unwrap_or_default()
     }
 
@@ -515,7 +543,7 @@ impl View {
             ),
             Standing::Homeless => {
                 let new = self.vms.get(id).is_some_and(|vm| vm.owner.is_none());
-                let refused = self.clone().best_host(id, unix_s).err();
+                let refused = self.clone().best_host(id, unix_s, Way::Start).err();
                 match self.not_admitted(id).filter(|_| new).or(refused) {
                     Some(reason) => format!("waits for a host: {reason}"),
                     None => "waits for the coordinator to give it a host".into(),

@@ -25,6 +25,11 @@ fn a_cluster_that_lost_all_power_comes_back_by_itself() {
 }
 
 #[test]
+fn files_of_one_hosts_own_are_copied_when_it_is_drained() {
+    play("copy");
+}
+
+#[test]
 fn a_drained_host_gives_its_vms_away_and_gets_them_back() {
     play("drain");
 }
@@ -107,7 +112,7 @@ fn every_scenario_has_a_log() {
     let names: Vec<String> =
         fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     let scenarios: Vec<&str> = names.iter().filter_map(|name| name.strip_suffix(".toml")).collect();
-    assert_eq!(scenarios.len(), 11);
+    assert_eq!(scenarios.len(), 12);
     assert!(scenarios.iter().all(|name| names.contains(&format!("{name}.log"))));
 }
 

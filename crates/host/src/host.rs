@@ -21,10 +21,11 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use crate::autostart;
+use crate::copies::{self, sweep};
 use crate::images::{self, Library};
 use crate::records::{
-    EventKind, EventRecord, ImageRecord, OperationRecord, PlaceRecord, Power, SwitchRecord, TaskRecord, TaskStateRecord,
-    VmRecord, VolumeRecord,
+    CopyRecord, EventKind, EventRecord, ImageRecord, OperationRecord, PlaceRecord, Power, SwitchRecord, TaskRecord,
+    TaskStateRecord, VmRecord, VolumeRecord,
 };
 use crate::state::{Records, State, StateError};
 use crate::vm::console::Console;
@@ -226,17 +227,27 @@ impl Host {
         unfinished: &HashMap<Option<Uuid>, Vec<TaskRecord>>,
     ) -> Result<(), StateError> {
         let (volumes, images) = (&self.surroundings.volumes, self.state.all::<ImageRecord>()?);
+        let (copies, needed) = (self.state.all::<CopyRecord>()?, copies::needed(&self.state)?);
         for id in staging::list(volumes) {
+            // What has come from other hosts, or goes to them by a volume that all see: its record says whose it is.
+            if copies.iter().any(|copy| copy.record.id == id) {
+                continue;
+            }
             if unfinished.values().flatten().any(|task| task.id == id || task.operation.stages(id)) {
                 continue;
             }
             if vms.iter().any(|vm| vm.record.id == id) || images.iter().any(|image| image.record.id == id) {
                 staging::forget(volumes, id);
-            } else if let Err(error) = staging::undo(volumes, id) {
-                tracing::warn!(%id, "half-made files stay: {error}");
+            } else {
+                staging::clear(volumes, id, &needed);
             }
         }
         Ok(())
+    }
+
+    /// Looks after files that VMs take along to other hosts, from now on.
+    pub fn watch_copies(self: &Arc<Host>) {
+        self.runtime.spawn(sweep::watch(self.clone()));
     }
 
     /// Makes the actor of a VM.

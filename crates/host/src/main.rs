@@ -20,11 +20,12 @@ use host::cluster::{Parts, Runtime};
 use host::host::{Host, find_program};
 use host::net::Network;
 use host::options::{self, Options, Wanted};
+use host::peers::Peers;
 use host::state::State;
 use host::vm::meter::Meters;
 use host::vm::{Capacity, Cgroups, Ledger, Surroundings, work};
 use host::volumes::Volumes;
-use host::web::{self, App, Peers};
+use host::web::{self, App};
 use host::{anew, auth, autostart, tls};
 use store::{EtcdConfig, EtcdStore, FileStore, Replica};
 use tokio::net::TcpListener;
@@ -177,8 +178,12 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
         .inspect_err(|error| tracing::warn!("no VM is started with the host: {}: {error}", options.boot_id.display()))
         .ok();
     let started = boot_id.as_deref().filter(|_| member.is_none());
-    let host = Host::start(state.clone(), surroundings(options)?, started)?;
-    let (mut runtime, mut peers) = (None, None);
+    let peers = match replica {
+        Some(_) => Some(Peers::new(tls::client(&certificate, shown)?)),
+        None => None,
+    };
+    let host = Host::start(state.clone(), surroundings(options, peers.clone())?, started)?;
+    let mut runtime = None;
     if let Some((replica, member)) = replica.zip(member.as_ref()) {
         let mut guard = guard_of(options, &host);
         let handed_over = formed.handover.map(Handover::end);
@@ -200,7 +205,6 @@ async fn run(options: &Options) -> anyhow::Result<Ended> {
             held: handed_over,
         };
         runtime = Some(Arc::new(tokio::task::spawn_blocking(move || Runtime::start(parts)).await??));
-        peers = Some(Arc::new(Peers::new(tls::client(&certificate, shown)?)));
     }
     let told = options.state.join(api::ADDRESS_FILE);
     auth::write_private(&told, &format!("{address}\n")).with_context(|| format!("{} cannot be written", told.display()))?;
@@ -262,7 +266,7 @@ fn shown(addresses: &[std::net::SocketAddr]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
 }
 
-fn surroundings(options: &Options) -> anyhow::Result<Surroundings> {
+fn surroundings(options: &Options, peers: Option<Peers>) -> anyhow::Result<Surroundings> {
     let monitor = options.monitor.clone().or_else(|| find_program("maru-vmm"));
     let monitor = monitor.context("there is no maru-vmm beside marud or on PATH: install it there, or name it with --monitor")?;
     let mut volumes = Volumes::default();
@@ -286,6 +290,7 @@ fn surroundings(options: &Options) -> anyhow::Result<Surroundings> {
         network,
         monitor,
         lease: guard::page(&run_directory),
+        peers,
         run_directory,
         cgroups,
         ledger,

@@ -3,80 +3,14 @@
 mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use api::client::{Client, ClientError, Method};
 use api::{Cluster, ClusterStatus, StorePart};
 use host::cluster::token::JoinToken;
 use serde_json::json;
+use support::cluster::{address, cluster, create, host, join, joined, post, status, token, until};
 use support::{Asking, TestHost, spec};
-
-/// What needs elections and copies, on a busy machine.
-const LONG: Duration = Duration::from_secs(90);
-
-/// Where `scripts/install-deps` has put etcd.
-fn etcd() -> PathBuf {
-    let build = std::env::var_os("MARU_BUILD_DIR").map(PathBuf::from);
-    build.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build")).join("etcd/usr/bin")
-}
-
-/// An address of the loopback network that no other process uses, so that no port has to be looked for, and lost to somebody.
-fn address(index: u8) -> String {
-    let [_, a, b, c] = std::process::id().to_be_bytes();
-    format!("127.{}.{b}.{c}", 65 + 30 * index + a)
-}
-
-/// A host of its own, at the address with this number.
-fn host(index: u8) -> TestHost {
-    let listen = format!("{}:8420", address(index));
-    TestHost::with_options(&["--listen", &listen, "--etcd", etcd().to_str().unwrap()])
-}
-
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(start.elapsed() < LONG, "timed out waiting for {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn post(client: &Client, path: &str, body: &serde_json::Value) -> Result<(), ClientError> {
-    client.call::<serde_json::Value>(Method::POST, path, Some(body)).map(drop)
-}
-
-fn status(host: &TestHost) -> Option<ClusterStatus> {
-    // marud may be about to start anew.
-    host.try_client()?.get("/cluster").ok()
-}
-
-fn cluster(host: &TestHost) -> Option<Cluster> {
-    status(host)?.cluster
-}
-
-/// Makes a cluster of a host.
-fn create(host: &TestHost, name: &str) -> Cluster {
-    post(&host.client(), "/cluster", &json!({"name": "test", "host": name})).unwrap();
-    until("the cluster", || cluster(host))
-}
-
-fn token(host: &TestHost) -> String {
-    let made: api::CreatedJoinToken = host.client().call(Method::POST, "/cluster/tokens", Some(&json!({}))).unwrap();
-    made.token
-}
-
-fn join(host: &TestHost, name: &str, token: &str) -> Result<(), ClientError> {
-    post(&host.client(), "/cluster/join", &json!({"token": token, "host": name}))
-}
-
-/// Lets a host join, and waits until it is there.
-fn joined(first: &TestHost, host: &TestHost, name: &str) {
-    join(host, name, &token(first)).unwrap();
-    until(&format!("{name} in the cluster"), || cluster(host).filter(|cluster| cluster.this_host == name));
-}
 
 fn voters(host: &TestHost) -> Vec<String> {
     let hosts = cluster(host).map(|cluster| cluster.hosts).unwrap_or_default();

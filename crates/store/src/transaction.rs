@@ -130,6 +130,14 @@ impl Transaction {
         self
     }
 
+    /// Does what another one does, too, under the conditions of both.
+    #[must_use]
+    pub fn and(mut self, other: Transaction) -> Transaction {
+        self.conditions.extend(other.conditions);
+        self.changes.extend(other.changes);
+        self
+    }
+
     /// What must hold.
     pub fn conditions(&self) -> &[Condition] {
         &self.conditions

@@ -129,7 +129,8 @@ impl Cluster {
             Action::Start { vm, .. } => Some(Event::VmRunning(vm)),
             Action::Save(vm) => Some(Event::VmEnded { vm, ending: cluster::Ending::Saved }),
             Action::Stop(vm) | Action::Kill(vm) => bail!("{vm} is not to stop"),
-            Action::Guard { .. } | Action::Beat { .. } | Action::Tell(_) => None,
+            // No VM here has files of one host's own.
+            Action::Copy { .. } | Action::EndCopy(_) | Action::Guard { .. } | Action::Beat { .. } | Action::Tell(_) => None,
         })
     }
 

@@ -28,6 +28,9 @@ pub struct MoveArgs {
     /// The host that it is to go to
     #[arg(long, value_name = "HOST")]
     to: String,
+    /// The volume there for copies of files that only its host reaches; those of the same names if left out
+    #[arg(long)]
+    volume: Option<String>,
     #[command(flatten)]
     connect: Connect,
 }
@@ -131,7 +134,7 @@ pub fn explain(args: &ExplainArgs) -> Result<(), RemoteError> {
 
 /// `maru vm move`.
 pub fn move_vm(args: &MoveArgs) -> Result<(), RemoteError> {
-    let wanted = api::MoveVm { to: args.to.clone() };
+    let wanted = api::MoveVm { to: args.to.clone(), volume: args.volume.clone() };
     Ok(args.connect.client()?.call(Method::POST, &format!("/vms/{}/move", segment(&args.vm)), Some(&wanted))?)
 }
 

@@ -4,6 +4,8 @@
 //! the hosts that get VMs have the leases they had, and that those that lose VMs have not. So a plan made from a view that is
 //! behind, or by a host that was replaced, changes nothing. One plan is under way at a time, and the next is made when the view has it.
 
+mod drains;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -11,11 +13,12 @@ use store::record::to_bytes;
 use store::{LeaseId, MAX_OPERATIONS, Revision, Transaction};
 
 use super::{Node, Purpose};
+use crate::placement::Way;
 use crate::records::{
-    COORDINATOR_KEY, CoordinatorRecord, Holder, Home, HostWanted, Left, MoveReason, MoveRecord, OwnerRecord, alive_key, move_key,
-    owner_key,
+    COORDINATOR_KEY, CoordinatorRecord, Holder, Home, Left, MoveReason, MoveRecord, OwnerRecord, alive_key, move_key, owner_key,
+    placement_key,
 };
-use crate::view::{Standing, VmView};
+use crate::view::{HostView, Standing, VmView};
 use crate::{Answer, HostId, Moment, Notice, VmId};
 
 /// Between the moments at which hosts try to follow a coordinator, the first in the order of their names at once.
@@ -30,6 +33,8 @@ const REFUSALS: usize = 256;
 /// A plan that was sent.
 pub(super) struct Planned {
     notices: Vec<Notice>,
+    /// VMs that are to go with copies of their files.
+    copies: Vec<VmId>,
 }
 
 #[derive(Default)]
@@ -65,6 +70,8 @@ pub(super) struct Coordination {
     wake_at: Option<Moment>,
     lost: BTreeSet<HostId>,
     drained: BTreeSet<HostId>,
+    /// VMs on hosts that are drained, with when they were last sent to have their files copied: each try costs them time.
+    tried: BTreeMap<VmId, (HostId, Moment)>,
 }
 
 impl Coordination {
@@ -91,6 +98,8 @@ struct Plan {
     conditions: BTreeMap<String, Option<Revision>>,
     changes: Vec<(String, Option<Vec<u8>>)>,
     reserved: Vec<VmId>,
+    /// VMs that are to go with copies of their files, and where to.
+    copies: Vec<(VmId, HostId)>,
     notices: Vec<Notice>,
     /// VMs that it is about.
     vms: usize,
@@ -98,9 +107,9 @@ struct Plan {
 
 impl Plan {
     /// Whether nothing more can be put into it: neither as many VMs as a transaction is to have, nor more than the store takes. Each VM has
-    /// three conditions and two changes at most, and the coordinator adds two conditions in the end.
+    /// four conditions and two changes at most, and the coordinator adds two conditions in the end.
     fn is_full(&self, batch: usize) -> bool {
-        self.vms >= batch || self.conditions.len() + 5 > MAX_OPERATIONS || self.changes.len() + 2 > MAX_OPERATIONS
+        self.vms >= batch || self.conditions.len() + 6 > MAX_OPERATIONS || self.changes.len() + 2 > MAX_OPERATIONS
     }
 
     fn transaction(self) -> (Transaction, Vec<Notice>) {
@@ -141,8 +150,10 @@ impl Node {
             self.tell(Notice::HostBack(host.clone()));
         }
         // VMs here may wait for that host to be able to take them.
-        let arriving: Vec<VmId> = self.view.host(host).map(|view| view.arriving.iter().cloned().collect()).unwrap_or_default();
-        self.todo.extend(arriving.into_iter().filter(|vm| self.locals.contains_key(vm)));
+        let arriving = self.view.host(host).into_iter().flat_map(|view| &view.arriving);
+        let here = |vm: &&VmId| self.locals.contains_key(*vm) || self.files_are_here(vm);
+        let waiting: Vec<VmId> = arriving.filter(here).cloned().collect();
+        self.todo.extend(waiting);
     }
 
     fn tell_lost(&mut self, host: &HostId) {
@@ -170,6 +181,11 @@ impl Node {
             Answer::Done(revision) => {
                 self.coordination.settled = revision;
                 self.actions.extend(planned.notices.into_iter().map(crate::Action::Tell));
+                for vm in planned.copies {
+                    if let Some(host) = self.view.vm(&vm).and_then(VmView::files_on) {
+                        self.coordination.tried.insert(vm, (host.clone(), self.now));
+                    }
+                }
             }
             Answer::Conflict { .. } | Answer::Unknown => self.coordination.plan_at = self.now + self.config.retry_after,
         }
@@ -282,6 +298,9 @@ impl Node {
             self.coordination.waiting.clear();
             self.coordination.dirty = true;
         }
+        let (tried, again) = (self.coordination.tried.len(), self.config.copy_again);
+        self.coordination.tried.retain(|_, (_, at)| now < *at + again);
+        self.coordination.dirty |= self.coordination.tried.len() < tried;
         let gathering = self.gathers();
         let ready =
             !self.coordination.planning && now >= self.coordination.plan_at && self.view.revision() >= self.coordination.settled;
@@ -298,15 +317,17 @@ impl Node {
                 let revision = self.view.coordinator().map(|coordinator| coordinator.revision);
                 plan.conditions.insert(COORDINATOR_KEY.into(), revision);
                 self.require_alive(&mut plan, &me.host, me.incarnation);
+                let copies = std::mem::take(&mut plan.copies).into_iter().map(|(vm, _)| vm).collect();
                 let (transaction, notices) = plan.transaction();
                 self.coordination.planning = true;
-                self.commit(transaction, Purpose::Plan(Planned { notices }));
+                self.commit(transaction, Purpose::Plan(Planned { notices, copies }));
             }
         }
         let coordination = &mut self.coordination;
         let mut wake = coordination.look_at;
         wake = coordination.recheck_at.map_or(wake, |at| wake.min(at));
         wake = coordination.gather_until.map_or(wake, |at| wake.min(at));
+        wake = coordination.tried.values().fold(wake, |wake, (_, at)| wake.min(*at + again));
         if coordination.dirty && !coordination.planning && !gathering && coordination.plan_at > now {
             wake = wake.min(coordination.plan_at);
         }
@@ -403,7 +424,7 @@ impl Node {
         if failed.is_some() && placement.record.restart.limit == 0 {
             next.gave_up = Some("its host failed, and it is not to be restarted by itself".into());
         } else {
-            let host = self.view.best_host(id, unix_s)?;
+            let host = self.view.best_host(id, unix_s, Way::Start)?;
             let alive = self.view.host(&host).and_then(|host| host.alive.clone());
             let Some(alive) = alive else { return Ok(()) };
             self.view.reserve(id, &host);
@@ -425,6 +446,10 @@ impl Node {
             self.require_dead(plan, failed);
         }
         plan.conditions.insert(owner_key(id), owner.map(|owner| owner.revision));
+        // While nobody owns it, its files may go elsewhere.
+        if placement.record.local.is_some() {
+            plan.conditions.insert(placement_key(id), Some(placement.revision));
+        }
         if let Some(reason) = &next.gave_up {
             plan.notices.push(Notice::GaveUp { vm: id.clone(), reason: reason.clone() });
         }
@@ -444,8 +469,11 @@ impl Node {
             let Some(vm) = self.view.vm(id) else { continue };
             let Some(moving) = &vm.moving else { continue };
             let to = &moving.record.to;
+            let ready = self.view.host(to).is_some_and(HostView::is_ready);
             let leads_nowhere = match self.view.standing(id) {
-                Standing::Held(host) => host == *to || !self.view.host(to).is_some_and(|to| to.alive.is_some() && to.is_active()),
+                Standing::Held(host) => host == *to || !ready,
+                // Its files are copied while it is off.
+                Standing::Off | Standing::GaveUp | Standing::Homeless if vm.files_on().is_some_and(|host| host != to) => !ready,
                 // Its holder let go of it before it heard of the move.
                 Standing::Off | Standing::GaveUp => true,
                 // Whoever deals with its owner record deals with the move, too.
@@ -456,47 +484,12 @@ impl Node {
                 plan.conditions.insert(move_key(id), Some(moving.revision));
                 plan.changes.push((move_key(id), None));
                 plan.vms += 1;
+                // That was not the VM's fault.
+                self.coordination.tried.remove(id);
             }
         }
         self.plan_drains(plan);
         self.plan_failbacks(plan);
-    }
-
-    fn plan_drains(&mut self, plan: &mut Plan) {
-        let drained = |wanted| wanted == HostWanted::Drained;
-        let hosts = self.view.hosts().filter(|(_, host)| host.record.as_ref().is_some_and(|host| drained(host.record.wanted)));
-        let draining: Vec<(HostId, bool, Vec<VmId>, usize)> = hosts
-            .map(|(id, host)| {
-                let moving = host.vms.iter().filter(|vm| self.view.vm(vm).is_some_and(|vm| vm.moving.is_some())).count();
-                let room = self.config.parallel_moves.saturating_sub(moving);
-                let stays = |vm: &&VmId| !self.coordination.waiting.contains(*vm) && self.movable(vm);
-                (id.clone(), host.vms.is_empty(), host.vms.iter().filter(stays).cloned().collect(), room)
-            })
-            .collect();
-        for (host, empty, vms, mut room) in draining {
-            if empty && self.coordination.drained.insert(host.clone()) {
-                self.tell(Notice::Drained(host));
-                continue;
-            }
-            for vm in vms {
-                if room == 0 || plan.is_full(self.config.batch) {
-                    break;
-                }
-                let unix_s = self.unix_s();
-                match self.view.best_host(&vm, unix_s) {
-                    Ok(to) => {
-                        self.plan_move(plan, &vm, to, MoveReason::Drain);
-                        room -= 1;
-                    }
-                    Err(reason) => {
-                        self.coordination.waiting.insert(vm.clone());
-                        if self.coordination.told.insert(vm.clone()) {
-                            self.tell(Notice::Stays { vm, reason });
-                        }
-                    }
-                }
-            }
-        }
     }
 
     /// Whether a VM runs, is to run on, and does not go anywhere yet.
@@ -540,8 +533,12 @@ impl Node {
         if let Some(alive) = self.view.host(&to).and_then(|host| host.alive.as_ref()) {
             plan.conditions.insert(alive_key(&to), Some(alive.revision));
         }
-        self.view.reserve(id, &to);
-        plan.reserved.push(id.clone());
+        let (copied, runs) = (vm.files_on().is_some(), vm.holder().is_some());
+        if runs {
+            self.view.reserve(id, &to);
+            plan.reserved.push(id.clone());
+        }
+        plan.copies.extend(copied.then(|| (id.clone(), to.clone())));
         let why = match reason {
             MoveReason::Drain => "its host is drained",
             MoveReason::Failback => "it goes back",
@@ -549,7 +546,7 @@ impl Node {
         };
         self.coordination.told.remove(id);
         plan.notices.push(Notice::Moves { vm: id.clone(), to: to.clone(), why });
-        plan.changes.push((move_key(id), Some(to_bytes(&MoveRecord { to, reason }))));
+        plan.changes.push((move_key(id), Some(to_bytes(&MoveRecord { to, reason, volume: None }))));
         plan.vms += 1;
     }
 }

@@ -75,6 +75,7 @@ impl Node {
         self.kill_all();
         self.restoring.clear();
         self.ended.clear();
+        self.copies.clear();
     }
 
     /// The guard does the same; this is for VMs that a guard lost sight of.

@@ -14,17 +14,20 @@
 //!          │                                  │          └──────────────────────▶ Killing ────┤
 //!          └──────────────────────────────── ended ◀──────────────────────────────────────────┘
 //! ```
+//! Before a VM is given to the next host, those of its files are copied that only this host reaches ([`copies`](super::copies)).
 
 use std::cmp::Reverse;
 
 use store::record::to_bytes;
 use store::{LeaseId, Revision, Transaction};
 
+use super::copies::Files;
 use super::{Node, Purpose};
+use crate::placement::Way;
 use crate::records::{
     Failure, Holder, Home, Left, MoveReason, OwnerRecord, PlacementRecord, Power, alive_key, move_key, owner_key, placement_key,
 };
-use crate::view::VmView;
+use crate::view::{HostView, VmView};
 use crate::{Action, Ending, HostId, Notice, VmId};
 
 /// Failures that are remembered of one VM, however often it may be restarted.
@@ -36,6 +39,10 @@ pub(super) enum Local {
     Running,
     Stopping,
     Saving,
+    /// It does not run, and its files are copied.
+    Copying,
+    /// They are not to be any more.
+    Cancelling,
     Killing,
 }
 
@@ -44,10 +51,14 @@ impl Node {
         // One that was to stop, or to be saved, may go on after all; then that is asked for again.
         let goes_down = self.goes_down();
         if let Some(local @ (Local::Starting | Local::Stopping | Local::Saving)) = self.locals.get_mut(&vm) {
-            if *local == Local::Saving && goes_down {
-                self.unsavable.insert(vm.clone());
+            let was = std::mem::replace(local, Local::Running);
+            if was == Local::Saving {
+                if goes_down {
+                    self.unsavable.insert(vm.clone());
+                }
+                // Others have its place.
+                self.look_at_all();
             }
-            *local = Local::Running;
         }
         self.todo.insert(vm);
     }
@@ -82,7 +93,8 @@ impl Node {
         let mine = holder.is_some() && view.and_then(VmView::holder) == holder.as_ref();
         if let Some(local) = self.locals.get(id).copied() {
             match (mine, local) {
-                (_, Local::Killing) => {}
+                (_, Local::Killing | Local::Cancelling) => {}
+                (_, Local::Copying) => self.look_at_copying(id, mine),
                 (false, _) => self.end_local(id, Local::Killing, Action::Kill),
                 (true, _) if view.is_some_and(|view| view.unreadable) => {}
                 (true, Local::Running) if !view.is_some_and(VmView::wanted_on) => {
@@ -98,7 +110,11 @@ impl Node {
             self.ended.remove(id);
             self.restoring.remove(id);
             self.floors.remove(id);
-            self.settled.remove(id);
+            // What was done of it is not known here yet, or will be known.
+            if !self.busy.contains(id) && self.settled.get(id).is_none_or(|settled| self.view.revision() >= *settled) {
+                self.settled.remove(id);
+                self.hand_over(id);
+            }
             return;
         };
         let (Some(owner), false) = (&view.owner, view.unreadable) else { return };
@@ -123,7 +139,7 @@ impl Node {
         }
     }
 
-    fn end_local(&mut self, id: &VmId, local: Local, action: impl FnOnce(VmId) -> Action) {
+    pub(super) fn end_local(&mut self, id: &VmId, local: Local, action: impl FnOnce(VmId) -> Action) {
         self.locals.insert(id.clone(), local);
         self.actions.push(action(id.clone()));
     }
@@ -131,24 +147,31 @@ impl Node {
     /// Whether a VM is to be saved now since it goes elsewhere.
     fn leaves(&self, id: &VmId) -> bool {
         let Some(to) = self.view.vm(id).and_then(|vm| vm.moving.as_ref()).map(|moving| &moving.record.to) else { return false };
-        let ready = self.view.host(to).is_some_and(|host| host.alive.is_some() && host.is_active());
+        let ready = self.view.host(to).is_some_and(HostView::is_ready);
         let stays = self.goes_down() && self.unsavable.contains(id);
-        *to != self.config.host && ready && !stays && self.may_save()
+        let room = if self.files_are_here(id) { self.copying() < self.config.parallel_copies } else { self.may_save() };
+        *to != self.config.host && ready && !stays && room
     }
 
-    /// Whether one more may be saved at the same time.
+    /// Whether one more may be saved at the same time, beside those whose files are copied.
     fn may_save(&self) -> bool {
+        let saving = |(vm, local): &(&VmId, &Local)| **local == Local::Saving && !self.files_are_here(vm);
+        self.locals.iter().filter(saving).count() < self.config.parallel_moves
+    }
+
+    /// Whether one more may be saved that stays here.
+    fn may_rest(&self) -> bool {
         self.locals.values().filter(|local| **local == Local::Saving).count() < self.config.parallel_moves
     }
 
-    /// A VM of a host that is about to be switched off, and that no other host takes, waits with its memory saved: for this host, or another
-    /// one. If it cannot be saved, its guest is shut down.
+    /// A VM of a host that is about to be switched off, and that no other host takes as its files are, waits with its memory saved: for this host,
+    /// or another one. If it cannot be saved, its guest is shut down.
     fn rest(&mut self, id: &VmId) {
         if self.unsavable.contains(id) {
             return self.end_local(id, Local::Stopping, Action::Stop);
         }
         let (moves, unix_s) = (self.view.vm(id).is_some_and(|vm| vm.moving.is_some()), self.unix_s());
-        if !moves && self.may_save() && self.view.best_host(id, unix_s).is_err() {
+        if !moves && self.may_rest() && self.view.best_host(id, unix_s, Way::Start).is_err() {
             self.end_local(id, Local::Saving, Action::Save);
         }
     }
@@ -179,7 +202,7 @@ impl Node {
         true
     }
 
-    fn commit_vm(&mut self, id: &VmId, transaction: Transaction) {
+    pub(super) fn commit_vm(&mut self, id: &VmId, transaction: Transaction) {
         self.busy.insert(id.clone());
         self.commit(transaction, Purpose::Vm(id.clone()));
     }
@@ -197,7 +220,16 @@ impl Node {
 
     /// Lets go of a VM that does not run here.
     fn give_away(&mut self, id: &VmId, mut owner: OwnerRecord, revision: Revision, ending: Option<Ending>) {
+        let was_to_go = matches!(ending, Some(Ending::Saved | Ending::SaveFailed(_)));
+        let keeps_files = was_to_go && self.files_are_here(id) && self.view.vm(id).is_some_and(VmView::wanted_on);
+        let files = if keeps_files { Some(self.files(id)) } else { None };
+        match files {
+            Some(Files::OnTheWay) => return,
+            Some(_) => {}
+            None => self.call_off(id),
+        }
         self.floors.insert(id.clone(), revision);
+        let here = self.lease.held().map(|incarnation| Holder { host: self.config.host.clone(), incarnation });
         let Some(view) = self.view.vm(id) else { return };
         let key = owner_key(id);
         let mut transaction = Transaction::new().unchanged(key.clone(), revision);
@@ -226,12 +258,26 @@ impl Node {
         if let Some(moving) = &view.moving {
             transaction = transaction.unchanged(move_key(id), moving.revision).delete(move_key(id));
             let to = &moving.record.to;
-            let target = self.view.host(to).filter(|host| goes_on && host.is_active()).and_then(|host| host.alive.as_ref());
+            let stays = matches!(files, Some(Files::Here));
+            let target =
+                self.view.host(to).filter(|host| goes_on && !stays && host.is_active()).and_then(|host| host.alive.as_ref());
             if let Some(alive) = target {
                 transaction = transaction.unchanged(alive_key(to), alive.revision);
                 owner.holder = Some(Holder { host: to.clone(), incarnation: alive.record.incarnation });
                 owner.home = home_after(moving.record.reason, owner.home, &self.config.host);
             }
+        }
+        match files {
+            // It does not come back by itself: that would cost it the same time once more.
+            Some(Files::There(more)) => (transaction, owner.home) = (transaction.and(more), None),
+            // It waits for this host, which is about to be switched off.
+            Some(Files::Here) if self.goes_down() => {}
+            // No other host could start it, and this one may be drained.
+            Some(Files::Here) => {
+                owner.holder = here;
+                owner.start = placement.map_or(owner.start, |placement| placement.record.start);
+            }
+            Some(Files::OnTheWay) | None => {}
         }
         if owner.holder.is_none() && self.goes_down() {
             owner.home = home_after(MoveReason::Drain, owner.home, &self.config.host);

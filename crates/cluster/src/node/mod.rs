@@ -3,6 +3,7 @@
 //! ```text
 //!               ┌── lease ───── may this host run VMs, and until when
 //!   step ──▶ view ── local ───── the VMs of this host: start, stop, save, kill, give away
+//!               ├── copies ──── files that only this host reaches, of VMs that go elsewhere
 //!               ├── coordinator  on one host at a time: gives VMs to hosts
 //!               ├── renewals ─── whose lease nobody renews any more, and is ended
 //!               └── heartbeat ── who is silent; tells users, decides nothing
@@ -13,6 +14,7 @@
 //! is ruled out before anything is started ([`local`]).
 
 mod coordinator;
+mod copies;
 mod heartbeat;
 mod lease;
 mod local;
@@ -32,6 +34,7 @@ use crate::records::Priority;
 use crate::view::{HostView, Touched};
 use crate::{Action, Answer, Ending, Event, HostId, Moment, Notice, View, VmId};
 use coordinator::{Coordination, Planned};
+use copies::Copying;
 use heartbeat::Peers;
 use lease::Lease;
 use local::Local;
@@ -68,6 +71,10 @@ pub struct Config {
     pub parallel_starts: usize,
     /// How many VMs leave one host, or come back to one, at once.
     pub parallel_moves: usize,
+    /// How many VMs of one host, beside these, have their files copied to others at once; and to one host when others are drained.
+    pub parallel_copies: usize,
+    /// After how long a VM of a host that is drained is sent again whose files could not be copied.
+    pub copy_again: Duration,
     /// How many VMs are given to hosts in one transaction at most: fewer, if they would be more than the store takes.
     pub batch: usize,
 }
@@ -92,6 +99,8 @@ impl Config {
             gather_rest_for: Duration::from_secs(2),
             parallel_starts: 8,
             parallel_moves: 4,
+            parallel_copies: 2,
+            copy_again: Duration::from_secs(300),
             batch: 64,
         }
     }
@@ -139,6 +148,8 @@ pub struct Node {
     floors: BTreeMap<VmId, Revision>,
     /// The same for all VMs: what the node before this one has sent may still come.
     floor: Revision,
+    /// Files of VMs that are copied to where these go.
+    copies: BTreeMap<VmId, Copying>,
     /// VMs whose saved memory this host has taken, and restores.
     restoring: BTreeSet<VmId>,
     /// VMs of a host that goes down which could not be saved.
@@ -186,6 +197,7 @@ impl Node {
             ended: BTreeMap::new(),
             floors: BTreeMap::new(),
             floor: Revision(0),
+            copies: BTreeMap::new(),
             restoring: BTreeSet::new(),
             unsavable: BTreeSet::new(),
             queue: BTreeSet::new(),
@@ -262,6 +274,7 @@ impl Node {
             Event::Heartbeat { from, network, beat } => self.heard(from, network, beat),
             Event::VmRunning(vm) => self.vm_running(vm),
             Event::VmEnded { vm, ending } => self.vm_ended(vm, ending),
+            Event::VmCopied { vm, result } => self.vm_copied(vm, result),
             Event::WallClock { unix_s } => self.wall = Some((self.now, unix_s)),
             Event::Timer => {}
         }
@@ -338,6 +351,9 @@ impl Node {
         match purpose {
             Purpose::Vm(vm) => {
                 self.busy.remove(&vm);
+                if answer != Answer::Unknown {
+                    self.copy_committed(&vm, matches!(answer, Answer::Done(_)));
+                }
                 match answer {
                     Answer::Done(revision) => {
                         self.settled.insert(vm.clone(), revision);
@@ -365,7 +381,8 @@ impl Node {
                 Touched::Vm(vm) => {
                     let here =
                         self.view.vm(&vm).and_then(|view| view.holder()).is_some_and(|holder| holder.host == self.config.host);
-                    if here || self.locals.contains_key(&vm) || self.ended.contains_key(&vm) {
+                    let known = self.locals.contains_key(&vm) || self.ended.contains_key(&vm) || self.copies.contains_key(&vm);
+                    if here || known || self.leaves_with_files(&vm) {
                         self.todo.insert(vm);
                     }
                 }
@@ -383,11 +400,13 @@ impl Node {
         }
     }
 
-    /// Looks at all VMs that are here, or that this host owns.
+    /// Looks at all VMs that are here, or that this host owns or sends elsewhere.
     fn look_at_all(&mut self) {
-        self.todo.extend(self.locals.keys().cloned());
+        self.todo.extend(self.locals.keys().chain(self.copies.keys()).cloned());
         if let Some(host) = self.view.host(&self.config.host) {
-            self.todo.extend(host.vms.iter().cloned());
+            let leaving = host.keeps.iter().filter(|vm| self.leaves_with_files(vm));
+            let all: Vec<VmId> = host.vms.iter().chain(leaving).cloned().collect();
+            self.todo.extend(all);
         }
     }
 }

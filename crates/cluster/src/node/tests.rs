@@ -5,8 +5,8 @@ use store::{LeaseId, Leases, MemoryStore, Outcome, Revision, Store, Transaction,
 
 use super::{Config, Guarded, Node, renewal};
 use crate::records::{
-    AliveRecord, HostRecord, MoveReason, MoveRecord, OwnerRecord, PlacementRecord, Power, alive_key, move_key, owner_key,
-    placement_key,
+    AliveRecord, HostRecord, LocalFiles, MoveReason, MoveRecord, OwnerRecord, PlacementRecord, Power, alive_key, move_key,
+    owner_key, placement_key,
 };
 use crate::{Action, Answer, Ending, Event, HostId, Moment, Notice, VmId};
 
@@ -133,6 +133,8 @@ impl Host {
             Action::Tell(notice @ (Notice::LeaseLost { .. } | Notice::Unreadable(_) | Notice::GaveUp { .. })) => {
                 self.note(notice.to_string())
             }
+            Action::Copy { vm, to, .. } => self.note(format!("copy {vm} to {to}")),
+            Action::EndCopy(vm) => self.note(format!("copy {vm} no more")),
             Action::Guard { .. } | Action::Beat { .. } | Action::Tell(_) => None,
         }
     }
@@ -177,7 +179,7 @@ fn h2_lives(host: &Host) -> (LeaseId, Revision) {
 /// h2 lives, and web is to go there.
 fn sent_to_h2(host: &mut Host) {
     h2_lives(host);
-    let record = MoveRecord { to: "h2".into(), reason: MoveReason::User };
+    let record = MoveRecord { to: "h2".into(), reason: MoveReason::User, volume: None };
     host.store.commit(&Transaction::new().put(move_key(&web()), to_bytes(&record))).unwrap();
     host.tell(Event::Timer);
 }
@@ -276,6 +278,115 @@ fn what_a_node_sent_before_its_end_comes_to_nothing_before_the_next_starts_the_v
     assert!(late.iter().all(|late| matches!(host.store.commit(late).unwrap(), Outcome::Conflict { .. })));
 }
 
+/// A node whose host alone reaches the files of web; nothing was done yet.
+fn with_files(power: Power) -> Host {
+    let mut host = Host::new();
+    host.took();
+    let key = placement_key(&web());
+    let entry = host.store.get(&key).unwrap().unwrap();
+    let placement: PlacementRecord = from_bytes(&entry.key, &entry.value).unwrap();
+    let local = LocalFiles { host: H1.into(), volumes: [("local".to_owned(), 100)].into() };
+    let record = PlacementRecord { power, volumes: ["local@h1".to_owned()].into(), local: Some(local), ..placement };
+    let reached = HostRecord { memory_mib: 8192, cpus: 8, volumes: record.volumes.clone(), ..HostRecord::default() };
+    let transaction = Transaction::new().put(key, to_bytes(&record)).put(HostRecord::key(H1), to_bytes(&reached));
+    host.store.commit(&transaction).unwrap();
+    host.tell(Event::VmRunning(web()));
+    host
+}
+
+/// What the program says when the files are on h2.
+fn copied(host: &mut Host) {
+    let result = Ok(Transaction::new().absent("copied").put("copied", "to h2"));
+    host.tell(Event::VmCopied { vm: web(), result });
+}
+
+#[test]
+fn a_vm_is_given_away_with_its_files_or_not_at_all() {
+    let mut host = with_files(Power::On);
+    sent_to_h2(&mut host);
+    assert_eq!(host.took(), ["save web"]);
+    host.ends(Ending::Saved);
+    host.pass(Duration::from_secs(60));
+    assert_eq!(host.took(), ["copy web to h2"]);
+    assert_eq!(host.owner().unwrap().holder.unwrap().host, HostId::from(H1), "nothing was given away");
+    copied(&mut host);
+    let owner = host.owner().unwrap();
+    assert_eq!((owner.holder.unwrap().host, owner.saved, owner.home), ("h2".into(), true, None));
+    assert_eq!(host.store.get("copied").unwrap().unwrap().value, b"to h2");
+    assert_eq!(host.took(), Vec::<String>::new());
+}
+
+#[test]
+fn a_vm_whose_files_cannot_be_copied_goes_on_where_it_was_also_when_that_is_drained() {
+    let mut host = with_files(Power::On);
+    sent_to_h2(&mut host);
+    let drain = crate::requests::drain(host.node.view(), &H1.into()).unwrap();
+    host.store.commit(&drain).unwrap();
+    host.ends(Ending::Saved);
+    assert_eq!(host.took(), ["save web", "copy web to h2"]);
+    host.tell(Event::VmCopied { vm: web(), result: Err("h2 is full".into()) });
+    assert_eq!(host.took(), ["restore web"]);
+    assert_eq!(host.owner().unwrap().holder.unwrap().host, HostId::from(H1));
+    assert_eq!(host.store.get(&move_key(&web())).unwrap(), None);
+}
+
+#[test]
+fn copying_ends_when_the_move_does_and_the_vm_goes_on() {
+    let mut host = with_files(Power::On);
+    sent_to_h2(&mut host);
+    host.ends(Ending::Saved);
+    host.took();
+    host.store.commit(&Transaction::new().delete(move_key(&web()))).unwrap();
+    host.tell(Event::Timer);
+    host.pass(Duration::from_secs(10));
+    assert_eq!(host.took(), ["copy web no more"], "it is not started while its files may be read");
+    host.tell(Event::VmCopied { vm: web(), result: Err("it was called off".into()) });
+    assert_eq!(host.took(), ["restore web"]);
+}
+
+#[test]
+fn a_vm_that_is_off_goes_with_its_files_unless_it_is_started_first() {
+    let off = || {
+        let mut host = with_files(Power::Off);
+        host.ends(Ending::Stopped);
+        assert_eq!((host.owner(), host.took()), (None, vec!["stop web".to_owned()]));
+        h2_lives(&host);
+        host.tell(Event::Timer);
+        let moved = crate::requests::move_vm(host.node.view(), &web(), &"h2".into(), None).unwrap();
+        host.store.commit(&moved).unwrap();
+        host.tell(Event::Timer);
+        assert_eq!(host.took(), ["copy web to h2"]);
+        host
+    };
+    let mut host = off();
+    copied(&mut host);
+    assert!(host.store.get("copied").unwrap().is_some());
+    assert_eq!((host.owner(), host.store.get(&move_key(&web())).unwrap()), (None, None));
+
+    let mut host = off();
+    let start = crate::requests::start(host.node.view(), &web()).unwrap();
+    host.store.commit(&start).unwrap();
+    host.tell(Event::Timer);
+    assert_eq!(host.took(), ["copy web no more"]);
+    // It was done just then, which comes to nothing.
+    copied(&mut host);
+    assert_eq!(host.took(), ["start web"]);
+    assert_eq!(host.store.get("copied").unwrap(), None);
+}
+
+#[test]
+fn copies_of_what_was_given_away_in_vain_are_asked_for_again() {
+    let mut host = with_files(Power::On);
+    sent_to_h2(&mut host);
+    host.ends(Ending::Saved);
+    host.took();
+    host.store.commit(&Transaction::new().put("copied", "by someone else")).unwrap();
+    copied(&mut host);
+    host.pass(Duration::from_secs(1));
+    assert_eq!(host.took(), ["copy web to h2"]);
+    assert_eq!(host.owner().unwrap().holder.unwrap().host, HostId::from(H1));
+}
+
 #[test]
 fn a_restarted_node_leaves_its_vms_alone() {
     let mut host = Host::new();
@@ -305,7 +416,7 @@ fn more_moves_that_lead_nowhere_than_a_transaction_holds_are_called_off() {
     let vms = (0..200).map(|number| VmId::from(format!("vm{number}")));
     for some in vms.collect::<Vec<_>>().chunks(50) {
         let moved = some.iter().fold(Transaction::new(), |transaction, vm| {
-            let moving = MoveRecord { to: "h9".into(), reason: MoveReason::User };
+            let moving = MoveRecord { to: "h9".into(), reason: MoveReason::User, volume: None };
             transaction.put(placement_key(vm), to_bytes(&PlacementRecord::default())).put(move_key(vm), to_bytes(&moving))
         });
         host.store.commit(&moved).unwrap();

@@ -29,6 +29,11 @@ impl Names {
         bits
     }
 
+    /// Whether a name is in a set.
+    pub fn has(&self, name: &str, set: &Bits) -> bool {
+        self.0.get(name).is_some_and(|number| set.has(*number))
+    }
+
     /// The first name of a set that is not in another.
     pub fn first_missing<'a>(&'a self, wanted: &Bits, there: &Bits) -> Option<&'a str> {
         let missing = |number: &usize| wanted.has(*number) && !there.has(*number);

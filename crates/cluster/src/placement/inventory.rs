@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::bits::{Bits, Names};
 use crate::HostId;
-use crate::records::{Affinity, GroupRule, HostRecord, PlacementRecord, Priority, Scope, Strength};
+use crate::records::{Affinity, GroupRule, HostRecord, PlacementRecord, Priority, Scope, Strength, own_volume};
 
 /// A host's place in the inventory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,6 +29,8 @@ pub(super) struct Load {
     pub(super) memory_mib: u64,
     pub(super) cpus: u32,
     pub(super) volumes: Bits,
+    /// What is free on its own volumes, in MiB.
+    pub(super) local: BTreeMap<String, u64>,
     pub(super) features: Bits,
     pub(super) domain: usize,
     pub(super) used_mib: u64,
@@ -49,6 +51,11 @@ pub struct Needs {
     pub(super) vcpus: u32,
     pub(super) priority: Priority,
     pub(super) volumes: Bits,
+    /// Those that other hosts reach, too.
+    pub(super) shared: Bits,
+    /// Where files are that only this host reaches, and what they take of its volumes in MiB.
+    pub(super) files_on: Option<Slot>,
+    pub(super) files: Vec<(String, u64)>,
     pub(super) features: Bits,
     pub(super) possible: Vec<Slot>,
     pub(super) preferred: Vec<Slot>,
@@ -99,6 +106,7 @@ impl Inventory {
             memory_mib: 0,
             cpus: 0,
             volumes: Bits::default(),
+            local: BTreeMap::new(),
             features: Bits::default(),
             domain,
             used_mib: 0,
@@ -143,12 +151,19 @@ impl Inventory {
         self.used_mib -= counted(load);
         (load.memory_mib, load.cpus) = (record.memory_mib, record.cpus);
         (load.volumes, load.features, load.domain, load.closed) = (volumes, features, domain, closed);
+        load.local.clone_from(&record.local);
         self.used_mib += counted(load);
     }
 
     /// What a VM needs.
     pub fn needs(&mut self, record: &PlacementRecord) -> Needs {
+        let local = record.local.as_ref();
+        let own: Vec<String> =
+            local.map(|local| local.volumes.keys().map(|volume| own_volume(volume, &local.host)).collect()).unwrap_or_default();
         Needs {
+            shared: self.names.set(record.volumes.iter().filter(|volume| !own.contains(volume))),
+            files_on: local.map(|local| self.slot(&local.host)),
+            files: local.map(|local| local.volumes.clone().into_iter().collect()).unwrap_or_default(),
             memory_mib: record.memory_mib,
             vcpus: record.vcpus,
             priority: record.priority,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::inventory::{Closed, Inventory, Needs, Slot};
+use super::inventory::{Closed, Inventory, Load, Needs, Slot};
 use crate::HostId;
 use crate::records::{Affinity, Scope};
 
@@ -16,6 +16,20 @@ pub struct History {
     pub last: Option<Slot>,
     /// Where it failed lately, once for each failure.
     pub failed: Vec<Slot>,
+}
+
+/// How a VM gets to a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way<'a> {
+    /// It is started there, with its files where they are.
+    Start,
+    /// It is handed over, with copies of the files that only its host reaches.
+    Move {
+        /// All of these go to this volume; to those of the same names if there is none.
+        volume: Option<&'a str>,
+        /// Whether it runs, and goes on there.
+        runs: bool,
+    },
 }
 
 /// A reason for or against a host.
@@ -41,6 +55,17 @@ pub enum Reason {
     },
     /// A volume that the host does not reach.
     Volume(String),
+    /// A volume for copies that the host does not have.
+    NoVolume(String),
+    /// Too little is free on a volume for copies.
+    Room {
+        /// Which.
+        volume: String,
+        /// Needed, in MiB.
+        needed: u64,
+        /// Free, in MiB.
+        free: u64,
+    },
     /// Something that its processors cannot do.
     Feature(String),
     /// VMs of a group that must not be together.
@@ -73,6 +98,10 @@ impl fmt::Display for Reason {
             Reason::Memory { needed, free } => write!(f, "{needed} MiB of memory are needed and {free} MiB are free"),
             Reason::Cpus { needed, there } => write!(f, "{needed} processors are needed and it has {there}"),
             Reason::Volume(name) => write!(f, "it does not reach the volume {name}"),
+            Reason::NoVolume(name) => write!(f, "it has no volume {name} for copies of the VM's files"),
+            Reason::Room { volume, needed, free } => {
+                write!(f, "copies of the VM's files need {needed} MiB on its volume {volume}, and {free} MiB are free")
+            }
             Reason::Feature(name) => write!(f, "its processors do not have {name}"),
             Reason::TooClose(group) => write!(f, "VMs of the group {group} must be apart, and one is here"),
             Reason::TooFar(group) => write!(f, "VMs of the group {group} must be together, and are elsewhere"),
@@ -142,7 +171,7 @@ impl Sink for Words {
 }
 
 impl Inventory {
-    fn judge(&self, needs: &Needs, history: &History, slot: Slot, sink: &mut impl Sink) {
+    fn judge(&self, needs: &Needs, history: &History, slot: Slot, way: Way<'_>, sink: &mut impl Sink) {
         let load = &self.hosts[slot.0];
         if let Some(closed) = load.closed {
             sink.against(|| Reason::Closed(closed));
@@ -150,15 +179,24 @@ impl Inventory {
         if !needs.possible.is_empty() && !needs.possible.contains(&slot) {
             sink.against(|| Reason::NotPossible);
         }
-        if load.free_mib() < needs.memory_mib {
-            sink.against(|| Reason::Memory { needed: needs.memory_mib, free: load.free_mib() });
+        // One that is off takes no memory, but could never be started where it does not fit.
+        let free = if let Way::Move { runs: false, .. } = way { load.memory_mib } else { load.free_mib() };
+        if free < needs.memory_mib {
+            sink.against(|| Reason::Memory { needed: needs.memory_mib, free });
         }
         if load.cpus < needs.vcpus {
             sink.against(|| Reason::Cpus { needed: needs.vcpus, there: load.cpus });
         }
         let missing = |wanted, there| self.names.first_missing(wanted, there).unwrap_or_default().to_owned();
-        if !needs.volumes.within(&load.volumes) {
-            sink.against(|| Reason::Volume(missing(&needs.volumes, &load.volumes)));
+        let wanted = match way {
+            Way::Move { volume, .. } if needs.files_on.is_some_and(|on| on != slot) => {
+                self.judge_copies(needs, load, volume, sink);
+                &needs.shared
+            }
+            _ => &needs.volumes,
+        };
+        if !wanted.within(&load.volumes) {
+            sink.against(|| Reason::Volume(missing(wanted, &load.volumes)));
         }
         if !needs.features.within(&load.features) {
             sink.against(|| Reason::Feature(missing(&needs.features, &load.features)));
@@ -191,24 +229,39 @@ impl Inventory {
         sink.points(-2000 * i64::try_from(failures).unwrap_or(1), Reason::FailedHere);
     }
 
+    /// Whether a host has room for copies of a VM's files.
+    fn judge_copies(&self, needs: &Needs, load: &Load, volume: Option<&str>, sink: &mut impl Sink) {
+        let mut room = |volume: &str, needed: u64| match load.local.get(volume) {
+            Some(free) if *free >= needed => {}
+            Some(free) => sink.against(|| Reason::Room { volume: volume.into(), needed, free: *free }),
+            None => sink.against(|| Reason::NoVolume(volume.into())),
+        };
+        match volume {
+            // What is free on one that all hosts see, this host says when it is asked.
+            Some(volume) if self.names.has(volume, &load.volumes) => {}
+            Some(volume) => room(volume, needs.files.iter().map(|(_, mib)| mib).sum()),
+            None => needs.files.iter().for_each(|(volume, mib)| room(volume, *mib)),
+        }
+    }
+
     /// The host's score for a VM; none if it cannot take it.
-    pub fn score(&self, needs: &Needs, history: &History, slot: Slot) -> Option<i64> {
+    pub fn score(&self, needs: &Needs, history: &History, slot: Slot, way: Way<'_>) -> Option<i64> {
         let mut sum = Sum::default();
-        self.judge(needs, history, slot, &mut sum);
+        self.judge(needs, history, slot, way, &mut sum);
         (!sum.refused).then_some(sum.score)
     }
 
     /// The host with the highest score; of several, the first that was ever heard of.
-    pub fn best(&self, needs: &Needs, history: &History) -> Option<Slot> {
-        let scored = (0..self.hosts.len()).map(Slot).filter_map(|slot| Some((self.score(needs, history, slot)?, slot)));
+    pub fn best(&self, needs: &Needs, history: &History, way: Way<'_>) -> Option<Slot> {
+        let scored = (0..self.hosts.len()).map(Slot).filter_map(|slot| Some((self.score(needs, history, slot, way)?, slot)));
         scored.max_by_key(|(score, slot)| (*score, std::cmp::Reverse(*slot))).map(|(_, slot)| slot)
     }
 
     /// What speaks for and against each host, the best first.
-    pub fn explain(&self, needs: &Needs, history: &History) -> Vec<Verdict> {
+    pub fn explain(&self, needs: &Needs, history: &History, way: Way<'_>) -> Vec<Verdict> {
         let judged = (0..self.hosts.len()).map(Slot).map(|slot| {
             let mut words = Words::default();
-            self.judge(needs, history, slot, &mut words);
+            self.judge(needs, history, slot, way, &mut words);
             let (score, reasons) = if words.sum.refused { (None, words.against) } else { (Some(words.sum.score), words.points) };
             Verdict { host: self.host(slot).clone(), score, reasons }
         });
@@ -218,9 +271,9 @@ impl Inventory {
     }
 
     /// Why no host takes a VM, in words: each reason with the hosts that it holds for.
-    pub fn refusal(&self, needs: &Needs, history: &History) -> String {
+    pub fn refusal(&self, needs: &Needs, history: &History, way: Way<'_>) -> String {
         let mut reasons: Vec<(String, Vec<String>)> = Vec::new();
-        for verdict in self.explain(needs, history) {
+        for verdict in self.explain(needs, history, way) {
             let Some(first) = verdict.reasons.first() else { continue };
             let (text, host) = (first.to_string(), verdict.host.to_string());
             match reasons.iter_mut().find(|(known, _)| *known == text) {

@@ -18,5 +18,5 @@ mod what_if;
 mod tests;
 
 pub use inventory::{Closed, Inventory, Needs, Slot};
-pub use judge::{History, Reason, Verdict};
+pub use judge::{History, Reason, Verdict, Way};
 pub use what_if::{Fate, Outlook};

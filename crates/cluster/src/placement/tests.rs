@@ -3,10 +3,10 @@ use std::collections::BTreeSet;
 use store::record::{Record, to_bytes};
 use store::{Entry, LeaseId, Revision, Snapshot};
 
-use super::{Fate, Verdict};
+use super::{Fate, Verdict, Way};
 use crate::records::{
-    Affinity, AliveRecord, GroupRule, Holder, HostRecord, HostWanted, OwnerRecord, PlacementRecord, PolicyRecord, Power,
-    Priority, Scope, Strength,
+    Affinity, AliveRecord, GroupRule, Holder, HostRecord, HostWanted, LocalFiles, OwnerRecord, PlacementRecord, PolicyRecord,
+    Power, Priority, Scope, Strength,
 };
 use crate::{HostId, View, VmId};
 
@@ -55,7 +55,7 @@ fn names(names: &[&str]) -> BTreeSet<String> {
 }
 
 fn best(view: &mut View, vm: &str) -> Result<String, String> {
-    view.best_host(&vm.into(), 0).map(String::from)
+    view.best_host(&vm.into(), 0, Way::Start).map(String::from)
 }
 
 fn rule(affinity: Affinity, scope: Scope, strength: Strength) -> Vec<GroupRule> {
@@ -201,6 +201,50 @@ fn a_start_that_would_not_survive_a_failure_is_refused_with_the_number() {
 }
 
 #[test]
+fn a_vm_goes_where_there_is_room_for_its_files_and_is_started_where_they_are() {
+    let local = |free: u64| [("local".to_owned(), free)].into();
+    let mut view = Cluster::default()
+        .host("h1", |host| (host.volumes, host.local, host.wanted) = (names(&["local@h1"]), local(0), HostWanted::Drained))
+        .host("h2", |host| (host.volumes, host.local) = (names(&["local@h2", "shared"]), local(4000)))
+        .host("h3", |host| host.local = local(5000))
+        .host("h4", |_| ())
+        .vm("web", Some("h1"), |vm| {
+            vm.volumes = names(&["local@h1"]);
+            vm.local = Some(LocalFiles { host: "h1".into(), volumes: local(4500) });
+        })
+        .view();
+    let way = |volume, runs| Way::Move { volume, runs };
+    assert_eq!(view.best_host(&"web".into(), 0, way(None, true)), Ok("h3".into()));
+    let verdicts = view.explain_move(&"web".into(), 0, None);
+    let small = "copies of the VM's files need 4500 MiB on its volume local, and 4000 MiB are free";
+    assert_eq!(refusal(&verdicts, "h2"), small);
+    assert_eq!(refusal(&verdicts, "h4"), "it has no volume local for copies of the VM's files");
+    // What is free on a volume that others see, too, is not known here.
+    assert_eq!(view.best_host(&"web".into(), 0, way(Some("shared"), true)), Ok("h2".into()));
+    // Started, it is only there.
+    assert_eq!(refusal(&view.explain(&"web".into(), 0), "h3"), "it does not reach the volume local@h1");
+    assert!(view.best_host(&"web".into(), 0, Way::Start).is_err());
+    assert!(view.what_if(&["h1".into()]).left_out().count() == 1, "a host that fails takes its files with it");
+}
+
+#[test]
+fn one_that_is_off_needs_memory_that_there_is_and_not_memory_that_is_free() {
+    let local = || [("local".to_owned(), 100)].into();
+    let mut view = Cluster::default()
+        .host("h1", |host| host.wanted = HostWanted::Drained)
+        .host("h2", |host| (host.local, host.memory_mib) = (local(), 2048))
+        .vm("there", Some("h2"), |vm| vm.memory_mib = 2000)
+        .vm("web", None, |vm| (vm.power, vm.local) = (Power::Off, Some(LocalFiles { host: "h1".into(), volumes: local() })))
+        .vm("big", None, |vm| {
+            (vm.memory_mib, vm.local) = (4096, Some(LocalFiles { host: "h1".into(), volumes: local() }));
+        })
+        .view();
+    let mut best = |vm: &str, runs| view.best_host(&vm.into(), 0, Way::Move { volume: None, runs });
+    assert_eq!(best("web", false), Ok("h2".into()));
+    assert!(best("web", true).is_err() && best("big", false).is_err());
+}
+
+#[test]
 fn what_if_says_who_goes_where_and_who_fits_nowhere() {
     let view = Cluster::default()
         .host("h1", |_| ())
@@ -239,7 +283,9 @@ fn indexes_follow_all_changes() {
             2 => {
                 let power = if rng.bool() { Power::On } else { Power::Off };
                 let memory_mib = rng.u64(0..3000);
-                let record = PlacementRecord { power, memory_mib, vcpus: 1, groups: groups(), ..PlacementRecord::default() };
+                let local = rng.bool().then(|| LocalFiles { host: host.as_str().into(), volumes: [("local".into(), 1)].into() });
+                let record =
+                    PlacementRecord { power, memory_mib, local, vcpus: 1, groups: groups(), ..PlacementRecord::default() };
                 (PlacementRecord::key(&vm), to_bytes(&record))
             }
             3 => {
@@ -247,7 +293,11 @@ fn indexes_follow_all_changes() {
                 (OwnerRecord::key(&vm), to_bytes(&OwnerRecord { holder, ..OwnerRecord::default() }))
             }
             _ => {
-                let record = crate::records::MoveRecord { to: host.as_str().into(), reason: crate::records::MoveReason::User };
+                let record = crate::records::MoveRecord {
+                    to: host.as_str().into(),
+                    reason: crate::records::MoveReason::User,
+                    volume: None,
+                };
                 (crate::records::MoveRecord::key(&vm), to_bytes(&record))
             }
         };
@@ -263,6 +313,8 @@ fn indexes_follow_all_changes() {
         let homeless = |view: &View| view.homeless().cloned().collect::<Vec<_>>();
         let leftover = |view: &View| view.leftover().cloned().collect::<Vec<_>>();
         assert_eq!((homeless(&view), leftover(&view)), (homeless(&anew), leftover(&anew)), "step {step}");
+        let keeps = |view: &View| view.hosts().flat_map(|(_, host)| host.keeps.iter().cloned()).collect::<Vec<_>>();
+        assert_eq!(keeps(&view), keeps(&anew), "step {step}");
         for vm in (0..6).map(|number| VmId::from(format!("vm{number}"))) {
             let judged = |view: &View| {
                 let mut judged: Vec<(HostId, Option<i64>, String)> = view

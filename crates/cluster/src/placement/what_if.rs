@@ -1,7 +1,7 @@
 //! What would happen if hosts failed.
 
 use super::inventory::{Closed, Inventory, Needs, Slot};
-use super::judge::History;
+use super::judge::{History, Way};
 use crate::{HostId, VmId};
 
 /// What becomes of a VM.
@@ -44,12 +44,12 @@ impl Inventory {
         let history = History::default();
         let mut outlook = Outlook::default();
         for (vm, needs, _) in vms {
-            let fate = match then.best(&needs, &history) {
+            let fate = match then.best(&needs, &history, Way::Start) {
                 Some(slot) => {
                     then.put(&needs, slot);
                     Fate::Goes(then.host(slot).clone())
                 }
-                None => Fate::Waits(then.refusal(&needs, &history)),
+                None => Fate::Waits(then.refusal(&needs, &history, Way::Start)),
             };
             outlook.fates.push((vm, fate));
         }

@@ -7,13 +7,20 @@ use store::Changed;
 use store::record::{Record, from_bytes};
 
 use super::machine::Machine;
-use crate::records::{AliveRecord, OwnerRecord};
+use crate::records::{AliveRecord, OwnerRecord, PlacementRecord};
 use crate::{HostId, VmId};
+
+/// What the keys of the simulation's own records begin with, which say how often a VM had been started whose files were copied.
+pub(super) const COPIES: &str = "copies/";
 
 /// Follows the store and the machines.
 #[derive(Default)]
 pub(super) struct Checker {
     owners: BTreeMap<VmId, Option<HostId>>,
+    /// Where files are that only one host reaches.
+    files: BTreeMap<VmId, HostId>,
+    /// How often VMs were started.
+    starts: BTreeMap<VmId, u64>,
     pub(super) violation: Option<String>,
     /// Whether VMs look at the deadline before they write.
     vms_look: bool,
@@ -46,6 +53,17 @@ impl Checker {
             let owner = owner.map_or("nobody".into(), |owner| owner.to_string());
             self.found(now, format!("{vm} runs on {first} and belongs to {owner}"));
         }
+        if let Some(host) = self.files.get(vm).filter(|host| **host != first) {
+            self.found(now, format!("{vm} runs on {first} and its files are on {host}"));
+        }
+    }
+
+    pub(super) fn started(&mut self, vm: &VmId) {
+        *self.starts.entry(vm.clone()).or_default() += 1;
+    }
+
+    pub(super) fn starts(&self, vm: &VmId) -> u64 {
+        self.starts.get(vm).copied().unwrap_or_default()
     }
 
     pub(super) fn check_machine(&mut self, machines: &[Machine], machine: usize, now: Duration) {
@@ -61,6 +79,20 @@ impl Checker {
             let holder = record.and_then(Result::ok).and_then(|owner| owner.holder).map(|holder| holder.host);
             self.owners.insert(vm.into(), holder);
             self.check_vm(machines, &vm.into(), now);
+        }
+        if let Some(vm) = change.key.strip_prefix(PlacementRecord::PREFIX) {
+            let record = change.value.as_ref().map(|value| from_bytes::<PlacementRecord>(&change.key, value));
+            match record.and_then(Result::ok).and_then(|placement| placement.local) {
+                Some(local) => self.files.insert(vm.into(), local.host),
+                None => self.files.remove(&vm.into()),
+            };
+            self.check_vm(machines, &vm.into(), now);
+        }
+        // Files are of use only as the VM left them.
+        if let (Some(vm), Some(value)) = (change.key.strip_prefix(COPIES), &change.value)
+            && *value != self.starts(&vm.into()).to_le_bytes()
+        {
+            self.found(now, format!("{vm} goes on with files that were copied before it ran again"));
         }
         if let (Some(host), None) = (change.key.strip_prefix(AliveRecord::PREFIX), &change.value)
             && let Some(machine) = machines.iter().find(|machine| machine.id.as_str() == host)

@@ -118,6 +118,7 @@ impl World {
             }
             Fault::DaemonCrash(machine, time) => {
                 self.machines[machine].daemon = None;
+                self.machines[machine].copies.clear();
                 self.machines[machine].daemon_frozen_until = None;
                 self.daemon_restarts_at(machine, self.now + time);
             }
@@ -151,7 +152,7 @@ impl World {
             Fault::VmCrash(vm) => self.vm_fault(&vm, &Ending::Crashed("its process died".into())),
             Fault::Start(vm) => self.user(|view| Ok(vec![requests::start(view, &vm)?])),
             Fault::Stop(vm) => self.user(|view| Ok(vec![requests::stop(view, &vm)?])),
-            Fault::Move(vm, host) => self.user(|view| Ok(vec![requests::move_vm(view, &vm, &host)?])),
+            Fault::Move(vm, host) => self.user(|view| Ok(vec![requests::move_vm(view, &vm, &host, None)?])),
             Fault::Drain(host) => self.user(|view| Ok(vec![requests::drain(view, &host)?])),
             Fault::GoDown(host) => {
                 let boot_id = self.machines.iter().find(|machine| machine.id == host).map(|machine| machine.boot.to_string());

@@ -7,8 +7,8 @@ use super::log::Log;
 use super::machine::{Clock, Machine};
 use super::world::{Counts, Delays, Mutation, World};
 use crate::records::{
-    Affinity, Failback, Fencing, GroupRule, HostRecord, PlacementRecord, PolicyRecord, Power, Priority, RestartPolicy, Scope,
-    Strength,
+    Affinity, Failback, Fencing, GroupRule, HostRecord, LocalFiles, PlacementRecord, PolicyRecord, Power, Priority,
+    RestartPolicy, Scope, Strength, own_volume,
 };
 use crate::{Config, HostId, Network, VmId};
 
@@ -59,6 +59,7 @@ pub fn run(seed: u64, mutation: Option<Mutation>, faults: Faults, keep_log: bool
         start: 300_000..=2_000_000,
         stop: 50_000..=1_500_000,
         kill: 1_000..=250_000,
+        copy: 200_000..=8_000_000,
         boot: 2_000_000..=4_000_000,
         election: 1_000_000..=2_000_000,
     };
@@ -68,13 +69,15 @@ pub fn run(seed: u64, mutation: Option<Mutation>, faults: Faults, keep_log: bool
         gather_rest_for: Duration::from_secs(1),
         parallel_starts: 3,
         parallel_moves: 2,
+        parallel_copies: 2,
+        copy_again: Duration::from_secs(5),
         batch: 4,
         ..Config::new(HostId::from(""))
     };
     let log = if keep_log { Log::kept() } else { Log::default() };
     let mut world = World::new(rng, machines, members.clone(), delays, config, mutation, log);
     let vms = vms(&mut world.rng, &names);
-    let records: Vec<(HostId, HostRecord)> = names.iter().map(|name| (name.clone(), host(&mut world.rng))).collect();
+    let records: Vec<(HostId, HostRecord)> = names.iter().map(|name| (name.clone(), host(&mut world.rng, name))).collect();
     world.set_up(&records, &vms, &PolicyRecord::default());
     world.failures = 40;
     world.lies = [0, 60, 15][world.rng.usize(0..3)];
@@ -111,9 +114,13 @@ fn drift(rng: &mut fastrand::Rng) -> Clock {
     Clock { drift_ppm: rng.i64(-DRIFT_PPM..=DRIFT_PPM) }
 }
 
-fn host(rng: &mut fastrand::Rng) -> HostRecord {
+/// The volume of the same name that each host has for itself.
+const LOCAL: &str = "local";
+
+fn host(rng: &mut fastrand::Rng, name: &HostId) -> HostRecord {
     let fencing = if rng.u32(0..10) == 0 { Fencing::Manual } else { Fencing::Watchdog };
-    HostRecord { memory_mib: 64 * 1024, cpus: 16, fencing, ..HostRecord::default() }
+    let (volumes, local) = ([own_volume(LOCAL, name)].into(), [(LOCAL.to_owned(), 4096)].into());
+    HostRecord { memory_mib: 64 * 1024, cpus: 16, fencing, volumes, local, ..HostRecord::default() }
 }
 
 fn vms(rng: &mut fastrand::Rng, hosts: &[HostId]) -> Vec<(VmId, PlacementRecord)> {
@@ -125,7 +132,11 @@ fn vms(rng: &mut fastrand::Rng, hosts: &[HostId]) -> Vec<(VmId, PlacementRecord)
             scope: Scope::Host,
             strength: Strength::Soft,
         };
+        let files = (rng.u32(0..3) == 0).then(|| hosts[rng.usize(0..hosts.len())].clone());
+        let local = files.map(|host| LocalFiles { host, volumes: [(LOCAL.to_owned(), 1024)].into() });
         PlacementRecord {
+            volumes: local.iter().map(|local| own_volume(LOCAL, &local.host)).collect(),
+            local,
             power: if rng.u32(0..6) == 0 { Power::Off } else { Power::On },
             start: 1,
             memory_mib: rng.u64(1..=8) * 512,

@@ -73,6 +73,15 @@ pub(super) enum Guard {
     Away(Duration),
 }
 
+/// Files of a VM that are being copied from a machine.
+pub(super) struct Copying {
+    pub(super) to: HostId,
+    /// Which of the copies it is.
+    pub(super) number: u64,
+    /// How often the VM had been started when it began.
+    pub(super) starts: u64,
+}
+
 pub(super) struct Machine {
     pub(super) id: HostId,
     /// Whether it is a host, and not only a member of the store.
@@ -90,6 +99,8 @@ pub(super) struct Machine {
     /// What the guard and all VMs see: the lease, and the deadline.
     pub(super) page: Option<(LeaseId, Moment)>,
     pub(super) vms: BTreeMap<VmId, Process>,
+    /// By the daemon, and they end with it.
+    pub(super) copies: BTreeMap<VmId, Copying>,
     /// The store's member on it, if it has one, is up.
     pub(super) member_up: bool,
     pub(super) member_frozen_until: Option<Duration>,
@@ -110,6 +121,7 @@ impl Machine {
             guard: Guard::Up,
             page: None,
             vms: BTreeMap::new(),
+            copies: BTreeMap::new(),
             member_up: true,
             member_frozen_until: None,
         }
@@ -149,6 +161,7 @@ impl Machine {
         self.guard = Guard::Up;
         self.page = None;
         self.vms.clear();
+        self.copies.clear();
         self.member_frozen_until = None;
     }
 

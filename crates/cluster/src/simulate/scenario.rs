@@ -16,7 +16,7 @@
 
 mod command;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -24,7 +24,10 @@ use serde::Deserialize;
 use super::log::Log;
 use super::machine::{Clock, Machine};
 use super::world::{Delays, World};
-use crate::records::{Failback, Fencing, GroupRule, HostRecord, PlacementRecord, PolicyRecord, Power, Priority, RestartPolicy};
+use crate::records::{
+    Failback, Fencing, GroupRule, HostRecord, LocalFiles, PlacementRecord, PolicyRecord, Power, Priority, RestartPolicy,
+    own_volume,
+};
 use crate::{Config, HostId, VmId};
 pub use command::CommandError;
 use command::{Command, Named};
@@ -97,6 +100,9 @@ struct Host {
     fault_domain: Option<String>,
     #[serde(default)]
     volumes: BTreeSet<String>,
+    /// Volumes of its own, with what is free there in MiB.
+    #[serde(default)]
+    local: BTreeMap<String, u64>,
     #[serde(default)]
     cpu_features: BTreeSet<String>,
     #[serde(default)]
@@ -115,6 +121,8 @@ struct Vm {
     priority: Priority,
     #[serde(default)]
     volumes: BTreeSet<String>,
+    /// Files on volumes of one host's own.
+    local: Option<LocalFiles>,
     #[serde(default)]
     cpu_features: BTreeSet<String>,
     #[serde(default)]
@@ -223,6 +231,7 @@ impl Scenario {
             start: 2_000_000..=2_000_000,
             stop: 1_000_000..=1_000_000,
             kill: 50_000..=50_000,
+            copy: 5_000_000..=5_000_000,
             boot: 8_000_000..=8_000_000,
             election: 1_500_000..=1_500_000,
         };
@@ -259,11 +268,14 @@ fn seconds(time_s: f64) -> Result<Duration, ScenarioError> {
 
 impl From<Host> for HostRecord {
     fn from(host: Host) -> HostRecord {
+        let id = HostId::from(host.name);
+        let own = host.local.keys().map(|volume| own_volume(volume, &id));
         HostRecord {
             memory_mib: host.memory_mib.unwrap_or(16 * 1024),
             cpus: host.cpus.unwrap_or(16),
             fault_domain: host.fault_domain,
-            volumes: host.volumes,
+            volumes: host.volumes.into_iter().chain(own).collect(),
+            local: host.local,
             cpu_features: host.cpu_features,
             fencing: host.fencing,
             ..HostRecord::default()
@@ -273,13 +285,15 @@ impl From<Host> for HostRecord {
 
 impl From<Vm> for PlacementRecord {
     fn from(vm: Vm) -> PlacementRecord {
+        let own = vm.local.iter().flat_map(|local| local.volumes.keys().map(|volume| own_volume(volume, &local.host)));
         PlacementRecord {
+            volumes: vm.volumes.iter().cloned().chain(own).collect(),
+            local: vm.local,
             power: vm.power,
             start: 0,
             memory_mib: vm.memory_mib.unwrap_or(1024),
             vcpus: vm.vcpus.unwrap_or(1),
             priority: vm.priority,
-            volumes: vm.volumes,
             cpu_features: vm.cpu_features,
             preferred: vm.preferred,
             possible: vm.possible,

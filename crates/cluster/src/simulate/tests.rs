@@ -65,9 +65,10 @@ fn the_runs_try_what_they_are_there_for() {
         sum.conflicts += counts.conflicts;
         sum.late += counts.late;
         sum.restores += counts.restores;
+        sum.copies += counts.copies;
     }
-    let least = [sum.starts, sum.takeovers, sum.guard_kills, sum.resets, sum.conflicts, sum.late, sum.restores].into_iter().min();
-    assert!(least >= Some(30), "{sum:?}");
+    let all = [sum.starts, sum.takeovers, sum.guard_kills, sum.resets, sum.conflicts, sum.late, sum.restores, sum.copies];
+    assert!(all.into_iter().min() >= Some(30), "{sum:?}");
 }
 
 /// How many seeds until a mutation is found.

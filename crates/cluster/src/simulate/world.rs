@@ -8,13 +8,16 @@ use std::time::Duration;
 use store::record::{Record, to_bytes};
 use store::{Change, Changed, Condition, Transaction};
 
-use super::checker::Checker;
+use super::checker::{COPIES, Checker};
 use super::engine::{Batch, Engine, Request};
 use super::faults::Fault;
 use super::links::Links;
 use super::log::Log;
-use super::machine::{Clock, Daemon, Doing, Guard, Machine, Process};
-use crate::records::{AliveRecord, HostRecord, PlacementRecord, PolicyRecord, RenewalRecord, alive_key, host_key, placement_key};
+use super::machine::{Clock, Copying, Daemon, Doing, Guard, Machine, Process};
+use crate::records::{
+    AliveRecord, HostRecord, LocalFiles, PlacementRecord, PolicyRecord, RenewalRecord, alive_key, host_key, own_volume,
+    placement_key,
+};
 use crate::view::Standing;
 use crate::{Action, Answer, Beat, Config, Ending, Event, Guarded, HostId, Network, Node, Notice, View, VmId};
 
@@ -43,6 +46,7 @@ pub(super) struct Delays {
     pub(super) start: RangeInclusive<u64>,
     pub(super) stop: RangeInclusive<u64>,
     pub(super) kill: RangeInclusive<u64>,
+    pub(super) copy: RangeInclusive<u64>,
     pub(super) boot: RangeInclusive<u64>,
     pub(super) election: RangeInclusive<u64>,
 }
@@ -73,6 +77,8 @@ pub struct Counts {
     pub late: u64,
     /// VMs went to another host with their memory.
     pub restores: u64,
+    /// VMs went to another host with copies of their files.
+    pub copies: u64,
 }
 
 /// What is to happen at some time.
@@ -83,6 +89,7 @@ enum Happening {
     Watch { machine: usize, instance: u64, stream: u64, batch: Batch },
     ListAgain { machine: usize, instance: u64 },
     Vm { machine: usize, boot: u64, vm: VmId, number: u64, ending: Option<Ending> },
+    Copied { machine: usize, vm: VmId, number: u64 },
     Guard { machine: usize, boot: u64 },
     Watchdog { machine: usize, boot: u64, since: Duration },
     GuardBack { machine: usize, boot: u64, since: Duration },
@@ -273,6 +280,7 @@ impl World {
                 Present::Never => {}
             },
             Happening::Vm { machine, boot, vm, number, ending } => self.vm_happens(machine, boot, vm, number, ending),
+            Happening::Copied { machine, vm, number } => self.copy_ends(machine, vm, number),
             Happening::Guard { machine, boot } => self.guard_looks(machine, boot),
             Happening::Watchdog { machine, boot, since } => {
                 let there = &self.machines[machine];
@@ -340,6 +348,7 @@ impl World {
             return;
         }
         let config = Config { host: there.id.clone(), ..self.config.clone() };
+        there.copies.clear();
         let guarded = there.page.map(|(lease, deadline)| Guarded { lease, deadline });
         let node = Node::new(config, there.moment(self.now), guarded, there.vms.keys().cloned().collect());
         there.daemon = Some(Daemon {
@@ -423,7 +432,28 @@ impl World {
                 let ending = if fails { Ending::SaveFailed("the volume is full".into()) } else { Ending::Saved };
                 self.end_vm(machine, &vm, Doing::Saving, ending);
             }
-            Action::Kill(vm) => self.end_vm(machine, &vm, Doing::Dying, Ending::Killed),
+            Action::Copy { vm, to, volume: _ } => {
+                let (number, starts) = (self.number(), self.checker.starts(&vm));
+                self.say(machine, || format!("copies {vm} to {to}"));
+                self.machines[machine].copies.insert(vm.clone(), Copying { to, number, starts });
+                let at = self.now + self.pick(&self.delays.copy.clone());
+                self.at(at, Happening::Copied { machine, vm, number });
+            }
+            Action::EndCopy(vm) => {
+                if self.machines[machine].copies.remove(&vm).is_some() {
+                    let event = Event::VmCopied { vm, result: Err("it was called off".into()) };
+                    self.at(self.now, Happening::Daemon { machine, instance, event });
+                }
+            }
+            Action::Kill(vm) => {
+                let there = &mut self.machines[machine];
+                there.copies.remove(&vm);
+                if !there.vms.contains_key(&vm) {
+                    let event = Event::VmEnded { vm: vm.clone(), ending: Ending::Killed };
+                    self.at(self.now, Happening::Daemon { machine, instance, event });
+                }
+                self.end_vm(machine, &vm, Doing::Dying, Ending::Killed);
+            }
             Action::Beat { to, beat } => self.send_beat(machine, &to, beat),
             Action::Tell(notice) => {
                 self.counts.takeovers += u64::from(matches!(notice, Notice::Placed { from: Some(_), .. }));
@@ -629,6 +659,7 @@ impl World {
         let ending = fails.then(|| Ending::StartFailed("its disk cannot be opened".into()));
         let at = self.now + self.pick(&self.delays.start.clone());
         self.counts.starts += 1;
+        self.checker.started(&vm);
         self.counts.restores += u64::from(restore);
         self.say(machine, || format!("{} {vm}", if restore { "restores" } else { "starts" }));
         self.checker.check_vm(&self.machines, &vm, self.now);
@@ -674,6 +705,49 @@ impl World {
             });
             self.at(self.now, Happening::Daemon { machine, instance, event });
         }
+    }
+
+    /// Files of a VM are where it is to go, unless the way there is not whole.
+    fn copy_ends(&mut self, machine: usize, vm: VmId, number: u64) {
+        let there = &mut self.machines[machine];
+        if there.copies.get(&vm).is_none_or(|copy| copy.number != number) {
+            return;
+        }
+        if let Some(until) = there.daemon_held_until(self.now) {
+            self.at(until, Happening::Copied { machine, vm, number });
+            return;
+        }
+        let (Some(copy), Some(instance)) = (there.copies.remove(&vm), there.daemon.as_ref().map(|daemon| daemon.instance)) else {
+            return;
+        };
+        let target = self.machines.iter().position(|machine| machine.id == copy.to);
+        let reached = target.is_some_and(|to| self.machines[to].goes(self.now) && self.links.both(Network::First, machine, to));
+        let fails = self.failures > 0 && self.rng.u32(0..4) == 0;
+        let result =
+            if reached && !fails { Ok(self.copied(&vm, &copy)) } else { Err(format!("{} takes nothing any more", copy.to)) };
+        self.say(machine, || match &result {
+            Ok(_) => format!("{vm} is copied to {}", copy.to),
+            Err(reason) => format!("{vm} is not copied: {reason}"),
+        });
+        self.at(self.now, Happening::Daemon { machine, instance, event: Event::VmCopied { vm, result } });
+    }
+
+    /// What makes copied files those of their VM.
+    fn copied(&mut self, vm: &VmId, copy: &Copying) -> Transaction {
+        self.counts.copies += 1;
+        let truth = self.truth();
+        let Some(stored) = truth.vm(vm).and_then(|vm| vm.placement.clone()) else { return Transaction::new() };
+        let mut record = stored.record;
+        if let Some(local) = &mut record.local {
+            for volume in local.volumes.keys() {
+                record.volumes.remove(&own_volume(volume, &local.host));
+                record.volumes.insert(own_volume(volume, &copy.to));
+            }
+            *local = LocalFiles { host: copy.to.clone(), volumes: local.volumes.clone() };
+        }
+        let key = placement_key(vm);
+        let transaction = Transaction::new().unchanged(key.clone(), stored.revision).put(key, to_bytes(&record));
+        transaction.put(format!("{COPIES}{vm}"), copy.starts.to_le_bytes())
     }
 
     fn guard_looks(&mut self, machine: usize, boot: u64) {

@@ -3,9 +3,12 @@
 //! ```text
 //!   Action::Start ─▶ takes the VM over (vms/ID names this host), permits its task ─▶ VmRunning, or VmEnded: it did not start
 //!   Action::Stop, Save ─▶ makes a task, if none is under way that ends the VM ─▶ VmEnded, or VmRunning: it goes on after all
+//!   Action::Copy ─▶ makes a task that copies files, and waits until they are there ─▶ VmCopied; Action::EndCopy ends that
 //!   Action::Kill ─▶ kills the process, whatever its owner does ─▶ VmEnded
 //!                   the VM's own end, as its owner sees it ──────▶ VmEnded
 //! ```
+
+mod leaving;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cluster::records::{AliveRecord, MoveRecord, OwnerRecord};
-use cluster::{Ending, Event, VmId};
+use cluster::{Ending, Event, HostId, VmId};
 use store::record::{Record, Stored};
 use store::{Outcome, Revision, Transaction};
 use time::OffsetDateTime;
@@ -24,7 +27,7 @@ use uuid::Uuid;
 
 use super::Shared;
 use crate::host::Host;
-use crate::records::{Cause, EndingRecord, OperationRecord, Power, TaskRecord, TaskStateRecord, VmRecord};
+use crate::records::{Cause, CopyOperation, EndingRecord, OperationRecord, Power, TaskRecord, TaskStateRecord, VmRecord};
 use crate::state::{Records, State, StateError};
 use crate::vm::{self, Input, Live, process};
 
@@ -43,6 +46,8 @@ enum Order {
     Start(Revision),
     Stop,
     Save,
+    Copy(CopyOperation),
+    EndCopy,
     Kill,
     /// It runs already: whoever keeps it from now on sees its end.
     Follow,
@@ -57,8 +62,10 @@ pub struct Machines {
 
 struct Keeper {
     orders: mpsc::UnboundedSender<Order>,
-    /// What is being started is not to be any more.
+    /// What is being started, or copied, is not to be any more.
     kill: Arc<AtomicBool>,
+    /// What is being copied is not to be any more.
+    end_copy: Arc<AtomicBool>,
 }
 
 impl Machines {
@@ -82,6 +89,16 @@ impl Machines {
         self.order(vm, Order::Save);
     }
 
+    /// Files of a VM are to be copied.
+    pub fn copy(&mut self, vm: &VmId, to: &HostId, volume: Option<String>) {
+        self.order(vm, Order::Copy(CopyOperation { to: to.as_str().into(), volume }));
+    }
+
+    /// They are not, or not any more.
+    pub fn end_copy(&mut self, vm: &VmId) {
+        self.order(vm, Order::EndCopy);
+    }
+
     /// A VM is to end now.
     pub fn kill(&mut self, vm: &VmId) {
         self.order(vm, Order::Kill);
@@ -99,13 +116,15 @@ impl Machines {
         };
         let keeper = self.keepers.entry(id).or_insert_with(|| {
             let (orders, receiver) = mpsc::unbounded_channel();
-            let kill = Arc::new(AtomicBool::new(false));
-            let machine = Machine { id, shared: self.shared.clone(), kill: kill.clone() };
+            let (kill, end_copy) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+            let machine = Machine { id, shared: self.shared.clone(), kill: kill.clone(), end_copy: end_copy.clone() };
             self.runtime.spawn(machine.run(receiver));
-            Keeper { orders, kill }
+            Keeper { orders, kill, end_copy }
         });
-        if let Order::Kill = order {
-            keeper.kill.store(true, Ordering::Release);
+        match order {
+            Order::Kill => keeper.kill.store(true, Ordering::Release),
+            Order::EndCopy => keeper.end_copy.store(true, Ordering::Release),
+            _ => {}
         }
         // It ends with the program only.
         let _ = keeper.orders.send(order);
@@ -117,6 +136,7 @@ struct Machine {
     id: Uuid,
     shared: Arc<Shared>,
     kill: Arc<AtomicBool>,
+    end_copy: Arc<AtomicBool>,
 }
 
 /// What a keeper sees next.
@@ -171,8 +191,21 @@ impl Machine {
                     runs = Some(Awaits::Tasks);
                 }
                 Next::Order(Some(Order::Save)) => {
-                    self.ask(OperationRecord::Save { ran: true }).await;
-                    runs = Some(Awaits::Tasks);
+                    if self.may_leave().await {
+                        self.ask(OperationRecord::Save { ran: true }).await;
+                        runs = Some(Awaits::Tasks);
+                    } else if !self.kill.load(Ordering::Acquire) {
+                        self.shared.tell(Event::VmRunning(self.vm()));
+                        runs = Some(Awaits::End);
+                    }
+                }
+                Next::Order(Some(Order::Copy(wanted))) => {
+                    let result = self.copy(&wanted).await;
+                    self.shared.tell(Event::VmCopied { vm: self.vm(), result });
+                }
+                Next::Order(Some(Order::EndCopy)) => {
+                    self.end_copy.store(false, Ordering::Release);
+                    self.call_off_copies().await;
                 }
                 Next::Ended(ending) => {
                     self.ended(ending);
@@ -219,6 +252,8 @@ impl Machine {
 
     async fn start(&self, token: Revision) -> Result<(), Ending> {
         let stopped = || Ending::Stopped;
+        // It goes on here: whatever was copied before is of no use.
+        self.call_off_copies().await;
         let task = self.take_over(token).await?;
         let host = self.host();
         let id = self.id;
@@ -325,13 +360,9 @@ impl Machine {
 
     /// A VM that was to end goes on: where it was to be saved to go elsewhere, it stays for now.
     async fn goes_on(&self) {
-        let id = self.id.to_string();
-        let name = id.clone();
-        let moving = self.state(move |state| state.read::<MoveRecord>(&name)).await.flatten();
-        let Some(moving) = moving else { return };
-        let key = MoveRecord::key(&id);
-        let transaction = Transaction::new().unchanged(key.clone(), moving.revision).delete(key);
-        self.state(move |state| state.commit(&transaction).map(drop)).await;
+        let name = self.id.to_string();
+        let Some(moving) = self.state(move |state| state.read::<MoveRecord>(&name)).await.flatten() else { return };
+        self.call_move_off(moving.revision).await;
         let end = Instant::now() + SAVE_AGAIN;
         while Instant::now() < end && !self.kill.load(Ordering::Acquire) {
             sleep(LOOK).await;
@@ -413,9 +444,16 @@ fn take(shared: &Shared, id: Uuid, token: Revision) -> Result<Taken, StateError>
     }
 }
 
-/// The VMs that are on this host when its `marud` starts: those with a process, and those that had ended in order and are still this
-/// host's. The latter's ends are to be told.
-pub fn found(host: &Host) -> Result<(Vec<VmId>, Vec<VmId>), StateError> {
+/// The VMs that are on a host when its `marud` starts.
+pub struct Found {
+    /// Those with a process.
+    pub running: Vec<VmId>,
+    /// Those that had ended in order and are still this host's, with how they ended, which is to be told.
+    pub ended: Vec<(VmId, Ending)>,
+}
+
+/// Finds the VMs that are on this host.
+pub fn found(host: &Host) -> Result<Found, StateError> {
     let mut running: Vec<Uuid> = Vec::new();
     for id in vm::list(&host.surroundings) {
         match process::find(&host.surroundings, id) {
@@ -432,11 +470,12 @@ pub fn found(host: &Host) -> Result<(Vec<VmId>, Vec<VmId>), StateError> {
         let owner = host.state.read::<OwnerRecord>(&vm.id.to_string())?;
         let is_last = |owner: &Stored<OwnerRecord>| vm.owned_at == Some(owner.revision.0);
         if vm.power == Power::Off && !running.contains(&vm.id) && owner.as_ref().is_some_and(is_last) {
-            ended.push(vm.id);
+            // One that is to go elsewhere goes on there.
+            let ending = if vm.is_saved() { Ending::Saved } else { Ending::PoweredOff };
+            ended.push((vm.id.to_string().into(), ending));
         }
     }
-    let ids = |ids: Vec<Uuid>| ids.into_iter().map(|id| id.to_string().into()).collect();
-    Ok((ids(running), ids(ended)))
+    Ok(Found { running: running.into_iter().map(|id| id.to_string().into()).collect(), ended })
 }
 
 /// Fails the tasks that wait to start a VM.

@@ -1,16 +1,21 @@
 //! What a VM's record says to those that place VMs: `placements/VM`, which changes with it, in the same transaction.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 
 use cluster::HostId;
 use cluster::baseline::baseline;
-use cluster::records::{HostRecord, MoveRecord, OwnerRecord, PlacementRecord, Power};
+use cluster::records::{HostRecord, LocalFiles, MoveRecord, OwnerRecord, PlacementRecord, Power, own_volume};
 use store::record::{self, Record, Stored};
 use store::{Change, Transaction};
 use uuid::Uuid;
 
-use crate::records::{FileRef, VmRecord, VolumeRecord};
+use crate::copies::files;
+use crate::images;
+use crate::records::{FileRef, TreeRecord, VmRecord, VolumeRecord};
 use crate::state::{State, StateError};
+use crate::vm::checkpoints;
+use crate::volumes::Volumes;
 
 /// What a monitor takes beside its guest's memory, in MiB.
 const MONITOR_MIB: u64 = 32;
@@ -31,7 +36,63 @@ pub fn volumes(vm: &VmRecord) -> BTreeSet<&str> {
 
 /// The name under which a host says that it reaches a volume. One that only this host sees is another one on each.
 pub fn reach(volume: &str, host: &str, shared: &BTreeSet<String>) -> String {
-    if shared.contains(volume) { volume.into() } else { format!("{volume}@{host}") }
+    if shared.contains(volume) { volume.into() } else { own_volume(volume, &host.into()) }
+}
+
+/// What is free on volumes that only this host reaches, in MiB, without what is kept for its VMs. `before` is what was told last: small changes are not
+/// told, since each is a write to the cluster's store.
+pub fn room(volumes: &Volumes, shared: &BTreeSet<String>, before: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    let own = volumes.names().into_iter().filter(|name| !shared.contains(name));
+    let free = own.filter_map(|name| {
+        let space = volumes.space(&name)?.ok()?;
+        let free = if space.is_known() { space.free.saturating_sub(images::reserve(space)) } else { u64::MAX } >> 20;
+        let told = before.get(&name).copied().unwrap_or(0);
+        Some((name, if is_notable(free, told) { free } else { told }))
+    });
+    free.collect()
+}
+
+/// Whether a number of MiB is so far from what was told of it that it is worth telling.
+fn is_notable(mib: u64, told: u64) -> bool {
+    mib.abs_diff(told) > (told / 16).max(16)
+}
+
+/// Tells what the VMs of this host take of volumes that only it reaches, as far as that has changed.
+pub fn measure(state: &State, volumes: &Volumes) -> Result<(), StateError> {
+    let (Some(own), shared) = (state.own_host(), shared_volumes(state)?) else { return Ok(()) };
+    for vm in state.vms_here()?.into_iter().map(|stored| stored.record) {
+        let id = vm.id.to_string();
+        let Some(stored) = state.read::<PlacementRecord>(&id)? else { continue };
+        let mut placement = stored.record.clone();
+        follow(&mut placement, &vm, own, &shared);
+        if let Some(local) = &mut placement.local {
+            let taken = taken(&vm, &checkpoints::tree(state, vm.id)?, volumes);
+            for (volume, told) in &mut local.volumes {
+                let mib = taken.get(volume).map_or(0, |bytes| bytes.div_ceil(1 << 20));
+                if is_notable(mib, *told) {
+                    *told = mib;
+                }
+            }
+        }
+        // Changed meanwhile: the next look sees that.
+        if placement != stored.record {
+            state.commit(&write(Transaction::new(), &id, &placement, Some(&stored)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes that a VM takes of volumes, with what it would be saved to if it runs.
+fn taken(vm: &VmRecord, tree: &TreeRecord, volumes: &Volumes) -> BTreeMap<String, u64> {
+    let mut taken = BTreeMap::<String, u64>::new();
+    for file in files::all(vm, tree).into_keys() {
+        let Some(metadata) = volumes.find(&file).ok().and_then(|path| path.metadata().ok()) else { continue };
+        *taken.entry(file.volume).or_default() += (metadata.blocks() * 512).min(metadata.len());
+    }
+    if vm.power == crate::records::Power::On {
+        *taken.entry(vm.own_directory().volume).or_default() += vm.memory_bytes;
+    }
+    taken
 }
 
 /// What a VM can be promised of the processors, that may run on any host of the cluster; nothing, if none has said what it has.
@@ -48,7 +109,12 @@ fn follow(placement: &mut PlacementRecord, vm: &VmRecord, own: &str, shared: &BT
     placement.memory_mib = vm.memory_bytes.div_ceil(1 << 20) + MONITOR_MIB;
     placement.vcpus = vm.cpus;
     placement.cpu_features = vm.cpu_features.clone().unwrap_or_default();
-    placement.volumes = volumes(vm).into_iter().map(|volume| reach(volume, host, shared)).collect();
+    let (all, before) = (volumes(vm), placement.local.take());
+    placement.volumes = all.iter().map(|volume| reach(volume, host, shared)).collect();
+    let own = all.into_iter().filter(|volume| !shared.contains(*volume));
+    let told = |volume: &str| before.as_ref().and_then(|local| local.volumes.get(volume)).copied().unwrap_or(0);
+    let own: BTreeMap<String, u64> = own.map(|volume| (volume.to_owned(), told(volume))).collect();
+    placement.local = (!own.is_empty()).then(|| LocalFiles { host: host.into(), volumes: own });
 }
 
 /// The placement as a transaction makes it, or as it is stored; with the latter.
@@ -160,6 +226,8 @@ mod tests {
         assert_eq!((made.memory_mib, made.power), (256 + MONITOR_MIB, Power::Off));
         let local: Vec<&str> = made.volumes.iter().map(String::as_str).collect();
         assert!(!local.is_empty() && local.iter().all(|volume| volume.ends_with("@h1")), "{local:?}");
+        let files = made.local.unwrap();
+        assert_eq!((files.host.as_str(), files.volumes), ("h1", [("local".to_owned(), 0)].into()));
         let stored = state.read::<VmRecord>(&vm.id.to_string()).unwrap().unwrap();
         assert_eq!(stored.record.host.as_deref(), Some("h1"));
 

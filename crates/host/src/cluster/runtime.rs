@@ -1,6 +1,6 @@
 //! The thread that owns the [`Node`]: tells it what happens, and has done what it says.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -8,14 +8,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cluster::node::renewal;
 use cluster::records::{AliveRecord, Fencing, HostRecord, alive_key, host_key};
-use cluster::{Action, Answer, Config, Ending, Event, Guarded, Node};
+use cluster::{Action, Answer, Config, Event, Guarded, Node};
 use store::record::to_bytes;
 use store::{EtcdStore, LeaseId, Leases, Outcome, Replica, Revision, Store, StoreError, Transaction};
 use tokio::runtime::Handle;
 
 use super::beat::Beats;
 use super::guard::{Guard, held, let_go, now};
-use super::machines::{self, Machines};
+use super::machines::{self, Found, Machines};
 use super::{Input, Shared, notices, placements};
 use crate::host::Host;
 use crate::state::StateError;
@@ -26,6 +26,8 @@ const PREFIXES: [&str; 7] = ["alive/", "cluster/", "hosts/", "moves/", "owners/"
 const READ_AGAIN: Duration = Duration::from_millis(300);
 /// How often it is looked what this host has, and which volumes it reaches.
 const LOOK: Duration = Duration::from_secs(5);
+/// How often it is looked what VMs take of its volumes, in times of that: each time, all of them are looked at.
+const MEASURE: usize = 6;
 /// How often the node is told the time of the day.
 const WALL_CLOCK: Duration = Duration::from_secs(60);
 
@@ -102,13 +104,13 @@ impl Runtime {
             Some(status) if status.watchdog_ms.is_some() => Fencing::Watchdog,
             _ => Fencing::Manual,
         };
-        let (running, ended) = machines::found(&host)?;
-        let locals = running.iter().chain(&ended).cloned().collect();
+        let Found { running, ended } = machines::found(&host)?;
+        let locals = running.iter().chain(ended.iter().map(|(vm, _)| vm)).cloned().collect();
         let node = Node::new(config, now(), status.as_ref().and_then(held).or(handed_over), locals);
         let mut machines = Machines::new(shared.clone(), Handle::current());
         running.iter().for_each(|vm| machines.follow(vm));
-        for vm in ended {
-            shared.tell(Event::VmEnded { vm, ending: Ending::PoweredOff });
+        for (vm, ending) in ended {
+            shared.tell(Event::VmEnded { vm, ending });
         }
         let cpu_features = match witness {
             true => BTreeSet::new(),
@@ -120,6 +122,7 @@ impl Runtime {
         let own = Own { addresses: addresses.iter().map(ToString::to_string).collect(), port, fencing, witness, cpu_features };
         let refresher = shared.clone();
         std::thread::spawn(move || refresh(&refresher, &own));
+        shared.host.watch_copies();
         let revision = shared.replica.revision()?;
         let mut watch = shared.replica.watch("", revision)?;
         let watching = shared.clone();
@@ -238,6 +241,8 @@ impl Driver {
             Action::Start { vm, token, restore: _ } => self.machines.start(&vm, token),
             Action::Stop(vm) => self.machines.stop(&vm),
             Action::Save(vm) => self.machines.save(&vm),
+            Action::Copy { vm, to, volume } => self.machines.copy(&vm, &to, volume),
+            Action::EndCopy(vm) => self.machines.end_copy(&vm),
             Action::Kill(vm) => self.machines.kill(&vm),
             Action::Beat { to, beat } => {
                 let host = self.node.view().host(&to).and_then(|host| host.record.as_ref());
@@ -313,9 +318,14 @@ struct Own {
 
 /// Keeps `hosts/HOST` true, for ever.
 fn refresh(shared: &Shared, own: &Own) {
-    loop {
+    for look in 0.. {
         if let Err(error) = refresh_once(shared, own) {
             tracing::debug!("what this host has cannot be stored: {error}");
+        }
+        if look % MEASURE == 0
+            && let Err(error) = placements::measure(&shared.host.state, &shared.host.surroundings.volumes)
+        {
+            tracing::debug!("what VMs take of this host's volumes cannot be stored: {error}");
         }
         std::thread::sleep(LOOK);
     }
@@ -334,6 +344,10 @@ fn refresh_once(shared: &Shared, own: &Own) -> Result<(), StateError> {
     let record = HostRecord {
         memory_mib: if own.witness { 0 } else { capacity.for_vms_bytes() >> 20 },
         cpus: if own.witness { 0 } else { capacity.cpus },
+        local: match own.witness {
+            true => BTreeMap::new(),
+            false => placements::room(&shared.host.surroundings.volumes, &known, &stored.record.local),
+        },
         addresses: own.addresses.clone(),
         port: own.port,
         volumes,

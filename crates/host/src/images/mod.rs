@@ -28,9 +28,9 @@ use crate::records::{Cause, DiskRecord, EventKind, EventRecord, FileRef, ImageRe
 use crate::state::{Records, State, StateError};
 use crate::vm::delete::DeleteError;
 use crate::vm::{Surroundings, checkpoints, disks};
-use crate::volumes::Volumes;
+use crate::volumes::{Space, Volumes};
 
-/// What is left free of a volume when images are made, unless this is more than a fiftieth of it: VMs that find it full are paused.
+/// What is left free of a volume when images are made or files come from other hosts, unless this is more than a fiftieth of it: VMs that find it full are paused.
 const RESERVE: u64 = 1 << 30;
 
 /// The file of an image.
@@ -111,11 +111,16 @@ impl Users {
     }
 }
 
+/// What is left free of a volume.
+pub fn reserve(space: Space) -> u64 {
+    RESERVE.min(space.total / 50)
+}
+
 /// Refuses to take so many bytes more of a volume, if too little would be left.
 pub fn check_space(volumes: &Volumes, volume: &str, bytes: u64) -> Result<(), Cause> {
     // A volume that does not tell is found full when it is.
-    let Some(Ok(space)) = volumes.space(volume) else { return Ok(()) };
-    let reserve = RESERVE.min(space.total / 50);
+    let Some(Ok(space)) = volumes.space(volume).filter(|space| space.as_ref().is_ok_and(Space::is_known)) else { return Ok(()) };
+    let reserve = reserve(space);
     if space.free < bytes.saturating_add(reserve) {
         let message = format!(
             "the volume '{volume}' has {} bytes free, of which {reserve} are kept for VMs, and {bytes} are needed at least",

@@ -5,6 +5,7 @@
 //! | `vms/ID` | a VM: what it is to be, and whether it is to run |
 //! | `names/NAME` | the id of the VM that has this name |
 //! | `trees/VM` | the checkpoints of a VM, and the files of its disks that belong to them |
+//! | `copies/ID` | files of a VM that go from one host to another, and whose they are |
 //! | `tasks/ID` | a task; unfinished ones are the queues of their VMs |
 //! | `images/NAME` | an image, whose file is whole |
 //! | `volumes/NAME` | a volume: where it is, and its alarms |
@@ -21,6 +22,7 @@
 mod boot;
 mod checkpoint;
 mod cloud_init;
+mod copy;
 mod event;
 mod image;
 mod resources;
@@ -34,13 +36,14 @@ mod volume;
 pub use boot::{AutoStartPolicyRecord, AutoStartRecord, BootedRecord, PendingStart};
 pub use checkpoint::{CheckpointKind, CheckpointRecord, LayerRecord, MemoryRecord, MergeRecord, PendingRecord, TreeRecord};
 pub use cloud_init::{CloudInitRecord, CloudNetRecord};
+pub use copy::{CopiedFile, CopyPhase, CopyRecord};
 pub use event::{EventKind, EventRecord, Pruned};
 pub use image::{ImageFormatRecord, ImageRecord, ImageSourceRecord, ImportImageRecord};
 pub use resources::{CpuRecord, DiskLimitsRecord, NetLimitsRecord, RateRecord, ResourcesRecord};
 pub use switch::{SwitchKindRecord, SwitchRecord, UplinkRecord};
 pub use task::{
-    Cause, CheckpointOperation, CloneRecord, DeleteDisks, ImportRecord, ImportedFile, LogRecord, OperationRecord, Otherwise,
-    ProgressRecord, TaskRecord, TaskStateRecord,
+    Cause, CheckpointOperation, CloneRecord, CopyOperation, DeleteDisks, ImportRecord, ImportedFile, LogRecord, OperationRecord,
+    Otherwise, ProgressRecord, TaskRecord, TaskStateRecord,
 };
 pub use token::{OnceRecord, RoleRecord, TokenRecord};
 pub use usage::{SeenRecord, UsageRecord, UsedRecord};

@@ -138,6 +138,8 @@ pub enum OperationRecord {
     },
     /// Makes it from one. Its record is there already.
     Import(ImportRecord),
+    /// Copies those of its files that only its host reaches to another host, to which it goes. It is done when the VM belongs to that.
+    Copy(CopyOperation),
     /// Makes an image.
     ImportImage(Box<ImportImageRecord>),
 }
@@ -197,6 +199,15 @@ pub struct CloneRecord {
     pub volume: Option<String>,
 }
 
+/// Where a VM goes with its files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyOperation {
+    /// The host.
+    pub to: String,
+    /// The volume there for all of them; those of the same names if there is none.
+    pub volume: Option<String>,
+}
+
 /// A VM to make from an exported one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImportRecord {
@@ -229,6 +240,7 @@ impl OperationRecord {
                 | OperationRecord::Edit { .. }
                 | OperationRecord::Export { .. }
                 | OperationRecord::Import(_)
+                | OperationRecord::Copy(_)
                 | OperationRecord::ImportImage(_)
                 | OperationRecord::Checkpoint(Apply { .. } | Delete { .. } | Merge)
         )
@@ -400,6 +412,7 @@ impl From<&OperationRecord> for api::Operation {
             OperationRecord::Edit { .. } => api::Operation::Edit,
             OperationRecord::Export { .. } => api::Operation::Export,
             OperationRecord::Import(_) => api::Operation::Import,
+            OperationRecord::Copy(_) => api::Operation::Copy,
             OperationRecord::ImportImage(_) => api::Operation::ImportImage,
         }
     }

@@ -152,6 +152,21 @@ fn records_of_version_1_are_read_and_written_as_ever() {
     let uplink = UplinkRecord::Team { team: serde_json::from_str(text).unwrap() };
     let kind = SwitchKindRecord::External { uplink, capacity_bps: 1_000_000_000, datapath: Datapath::default() };
     stays(&SwitchRecord { name: "wan".into(), kind }, include_str!("golden/switch-team-1.json"));
+    let copied = CopiedFile {
+        from: file("web/root.vhdx"),
+        to: file("vms/1/root.vhdx"),
+        bytes: 4096,
+        allocated: 2048,
+        mode: 0o600,
+        there: false,
+        owned: true,
+        goes: true,
+    };
+    let phase = CopyPhase::Given { left: true, arrived: false };
+    let copy = CopyRecord { id: TASK, vm: VM, from: "h1".into(), to: "h2".into(), files: vec![copied], phase };
+    stays(&copy, include_str!("golden/copy-1.json"));
+    let operation = OperationRecord::Copy(CopyOperation { to: "h2".into(), volume: Some("fast".into()) });
+    assert_eq!(serde_json::to_string(&operation).unwrap(), r#"{"do":"copy","to":"h2","volume":"fast"}"#);
     stays(&NameRecord { vm: VM }, include_str!("golden/name-1.json"));
     let booted = BootedRecord { boot_id: "b".into(), pending: vec![PendingStart { vm: VM, at: AT }] };
     stays(&booted, include_str!("golden/booted-1.json"));

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::checkpoints::{self, files};
 use super::{Surroundings, disks};
+use crate::copies;
 use crate::records::{
     Cause, DeleteDisks, DiskRecord, EventKind, EventRecord, FileRef, NameRecord, TaskRecord, TaskStateRecord, TreeRecord,
     UsageRecord, VmRecord,
@@ -86,8 +87,9 @@ fn delete_disks(state: &State, surroundings: &Surroundings, vm: &VmRecord) -> Re
         let boots = |vm: &VmRecord| vm.boot.kernel == *file || vm.boot.initrd.as_ref() == Some(file);
         others.iter().any(|(theirs, other)| theirs.iter().any(|disk| is_on(disk, file)) || boots(other))
     };
+    let arriving = copies::arriving(state)?;
     let parents = vm.disks.iter().flat_map(|disk| &disk.parents).filter(|parent| parent.inherited).map(|parent| &parent.file);
-    let shared = parents.chain(&vm.own_files).filter(|file| !others_need(file));
+    let shared = parents.chain(&vm.own_files).filter(|file| !others_need(file) && !arriving.contains(*file));
     for file in vm.disks.iter().map(|disk| &disk.file).chain(shared) {
         let path = match surroundings.volumes.find(file) {
             Ok(path) => path,

@@ -7,6 +7,7 @@ use super::clone;
 use super::config::NewDisk;
 use super::staging::Staging;
 use super::work::WorkError;
+use crate::copies;
 use crate::images;
 use crate::records::{Cause, DiskRecord, FileRef, ImageRecord, ParentRecord, TreeRecord, VmRecord};
 use crate::state::{State, StateError};
@@ -18,8 +19,8 @@ pub fn all_of(vm: &VmRecord, tree: &TreeRecord) -> Vec<DiskRecord> {
     vm.disks.iter().chain(kept).cloned().collect()
 }
 
-/// Refuses a disk that is an image, that another VM writes, that is to be written and another VM has, or that checkpoints are made of. Hold the
-/// files meanwhile.
+/// Refuses a disk that is an image, that another VM writes, that is to be written and another VM has, that comes from another host for a VM, or that
+/// checkpoints are made of. Hold the files meanwhile.
 pub fn check(state: &State, vm: &VmRecord) -> Result<Result<(), Cause>, StateError> {
     for (index, disk) in vm.disks.iter().enumerate() {
         if vm.disks[..index].iter().any(|other| other.file == disk.file && !(other.read_only && disk.read_only)) {
@@ -30,6 +31,11 @@ pub fn check(state: &State, vm: &VmRecord) -> Result<Result<(), Cause>, StateErr
         if vm.disks.iter().any(|disk| disk.file == image.file) {
             return Ok(Err(images::not_a_disk(&image)));
         }
+    }
+    let arriving = copies::arriving(state)?;
+    if let Some(disk) = vm.disks.iter().find(|disk| arriving.contains(&disk.file)) {
+        let message = format!("the disk {} comes from another host, for a VM that goes here", disk.file);
+        return Ok(Err(Cause::new("disk-in-use", message, "choose another name")));
     }
     let mut frozen = checkpoints::tree(state, vm.id)?.layers.into_iter().filter(|layer| layer.frozen);
     if let Some(disk) = frozen.find_map(|layer| vm.disks.iter().find(|disk| disk.file == layer.file)) {

@@ -48,6 +48,7 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::net::Network;
+use crate::peers::Peers;
 use crate::records::EndingRecord;
 use crate::volumes::Volumes;
 
@@ -72,6 +73,8 @@ pub struct Surroundings {
     pub starts: Arc<Semaphore>,
     /// Held while it is decided whose a file is, and stored.
     pub files: Mutex<()>,
+    /// How other hosts of the cluster are reached, if this is one of one.
+    pub peers: Option<Peers>,
     /// The page that says until when VMs may run.
     pub lease: PathBuf,
     /// Whether monitors are left unconfined. For finding errors only.

@@ -9,6 +9,7 @@
 //! `ID` is that of the VM that is made, or of the task that makes the files. Places are one directory below their volume, as `.maru-ID` is,
 //! where files name each other by relative paths.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
@@ -112,6 +113,11 @@ impl<'a> Staging<'a> {
         parent.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())
     }
 
+    /// They stay where they are; by their id, others find out whose they are, and remove or keep them.
+    pub fn leave(mut self) {
+        self.kept = true;
+    }
+
     /// They are stored as someone's: they stay.
     pub fn keep(mut self) {
         self.kept = true;
@@ -172,6 +178,24 @@ fn is_same(directory: &Path, number: usize, place: &Path) -> bool {
     let own = staged(directory, number).and_then(fs::metadata);
     let there = fs::symlink_metadata(place);
     matches!((own, there), (Ok(own), Ok(there)) if (own.dev(), own.ino()) == (there.dev(), there.ino()))
+}
+
+/// The places of files that were made under this id.
+pub fn places(volumes: &Volumes, id: Uuid) -> Vec<FileRef> {
+    let places = volumes.names().into_iter().filter_map(|volume| Some((volumes.root(&volume).ok()?, volume)));
+    let names = places.map(|(root, volume)| (read_names(&root.join(directory_name(id))), volume));
+    names
+        .flat_map(|(names, volume)| names.into_iter().flatten().map(move |path| FileRef { volume: volume.clone(), path }))
+        .collect()
+}
+
+/// Removes what was made under this id, also from its places; not what someone needs by now.
+pub fn clear(volumes: &Volumes, id: Uuid, needed: &BTreeSet<FileRef>) {
+    if places(volumes, id).iter().any(|place| needed.contains(place)) {
+        forget(volumes, id);
+    } else if let Err(error) = undo(volumes, id) {
+        tracing::warn!(%id, "half-made files stay until marud starts again: {error}");
+    }
 }
 
 /// Removes what was made under this id, also from its places.
@@ -271,6 +295,19 @@ mod tests {
         fs::write(directory.path().join("web/a.raw"), "theirs").unwrap();
         assert_eq!(staging.publish().unwrap_err().code, "file");
         drop(staging);
+        assert_eq!(tree(directory.path()), ["a.raw", "taken.raw", "web"]);
+        // What someone has by now stays, whoever asks.
+        let staging = make(&["new/b.raw"]);
+        staging.publish().unwrap();
+        std::mem::forget(staging);
+        assert_eq!(places(&volumes, id), [file("new/b.raw")]);
+        clear(&volumes, id, &[file("new/b.raw")].into());
+        assert_eq!(tree(directory.path()), ["a.raw", "b.raw", "new", "taken.raw", "web"]);
+        fs::remove_file(directory.path().join("new/b.raw")).unwrap();
+        let staging = make(&["new/b.raw"]);
+        staging.publish().unwrap();
+        std::mem::forget(staging);
+        clear(&volumes, id, &BTreeSet::new());
         assert_eq!(tree(directory.path()), ["a.raw", "taken.raw", "web"]);
         let mut staging = make(&["new/b.raw"]);
         assert_eq!(staging.place(&file("web/taken.raw")).unwrap_err().code, "file-exists");

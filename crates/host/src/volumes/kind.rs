@@ -37,10 +37,14 @@ pub struct Space {
 }
 
 impl Space {
+    /// Whether that is known: file systems in memory may not tell.
+    pub fn is_known(&self) -> bool {
+        self.total > 0
+    }
+
     /// What is used, in per cent.
     pub fn used_percent(&self) -> f64 {
-        // File systems in memory may not know.
-        if self.total == 0 {
+        if !self.is_known() {
             return 0.0;
         }
         (self.total.saturating_sub(self.free)) as f64 * 100.0 / self.total as f64

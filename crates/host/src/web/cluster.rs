@@ -18,7 +18,7 @@ use super::{App, Refusal};
 use crate::cluster::forming::{self, AdmitError, Admitted, FormingError, JoinError};
 use crate::cluster::records::{CERTIFICATES, COORDINATOR, CertificatesRecord, ClusterRecord, INFO, MemberRecord, MemberState};
 use crate::cluster::standing::{Membership, Standing};
-use crate::cluster::{backup, members};
+use crate::cluster::{backup, members, placements};
 use crate::records::{Cause, EventKind, EventRecord, VmRecord};
 use crate::state::{Records, State, StateError};
 
@@ -289,6 +289,13 @@ fn may_leave(state: &State, host: &str) -> Result<(), Refusal> {
     if let Some(vm) = owned(state, host)? {
         let message = format!("the VM {vm} belongs to this host");
         return Err(Refusal::conflict("has-vms", message, "drain the host first, and wait until it has no VMs"));
+    }
+    let shared = placements::shared_volumes(state)?;
+    let is_bound = |vm: &VmRecord| placements::volumes(vm).iter().any(|volume| !shared.contains(*volume));
+    if let Some(vm) = state.vms_here()?.into_iter().find(|vm| is_bound(&vm.record)) {
+        let message = format!("the VM '{}' has files that only this host reaches", vm.record.name);
+        let way_out = "drain the host, or move the VM (maru vm move); if nobody needs it, delete it";
+        return Err(Refusal::conflict("has-vms", message, way_out));
     }
     let drained = hosts.iter().any(|(name, stored)| name == host && stored.record.wanted == HostWanted::Drained);
     if !drained {

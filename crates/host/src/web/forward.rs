@@ -7,7 +7,6 @@
 //! ```
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -15,38 +14,21 @@ use axum::extract::{Request, State as Shared};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use cluster::records::{AliveRecord, HostRecord};
+use cluster::records::AliveRecord;
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use store::{Outcome, Transaction};
-use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsConnector;
+use tokio::time::sleep;
 
 use super::{App, Refusal, vms};
 use crate::cluster::placements;
+use crate::peers::{self, Peers};
 use crate::records::{EventKind, EventRecord, Power, TaskRecord, TaskStateRecord, VmRecord};
 use crate::state::{Records, State, StateError};
 
 /// Names the host that has passed a request on: it is not passed on twice.
 const FORWARDED: HeaderName = HeaderName::from_static("maru-forwarded-by");
-/// How long another host may take to agree on keys.
-const CONNECT: Duration = Duration::from_secs(3);
 /// How often it is looked whether a host that was asked still lives.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// How this host talks to others.
-pub struct Peers {
-    tls: TlsConnector,
-}
-
-impl Peers {
-    /// With this certificate.
-    pub fn new(tls: ClientConfig) -> Peers {
-        Peers { tls: TlsConnector::from(Arc::new(tls)) }
-    }
-}
 
 /// Where a VM is looked after.
 enum Place {
@@ -70,8 +52,8 @@ pub async fn forward(Shared(app): Shared<App>, request: Request, next: Next) -> 
             let own = app.host.state.own_host().unwrap_or_default().to_owned();
             let asked = host.clone();
             tokio::select! {
-                answer = peers.send(address, request, &own) => answer.unwrap_or_else(|error| {
-                    let message = format!("the host {host}, which looks after the VM, cannot be asked: {error}");
+                answer = send(&peers, address, request, &own) => answer.unwrap_or_else(|error| {
+                    let message = format!("the host {host}, which looks after the VM, cannot be asked: {}", vmm::error_chain(&*error));
                     let way_out = "try again: if it is not there any more, that is known in some seconds";
                     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "host-silent", message, way_out).into_response()
                 }),
@@ -100,10 +82,7 @@ fn find(state: &State, name: &str) -> Result<(Place, VmRecord), Refusal> {
     if state.read::<AliveRecord>(&host)?.is_none() {
         return Ok((Place::Lost { host }, vm));
     }
-    let address = state.read::<HostRecord>(&host)?.and_then(|record| {
-        let address = record.record.addresses.first()?.parse().ok()?;
-        Some(SocketAddr::new(address, record.record.port))
-    });
+    let address = peers::address(state, &host)?;
     Ok((address.map_or_else(|| Place::Lost { host: host.clone() }, |address| Place::At { host: host.clone(), address }), vm))
 }
 
@@ -118,40 +97,32 @@ async fn lost(app: &App, host: String) {
     }
 }
 
-impl Peers {
-    async fn send(
-        &self,
-        address: SocketAddr,
-        mut request: Request,
-        own: &str,
-    ) -> Result<Response, Box<dyn std::error::Error + Send + Sync>> {
-        let connected = timeout(CONNECT, async {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            self.tls.connect(ServerName::from(address.ip()), stream).await
+/// Sends a request to another host, and gives its answer.
+async fn send(
+    peers: &Peers,
+    address: SocketAddr,
+    mut request: Request,
+    own: &str,
+) -> Result<Response, Box<dyn std::error::Error + Send + Sync>> {
+    let mut sender = peers.connect(address).await?;
+    // Only what is behind the host's name goes into a request to a server.
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    *request.uri_mut() = if path.starts_with(api::BASE) { path } else { format!("{}{path}", api::BASE) }.parse()?;
+    request.headers_mut().insert(FORWARDED, HeaderValue::from_str(own)?);
+    let upgrades = request.headers().contains_key(header::UPGRADE);
+    let ours = upgrades.then(|| hyper::upgrade::on(&mut request));
+    let mut answer = sender.send_request(request).await?;
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(ours) = ours
+    {
+        let theirs = hyper::upgrade::on(&mut answer);
+        tokio::spawn(async move {
+            let (Ok(ours), Ok(theirs)) = (ours.await, theirs.await) else { return };
+            // Either side ends it.
+            let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(ours), &mut TokioIo::new(theirs)).await;
         });
-        let stream = connected.await??;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection.with_upgrades());
-        // Only what is behind the host's name goes into a request to a server.
-        let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
-        *request.uri_mut() = if path.starts_with(api::BASE) { path } else { format!("{}{path}", api::BASE) }.parse()?;
-        request.headers_mut().insert(FORWARDED, HeaderValue::from_str(own)?);
-        let upgrades = request.headers().contains_key(header::UPGRADE);
-        let ours = upgrades.then(|| hyper::upgrade::on(&mut request));
-        let mut answer = sender.send_request(request).await?;
-        if answer.status() == StatusCode::SWITCHING_PROTOCOLS
-            && let Some(ours) = ours
-        {
-            let theirs = hyper::upgrade::on(&mut answer);
-            tokio::spawn(async move {
-                let (Ok(ours), Ok(theirs)) = (ours.await, theirs.await) else { return };
-                // Either side ends it.
-                let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(ours), &mut TokioIo::new(theirs)).await;
-            });
-        }
-        Ok(answer.map(Body::new))
     }
+    Ok(answer.map(Body::new))
 }
 
 /// What can be done with a VM whose host is not there.

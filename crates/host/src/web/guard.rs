@@ -67,9 +67,11 @@ pub async fn guard(State(app): State<App>, mut request: Request, next: Next) -> 
     response
 }
 
-/// Whether this has its own way of finding out who asks: a host that joins has no token of the API.
+/// Whether this has its own way of finding out who asks: a host that joins has no token of the API, and one that copies files has a certificate.
 fn is_for_strangers(method: &Method, path: &str) -> bool {
-    *method == Method::POST && path.trim_start_matches(api::BASE) == "/cluster/members"
+    let path = path.trim_start_matches(api::BASE);
+    let copies = path.strip_prefix("/copies").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    copies || *method == Method::POST && path == "/cluster/members"
 }
 
 /// The secret that a request was sent with.

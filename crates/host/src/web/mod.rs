@@ -25,6 +25,7 @@ mod checkpoints;
 mod clone;
 mod cluster;
 mod console;
+mod copies;
 mod document;
 mod edit;
 mod error;
@@ -55,7 +56,6 @@ mod watching;
 
 use document::Common;
 pub use error::Refusal;
-pub use forward::Peers;
 pub use guard::Peer;
 pub use host::{host_name, memory};
 pub use server::serve;
@@ -72,6 +72,7 @@ use crate::audit::Audit;
 use crate::cluster::Runtime;
 use crate::cluster::standing::Standing;
 use crate::host::Host;
+use crate::peers::Peers;
 
 /// The longest body of a request in bytes.
 const MAX_BODY: usize = 256 * 1024;
@@ -92,7 +93,7 @@ pub struct App {
     /// The cluster's decisions, if this host is in one.
     pub runtime: Option<Arc<Runtime>>,
     /// How other hosts of the cluster are reached.
-    pub peers: Option<Arc<Peers>>,
+    pub peers: Option<Peers>,
     /// How this host stands to clusters.
     pub cluster: Arc<Standing>,
 }
@@ -170,6 +171,8 @@ pub fn router(app: App) -> Router {
         .route("/cluster/leave", post(cluster::leave))
         .route("/cluster/hosts/{host}", delete(cluster::remove))
         .route("/cluster/certificates/rotate", post(cluster::rotate))
+        .route("/copies", post(copies::plan))
+        .route("/copies/{copy}", put(copies::take))
         .route("/events", get(events::list))
         .route("/events/stream", get(events::stream))
         .route("/tokens", get(tokens::list).post(tokens::create))

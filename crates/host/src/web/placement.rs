@@ -234,7 +234,8 @@ pub async fn what_if(Shared(app): Shared<App>, Params(params): Params<WhatIfPara
 
 /// Move a VM to another host
 ///
-/// Its memory is saved, and restored there: it stands still meanwhile. Its disks must be where that host reaches them.
+/// Its memory is saved, and restored there: it stands still meanwhile. Files that no other host than its own reaches are copied before, which a task
+/// `copy` of the VM does; with such files, it may be off, too.
 #[utoipa::path(post, path = "/vms/{vm}/move", tag = "vms", operation_id = "move_vm", request_body = api::MoveVm,
     params(("vm" = String, Path, description = "Its name or id")), responses(
     (status = 204, description = "It is wanted; events tell what comes of it"),
@@ -244,10 +245,10 @@ pub async fn move_vm(Shared(app): Shared<App>, Name(name): Name, body: Body) -> 
     runtime(&app)?;
     let wanted: api::MoveVm = body.parse()?;
     let vm = app.host.state.run(move |state| Ok(vm_named(state, &name))).await??;
-    let (id, to) = (VmId::from(vm.id.to_string()), HostId::from(wanted.to));
-    let judged = (id.clone(), to.clone());
+    let (id, to, volume) = (VmId::from(vm.id.to_string()), HostId::from(wanted.to), wanted.volume);
+    let judged = (id.clone(), to.clone(), volume.clone());
     let against = ask(&app, move |node| {
-        let verdicts = node.view().explain(&judged.0, node.unix_s());
+        let verdicts = node.view().explain_move(&judged.0, node.unix_s(), judged.2.as_deref());
         let verdict = verdicts.into_iter().find(|verdict| verdict.host == judged.1 && verdict.score.is_none())?;
         Some(verdict.reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
     });
@@ -255,7 +256,7 @@ pub async fn move_vm(Shared(app): Shared<App>, Name(name): Name, body: Body) -> 
         let message = format!("{to} cannot take '{}': {reasons}", vm.name);
         return Err(Refusal::conflict("host-not-ready", message, "mend what it says, or choose another host"));
     }
-    change(&app, move |node| requests::move_vm(node.view(), &id, &to).map(|one| vec![one])).await?;
+    change(&app, move |node| requests::move_vm(node.view(), &id, &to, volume.as_deref()).map(|one| vec![one])).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

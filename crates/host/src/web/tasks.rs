@@ -21,6 +21,7 @@ use super::once::Once;
 use super::vms::{check_if_match, find};
 use super::{App, Refusal};
 use crate::cluster::placements;
+use crate::copies;
 use crate::host::Host;
 use crate::images;
 use crate::records::{
@@ -313,7 +314,7 @@ pub async fn cancel(Shared(app): Shared<App>, Name(name): Name, Params(params): 
     answer(&app, task, changes, params.wait).await
 }
 
-/// What a task that is cancelled before it began had wanted is not wanted any more.
+/// What a task that is cancelled before it began had wanted is not wanted any more; nor is it that a VM goes elsewhere whose files are not to be copied.
 fn unwish(
     state: &State,
     vm: Option<Uuid>,
@@ -321,6 +322,9 @@ fn unwish(
     transaction: Transaction,
 ) -> Result<Transaction, StateError> {
     let Some(vm) = vm else { return Ok(transaction) };
+    if let OperationRecord::Copy(wanted) = operation {
+        return copies::stay(state, vm, wanted, transaction);
+    }
     let runs = state.read::<VmRecord>(&vm.to_string())?.is_some_and(|vm| vm.record.power == VmPower::On);
     match operation {
         OperationRecord::Start if !runs => placements::want(state, vm, Power::Off, transaction),
@@ -346,7 +350,12 @@ fn request_cancel(state: &State, id: Uuid) -> Result<TaskRecord, Refusal> {
                 transaction = transaction.tell(&event.of(&task));
             }
             (TaskStateRecord::Running, OperationRecord::ShutDown { .. }) => task.cancel_requested = true,
-            (TaskStateRecord::Running, operation) if operation.is_long() => task.cancel_requested = true,
+            (TaskStateRecord::Running, operation) if operation.is_long() => {
+                if let OperationRecord::Copy(_) = operation {
+                    transaction = unwish(state, task.vm, operation, transaction)?;
+                }
+                task.cancel_requested = true;
+            }
             (TaskStateRecord::Running, _) => {
                 let message = format!("the task ({told}) is being done, and cannot be cancelled any more");
                 return Err(Refusal::conflict("not-cancellable", message, "wait for its end"));

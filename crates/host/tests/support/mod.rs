@@ -2,6 +2,8 @@
 
 #![allow(dead_code, missing_docs)]
 
+pub mod cluster;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -12,8 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::client::Client;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
 
@@ -128,26 +130,44 @@ impl TestHost {
 
     /// A connection, for what a client does not do.
     pub fn connect(&self) -> StreamOwned<ClientConnection, TcpStream> {
+        self.connect_as(None)
+    }
+
+    /// The same, as another host of the cluster.
+    pub fn connect_as(&self, host: Option<&TestHost>) -> StreamOwned<ClientConnection, TcpStream> {
         let authority = CertificateDer::from_pem_file(self.directory.path().join("state/tls/ca.pem")).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(authority).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
-        let connection = ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
+        let config = config.with_root_certificates(roots);
+        let config = match host.map(|host| host.directory.path().join("state/tls/host.pem")) {
+            None => config.with_no_client_auth(),
+            Some(file) => {
+                let chain = CertificateDer::pem_file_iter(&file).unwrap().map(Result::unwrap).collect();
+                config.with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(&file).unwrap()).unwrap()
+            }
+        };
+        let connection = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
         StreamOwned::new(connection, TcpStream::connect(&self.address).unwrap())
     }
 
     /// The status and the body that are at an address above the API's.
     pub fn top(&self, path: &str, secret: &str) -> (u16, String) {
-        let mut stream = self.connect();
         let head =
             format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nauthorization: Bearer {secret}\r\n\r\n");
-        stream.write_all(head.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.into())
+        answer(self.connect(), &head)
+    }
+
+    /// The status and the body of what this host answers to another one, or to a stranger.
+    pub fn answer_to(&self, host: Option<&TestHost>, method: &str, path: &str, body: &str) -> (u16, String) {
+        let head = format!(
+            "{method} {}{path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            api::BASE,
+            body.len()
+        );
+        answer(self.connect_as(host), &head)
     }
 
     /// Ids of the fake monitors that run for this host.
@@ -182,6 +202,15 @@ impl Drop for TestHost {
             end(pid);
         }
     }
+}
+
+/// Sends a request, and gives the status and the body of its answer.
+fn answer(mut stream: StreamOwned<ClientConnection, TcpStream>, request: &str) -> (u16, String) {
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.into())
 }
 
 /// Kills a process of this host.

@@ -91,6 +91,9 @@ pub struct Actor {
     stopping: Option<Stopping>,
     /// A task that a thread does.
     work: Option<work::Work>,
+    /// A task that copies its files to another host. When that is done, nothing is done to the VM any more that would change them: it goes there,
+    /// which ends the task, or someone cancels that.
+    leaving: Option<Uuid>,
     /// Its turn to be started.
     turn: Turn,
     /// The task that may start it, and whom to tell.
@@ -163,6 +166,7 @@ impl Actor {
             queue: unfinished.into(),
             stopping: None,
             work: None,
+            leaving: None,
             turn: Turn::None,
             permit: None,
             last_end: None,
@@ -210,7 +214,7 @@ impl Actor {
 
     fn enqueue(&mut self, task: Uuid) {
         let stops = self.stopping.as_ref().is_some_and(|stopping| stopping.task == task);
-        let works = self.work.as_ref().is_some_and(|work| work.task == task);
+        let works = self.work.as_ref().is_some_and(|work| work.task == task) || self.leaving == Some(task);
         if !(stops || works || self.queue.contains(&task)) {
             self.queue.push_back(task);
         }
@@ -344,6 +348,7 @@ impl Actor {
             (Some(stopping), _) if stopping.step == Step::Guest => |operation| *operation == OperationRecord::ForceOff,
             (Some(_), _) => return None,
             (None, Some(_)) => OperationRecord::overtakes,
+            (None, None) if self.leaving.is_some() => OperationRecord::overtakes,
             (None, None) => |_| true,
         };
         let mut index = 0;

@@ -80,6 +80,7 @@ impl Actor {
             OperationRecord::Export { to } => self.export(&task, to.clone()),
             OperationRecord::Import(wanted) => Ok(self.import(&task, wanted.clone())),
             OperationRecord::Edit { patch } => self.edit(&task, patch.clone()),
+            OperationRecord::Copy(wanted) => self.copy(&task, wanted.clone()),
             OperationRecord::ImportImage(_) => Err(Cause::new("internal", "an image is no VM's", "ask for the image anew")),
         };
         // Before it is stored: whoever gave the permit must know it also when the store cannot be written.
@@ -297,6 +298,9 @@ impl Actor {
 
     /// Ends a task that waits for the guest, or has not begun.
     pub(super) async fn cancel(&mut self, id: Uuid) {
+        if self.stay(id).await {
+            return;
+        }
         let waits = self.stopping.as_ref().is_some_and(|stopping| stopping.task == id && stopping.step == Step::Guest);
         if self.cancel_work(id) || !waits {
             return;

@@ -1,5 +1,6 @@
-//! Exporting the VM, and making it from an exported one.
+//! Exporting the VM, making it from an exported one, and copying its files to another host.
 
+use tokio::runtime::Handle;
 use tokio::time::sleep;
 use uuid::Uuid;
 
@@ -7,7 +8,8 @@ use super::super::work::WorkError;
 use super::super::{delete, export, import};
 use super::operations::Went;
 use super::{Actor, STORE_AGAIN};
-use crate::records::{Cause, FileRef, ImportRecord, TaskRecord, TaskStateRecord};
+use crate::copies::send;
+use crate::records::{Cause, CopyOperation, FileRef, ImportRecord, TaskRecord, TaskStateRecord};
 use crate::state::StateError;
 
 impl Actor {
@@ -27,6 +29,29 @@ impl Actor {
             export::export(&surroundings, id, &vm, &to, progress)
         });
         Ok(Went::Waits)
+    }
+
+    /// Copies the VM's files to the host that it goes to.
+    pub(super) fn copy(&mut self, task: &TaskRecord, wanted: CopyOperation) -> Result<Went, Cause> {
+        if self.machine.is_some() {
+            return Err(Cause::new("vm-running", "the VM runs", "move it with `maru vm move`, which saves it first"));
+        }
+        let (state, surroundings, vm) = (self.state.clone(), self.surroundings.clone(), self.vm.record.id);
+        let runtime = Handle::current();
+        self.leaving = Some(task.id);
+        self.begin(task, "cancelled; the VM stays where it is", move |progress| {
+            send::copy(&state, &surroundings, &runtime, vm, &wanted, progress)
+        });
+        Ok(Went::Waits)
+    }
+
+    /// The VM does not leave after all, though its files were copied. Gives whether it was about to.
+    pub(super) async fn stay(&mut self, task: Uuid) -> bool {
+        if self.work.is_some() || self.leaving.take_if(|leaving| *leaving == task).is_none() {
+            return false;
+        }
+        self.cancelled(task, "cancelled; the VM stays where it is").await;
+        true
     }
 
     pub(super) fn import(&mut self, task: &TaskRecord, wanted: ImportRecord) -> Went {

@@ -90,6 +90,21 @@ impl Actor {
             Stage::Over(outcome) => {
                 let Some(Work { task, if_cancelled, progress, .. }) = self.work.take() else { return };
                 match outcome {
+                    // It is over when the VM is another host's.
+                    Ok(_) if self.leaving == Some(task) => {
+                        self.change(Some(task), move |_, record| {
+                            record?.progress = progress.told();
+                            None
+                        })
+                        .await;
+                    }
+                    Err(error) if self.leaving == Some(task) => {
+                        self.leaving = None;
+                        match error {
+                            WorkError::Cancelled => self.cancelled(task, if_cancelled).await,
+                            WorkError::Failed(cause) => self.fail(task, cause).await,
+                        }
+                    }
                     Ok(event) => {
                         let whole = progress.told().map(|told| ProgressRecord { done: told.total, ..told });
                         self.finish_with(task, event, whole).await;
