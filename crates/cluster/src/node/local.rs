@@ -196,9 +196,11 @@ impl Node {
         if !holds || owner.revision <= floor || owner.record.saved || !idle {
             return false;
         }
-        let restore = self.restoring.remove(&id);
+        let (token, restore) = (owner.revision, self.restoring.remove(&id));
+        // What was copied of it is old from now on.
+        self.call_off(&id);
         self.locals.insert(id.clone(), Local::Starting);
-        self.actions.push(Action::Start { vm: id, token: owner.revision, restore });
+        self.actions.push(Action::Start { vm: id, token, restore });
         true
     }
 

@@ -99,6 +99,12 @@ pub fn run(seed: u64, mutation: Option<Mutation>, faults: Faults, keep_log: bool
     let mut unsettled = None;
     while world.checker.violation.is_none() && world.now < deadline {
         world.run_until(world.now + Duration::from_secs(1));
+        // A user whose word was refused, since the store had no quorum, says it again.
+        let truth = world.truth();
+        let drained: Vec<&HostId> = names.iter().filter(|name| truth.host(name).is_some_and(|host| !host.is_active())).collect();
+        if world.leads() {
+            drained.into_iter().for_each(|host| world.fault(Fault::Resume(host.clone())));
+        }
         unsettled = world.unsettled();
         if unsettled.is_none() {
             break;
@@ -219,7 +225,7 @@ fn plan_fault(world: &mut World, hosts: &[HostId], vms: &[VmId], members: &[usiz
         _ => vec![(at, Fault::Start(vm))],
     };
     for (at, fault) in happens {
-        // A drain ends in any case; whether it was given in time to be done is not what is tried here.
+        // A drain ends after the last fault; whether it was given in time to be done is not what is tried here.
         let at = if matches!(fault, Fault::Resume(_)) { at.max(end) } else { at };
         world.fault_at(at, fault);
     }

@@ -3,6 +3,7 @@
 //! ```text
 //!   client ──▶ this host: who looks after the VM? ──▶ this one: answers
 //!                                                  ├─▶ another one that lives: asks it, with the client's own token
+//!                                                  │      └─▶ it is silent: whoever only looks is told what is stored
 //!                                                  └─▶ one that is not there: what can be answered without it is
 //! ```
 
@@ -50,22 +51,36 @@ pub async fn forward(Shared(app): Shared<App>, request: Request, next: Next) -> 
         }
         Ok(Ok((Place::At { host, address }, _))) => {
             let own = app.host.state.own_host().unwrap_or_default().to_owned();
-            let asked = host.clone();
-            tokio::select! {
-                answer = send(&peers, address, request, &own) => answer.unwrap_or_else(|error| {
-                    let message = format!("the host {host}, which looks after the VM, cannot be asked: {}", vmm::error_chain(&*error));
-                    let way_out = "try again: if it is not there any more, that is known in some seconds";
-                    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "host-silent", message, way_out).into_response()
-                }),
-                () = lost(&app, asked) => {
+            let (parts, body) = request.into_parts();
+            let look = only_looks(&parts.method, &parts.uri).then(|| Request::from_parts(parts.clone(), Body::empty()));
+            let refusal = tokio::select! {
+                answer = send(&peers, address, Request::from_parts(parts, body), &own) => match answer {
+                    Ok(answer) => return answer,
+                    Err(error) => {
+                        let error = vmm::error_chain(&*error);
+                        let message = format!("the host {host}, which looks after the VM, cannot be asked: {error}");
+                        let way_out = "try again: if it is not there any more, that is known in some seconds";
+                        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "host-silent", message, way_out)
+                    }
+                },
+                () = lost(&app, host.clone()) => {
                     let message = format!("the host {host}, which looks after the VM, is not there any more");
                     let way_out = "look what has become of it: what was asked for may be done";
-                    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "host-lost", message, way_out).into_response()
+                    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "host-lost", message, way_out)
                 }
+            };
+            match look {
+                Some(look) => next.run(look).await,
+                None => refusal.into_response(),
             }
         }
         Ok(Ok((Place::Lost { host }, vm))) => without(app, &host, vm, request, next).await,
     }
+}
+
+/// Whether what is stored of a VM answers a request, too, if its host does not.
+fn only_looks(method: &Method, uri: &Uri) -> bool {
+    matches!(*method, Method::GET | Method::HEAD) && !uri.path().contains("/console")
 }
 
 /// The VM that a request is about.
@@ -137,7 +152,7 @@ async fn without(app: App, host: &str, vm: VmRecord, request: Request, next: Nex
         Err(error) => return Refusal::from(error).into_response(),
     };
     match *request.method() {
-        Method::GET | Method::HEAD if !path.contains("/console") => return next.run(request).await,
+        _ if only_looks(request.method(), request.uri()) => return next.run(request).await,
         Method::POST if path.ends_with("/start") => return next.run(request).await,
         Method::POST if path.ends_with("/stop") && is_wanted_on => {
             let by = request.extensions().get::<super::guard::Caller>().map(|caller| caller.name.clone()).unwrap_or_default();
