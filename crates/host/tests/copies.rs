@@ -82,8 +82,8 @@ fn has_only(host: &TestHost, expected: &[&str]) {
 #[test]
 fn a_vm_that_runs_leaves_a_drained_host_with_its_files_and_goes_on_where_it_was() {
     let (first, second) = cluster();
-    let bytes = [7; 3 << 20];
-    fs::write(second.volume("root.raw"), bytes).unwrap();
+    let bytes = vec![7; 3 << 20];
+    fs::write(second.volume("root.raw"), &bytes).unwrap();
     let mut wanted = spec("web", "");
     wanted["disks"] = json!([{"file": "local:root.raw"}, {"size_bytes": 64 << 20}]);
     let made = second.client().create(&wanted);
