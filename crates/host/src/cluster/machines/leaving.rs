@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use cluster::records::MoveRecord;
+use cluster::records::{HostRecord, MoveRecord};
 use store::record::Record;
 use store::{Revision, Transaction};
 use tokio::runtime::Handle;
@@ -21,8 +21,17 @@ impl Machine {
     /// users are told why.
     pub(super) async fn may_leave(&self) -> bool {
         let (id, name) = (self.id, self.id.to_string());
-        // Called off meanwhile.
-        let Some(moving) = self.state(move |state| state.read::<MoveRecord>(&name)).await.flatten() else { return false };
+        let own = self.shared.config.host.clone();
+        let read = self.state(move |state| {
+            let goes_down = state.read::<HostRecord>(own.as_str())?.is_some_and(|host| host.record.going_down.is_some());
+            Ok((state.read::<MoveRecord>(&name)?, goes_down))
+        });
+        let moving = match read.await {
+            Some((Some(moving), _)) => moving,
+            // It goes nowhere: it waits here for the host to be back, or was called off meanwhile.
+            Some((None, goes_down)) => return goes_down,
+            None => return false,
+        };
         let (host, runtime, to) = (self.host(), Handle::current(), moving.record.to.clone());
         let asked = tokio::task::spawn_blocking(move || {
             send::ask(&host.state, &host.surroundings, &runtime, id, to.as_str()).map_err(|error| (to, error))
