@@ -172,8 +172,9 @@ fn whatever_marud_was_killed_in_is_done_or_undone_and_nothing_is_left() {
         let asking = host.spawn(Exec::new(["sh", "-c", command])).unwrap();
         std::thread::sleep(moment);
         shell(host, "kill -9 $(pidof marud)");
-        asking.wait_within(PATIENCE).unwrap();
         start_marud(host, &VOLUMES);
+        // It waits for a marud that is about to be back.
+        asking.wait_within(PATIENCE).unwrap();
         settle(host);
         let found = Traces::of(host);
         if found == *after {
