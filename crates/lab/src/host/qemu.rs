@@ -179,6 +179,9 @@ impl HostSpec {
                 Sharing::Private => ("discard=unmap,detect-zeroes=unmap", "disk", ""),
                 Sharing::Shared => ("cache.direct=on,locking=off", "shared", ",share-rw=on"),
             };
+            // A host that loses its power loses what it has not written; this machine goes on, and so does what it has in its cache. Flushing
+            // that, too, would let each host wait for all that the others write.
+            let file = format!("{file},cache.no-flush=on");
             // The filter between file and device is where a fault or a limit goes later, see disk.rs.
             add(&["-blockdev", &format!("driver=file,node-name=disk{n}-file,filename={},{file}", path(&disk.path))]);
             add(&["-object", &format!("throttle-group,id=disk{n}-limit")]);

@@ -60,11 +60,16 @@ pub fn start_marud(host: &Host, volumes: &[&str]) {
     until(host, "marud answers", |host| host.exec(["maru", "host", "show"]).unwrap().success());
 }
 
+/// Between two looks at what is waited for.
+const LOOK: Duration = Duration::from_millis(300);
+
 /// Waits for something; fails the test with `marud`'s log if that takes too long.
 pub fn until(host: &Host, what: &str, mut done: impl FnMut(&Host) -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done(host) {
         assert!(Instant::now() < deadline, "timed out waiting for: {what}\n{}", log(host));
+        // Each look is a program that an emulated processor starts, and what is waited for needs it, too.
+        std::thread::sleep(LOOK);
     }
 }
 
