@@ -14,6 +14,7 @@
 
 pub mod console;
 pub mod contender;
+pub mod etcd;
 pub mod protocol;
 pub mod stage;
 pub mod stats;

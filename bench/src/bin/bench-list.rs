@@ -6,13 +6,13 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use api::client::{Client, Method};
+use bench::etcd;
 use bench::stats::Summary;
 use bench::table::table;
 use lexopt::prelude::*;
@@ -96,13 +96,13 @@ impl Marud {
     /// Starts it, and waits until it listens.
     fn start(directory: &Path) -> anyhow::Result<Marud> {
         let mut command = Command::new(program("marud")?);
-        command.arg("--etcd").arg(etcd());
+        command.arg("--etcd").arg(etcd::programs());
         command.arg("--state").arg(directory.join("state")).arg("--run").arg(directory.join("run"));
         command
             .arg("--cgroup")
             .arg(directory.join("cgroup"))
             .arg("--listen")
-            .arg(format!("{}:8420", own_address()))
+            .arg(format!("{}:8420", etcd::own_address()))
             .stderr(Stdio::piped());
         let mut child = command.spawn().context("marud")?;
         let said = child.stderr.take().context("marud says nothing")?;
@@ -128,18 +128,6 @@ impl Marud {
         let authority = fs::read(directory.join("state/tls/ca.pem"))?;
         Ok(Client::new(&format!("https://{}", self.address), &authority, secret.trim())?)
     }
-}
-
-/// Where `scripts/install-deps` has put etcd.
-fn etcd() -> PathBuf {
-    let build = std::env::var_os("MARU_BUILD_DIR").map(PathBuf::from);
-    build.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../build")).join("etcd/usr/bin")
-}
-
-/// An address of the loopback network that is this process's own, so that no port has to be looked for.
-fn own_address() -> Ipv4Addr {
-    let [_, a, b, c] = std::process::id().to_be_bytes();
-    Ipv4Addr::new(127, a + 1, b, c)
 }
 
 /// Makes one VM, as users do.

@@ -1,10 +1,13 @@
 //! `maru` with a context whose servers come and go.
 
+mod support;
+
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use api::testing::{Act, Authority, Request, Server};
 use serde_json::{Value, json};
+use support::{done, refused};
 
 /// A user, and hosts of a cluster that each tell who all of them are.
 struct Cluster {
@@ -51,15 +54,11 @@ impl Cluster {
     }
 
     fn does(&self, line: &str) -> String {
-        let output = self.run(line);
-        assert!(output.status.success(), "maru {line}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+        done(line, self.run(line))
     }
 
     fn refuses(&self, line: &str) -> String {
-        let output = self.run(line);
-        assert!(!output.status.success(), "maru {line}: {}", String::from_utf8_lossy(&output.stdout));
-        String::from_utf8(output.stderr).unwrap()
+        refused(line, self.run(line))
     }
 
     /// What each host was asked, without what was asked of all.

@@ -1,5 +1,7 @@
 //! `maru switch`, `maru port` and `maru acl` with a `marud` whose VMs have fake monitors.
 
+mod support;
+
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -7,6 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use support::{done, refused};
 
 /// A host with `marud`, and a user whose context it is. What runs ends with it.
 struct Host {
@@ -51,15 +54,11 @@ impl Host {
     }
 
     fn does(&self, line: &str) -> String {
-        let output = self.run(line);
-        assert!(output.status.success(), "maru {line}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+        done(line, self.run(line))
     }
 
     fn refuses(&self, line: &str) -> String {
-        let output = self.run(line);
-        assert!(!output.status.success(), "maru {line}: {}", String::from_utf8_lossy(&output.stdout));
-        String::from_utf8(output.stderr).unwrap()
+        refused(line, self.run(line))
     }
 
     fn json(&self, line: &str) -> Value {

@@ -13,6 +13,14 @@ use crate::records::{
 };
 use crate::{HostId, VmId};
 
+/// What the keys begin with of all that a node knows of the store.
+pub const PREFIXES: [&str; 7] = ["alive/", "cluster/", "hosts/", "moves/", "owners/", "placements/", "renewals/"];
+
+/// Whether a node knows what is stored under this key.
+pub fn is_known(key: &str) -> bool {
+    PREFIXES.iter().any(|prefix| key.starts_with(prefix))
+}
+
 /// What is known of a host.
 #[derive(Clone, Debug, Default)]
 pub struct HostView {

@@ -3,7 +3,7 @@
 mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use api::client::{Client, Method};
 use api::{Operation, Task, TaskState, VmState};
@@ -51,24 +51,6 @@ fn copies(client: &Client, name: &str) -> Vec<Task> {
     tasks
 }
 
-/// Everything in a host's volume, below its directories.
-fn files(host: &TestHost) -> Vec<String> {
-    fn add(root: &Path, directory: &Path, found: &mut Vec<String>) {
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if path.is_dir() {
-                add(root, &path, found);
-            } else {
-                found.push(path.strip_prefix(root).unwrap().to_str().unwrap().into());
-            }
-        }
-    }
-    let (root, mut found) = (host.volume(""), Vec::new());
-    add(&root, &root, &mut found);
-    found.sort();
-    found
-}
-
 fn half_made(host: &TestHost) -> Vec<PathBuf> {
     let entries = fs::read_dir(host.volume("")).unwrap().flatten().map(|entry| entry.path());
     entries.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(".maru-")).collect()
@@ -76,7 +58,7 @@ fn half_made(host: &TestHost) -> Vec<PathBuf> {
 
 /// Waits until a host's volume has these files and no others.
 fn has_only(host: &TestHost, expected: &[&str]) {
-    until(&format!("{expected:?} and nothing else"), || (files(host) == expected && half_made(host).is_empty()).then_some(()));
+    until(&format!("{expected:?} and nothing else"), || (host.files() == expected && half_made(host).is_empty()).then_some(()));
 }
 
 #[test]
@@ -211,7 +193,7 @@ fn whichever_host_is_killed_meanwhile_there_is_one_vm_with_its_disk() {
     until("files that come", || (!half_made(&first).is_empty()).then_some(()));
     second.kill();
     until("half of them to be removed", || half_made(&first).is_empty().then_some(()));
-    assert_eq!(files(&first), ["vmlinuz"]);
+    assert_eq!(first.files(), ["vmlinuz"]);
     second.start();
     until("the VM on h1", || is_on(&first.client(), "web", "h1", VmState::Off));
     assert!(fs::read(first.volume("web.raw")).unwrap() == bytes);

@@ -21,20 +21,8 @@ const VHDX: AnyFormat = AnyFormat::Own(Format::Vhdx);
 
 /// All that is in the volume, hidden or not, beside the kernel.
 fn files(host: &TestHost) -> Vec<String> {
-    fn add(root: &Path, directory: &Path, found: &mut Vec<String>) {
-        for entry in fs::read_dir(directory).unwrap().flatten() {
-            let path = entry.path();
-            if path.is_dir() {
-                add(root, &path, found)
-            } else {
-                found.push(path.strip_prefix(root).unwrap().display().to_string())
-            }
-        }
-    }
-    let (root, mut found) = (host.volume(""), Vec::new());
-    add(&root, &root, &mut found);
+    let mut found = host.files();
     found.retain(|file| file != "vmlinuz");
-    found.sort();
     found
 }
 

@@ -3,7 +3,6 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
 
 use api::client::Client;
 use api::{TaskState, VmState};
@@ -31,24 +30,6 @@ fn refusal(client: &Client, path: &str, body: &Value) -> (u16, String) {
     client.refusal("POST", path, &[JSON], &serde_json::to_vec(body).unwrap())
 }
 
-/// Files in the volume, with those of its directories.
-fn files(host: &TestHost) -> Vec<String> {
-    fn add(root: &Path, directory: &Path, found: &mut Vec<String>) {
-        for entry in fs::read_dir(directory).unwrap().flatten() {
-            let path = entry.path();
-            if path.is_dir() {
-                add(root, &path, found);
-            } else {
-                found.push(path.strip_prefix(root).unwrap().to_str().unwrap().into());
-            }
-        }
-    }
-    let (root, mut found) = (host.volume(""), Vec::new());
-    add(&root, &root, &mut found);
-    found.sort();
-    found
-}
-
 #[test]
 fn a_clone_is_a_vm_of_its_own() {
     let host = TestHost::new();
@@ -74,7 +55,7 @@ fn a_clone_is_a_vm_of_its_own() {
     let task: api::Task = client.call("POST".parse().unwrap(), "/vms/web/clone?wait=20", Some(&json!({"name": "web3"}))).unwrap();
     assert_eq!((task.state, task.error.unwrap().code), (TaskState::Failed, "file-exists".into()));
     client.does("DELETE /vms/web2?disks=delete");
-    assert_eq!(files(&host), ["root.raw", "vmlinuz", "web3/disk0.raw"]);
+    assert_eq!(host.files(), ["root.raw", "vmlinuz", "web3/disk0.raw"]);
     assert_eq!(fs::read(host.volume("web3/disk0.raw")).unwrap(), b"theirs");
 }
 
@@ -110,7 +91,7 @@ fn a_clone_that_is_cancelled_or_killed_leaves_nothing_half_made() {
         if made {
             client.does(&format!("DELETE /vms/c{round}?disks=delete"));
         }
-        assert_eq!(files(&host), ["root.raw", "vmlinuz"], "round {round}: {task:?}");
+        assert_eq!(host.files(), ["root.raw", "vmlinuz"], "round {round}: {task:?}");
         let left: Vec<_> = fs::read_dir(host.volume("")).unwrap().flatten().map(|entry| entry.file_name()).collect();
         assert_eq!(left.len(), 2, "{left:?}");
     }
@@ -141,7 +122,7 @@ fn disks_are_made_with_their_vm_grown_and_deleted_with_it() {
     wanted["disks"] = json!([{"size_bytes": 1 << 30}, {"size_bytes": 1 << 20, "file": "local:data.raw"}]);
     let vm = client.create(&wanted);
     assert_eq!(vm.spec.disks[0].file, "local:web/disk0.vhdx");
-    assert_eq!(files(&host), ["data.raw", "vmlinuz", "web/disk0.vhdx"]);
+    assert_eq!(host.files(), ["data.raw", "vmlinuz", "web/disk0.vhdx"]);
     assert_eq!(fs::metadata(host.volume("data.raw")).unwrap().len(), 1 << 20);
     // A name that is taken, or a file that is there, makes nothing.
     let create = |wanted: &Value| refusal(&client, "/vms", wanted);
@@ -156,13 +137,13 @@ fn disks_are_made_with_their_vm_grown_and_deleted_with_it() {
     assert_eq!(create(&wanted), (422, "bad-file".into()));
     patched(&client, &json!({"disks": [{"id": "disk0"}, {"id": "disk1", "size_bytes": 2 << 20}, {"size_bytes": 1 << 20}]}));
     assert_eq!(fs::metadata(host.volume("data.raw")).unwrap().len(), 2 << 20);
-    assert_eq!(files(&host), ["data.raw", "vmlinuz", "web/disk0.vhdx", "web/disk2.vhdx"]);
+    assert_eq!(host.files(), ["data.raw", "vmlinuz", "web/disk0.vhdx", "web/disk2.vhdx"]);
     let smaller = json!({"disks": [{"id": "disk1", "size_bytes": 512}]});
     let task: api::Task = client.patch("/vms/web?wait=20", "*", &smaller).unwrap();
     assert_eq!((task.state, task.error.unwrap().code), (TaskState::Failed, "disk".into()));
     assert_eq!(client.vm("web").spec.disks.len(), 3, "nothing of it is done");
     client.does("DELETE /vms/web?disks=delete");
-    assert_eq!(files(&host), ["vmlinuz"]);
+    assert_eq!(host.files(), ["vmlinuz"]);
     assert!(!host.volume("web").exists());
 }
 
@@ -260,7 +241,7 @@ fn a_vm_that_runs_is_changed_at_once_or_not_at_all() {
         let task: api::Task = client.patch("/vms/web?wait=20", "*", &patch).unwrap();
         assert_eq!((task.state, task.error.unwrap().code.as_str()), (TaskState::Failed, code));
         assert_eq!((monitored(&host, &vm).0.disks.len(), client.vm("web").spec.disks.len()), (1, 1));
-        assert_eq!(files(&host), ["root.raw", "vmlinuz", "web/disk1.vhdx"]);
+        assert_eq!(host.files(), ["root.raw", "vmlinuz", "web/disk1.vhdx"]);
     }
     patched(&client, &json!({"name": "www"}));
     assert_eq!(client.vm("www").state, VmState::Running);
@@ -382,7 +363,7 @@ fn linked_clones_share_what_their_source_was_and_nobody_may_change_that() {
         assert_eq!(first_sector(&host, &file("c")), [7; 512], "without {name}");
     }
     client.does("DELETE /vms/c?disks=delete");
-    assert_eq!(files(&host), ["vmlinuz"]);
+    assert_eq!(host.files(), ["vmlinuz"]);
     with_disk(&host, &client, &[0; 4096]);
     let wanted = json!({"name": "x", "linked": true});
     let task: api::Task = client.call("POST".parse().unwrap(), "/vms/web/clone?wait=20", Some(&wanted)).unwrap();
@@ -403,7 +384,7 @@ fn a_vm_goes_out_to_a_directory_and_comes_back() {
         client.does(&format!("DELETE /vms/{name}?disks=delete"));
     }
     let exported = ["out/web/disk-disk0.vhdx", "out/web/kernel", "out/web/manifest.json", "vmlinuz"];
-    assert_eq!(files(&host), exported);
+    assert_eq!(host.files(), exported);
     let task = posted(&client, "/vms/import", &json!({"from": "local:out/web", "name": "back"}));
     let back = client.vm("back");
     assert_eq!((task.makes, back.state), (Some(back.id), VmState::Off));
@@ -419,7 +400,7 @@ fn a_vm_goes_out_to_a_directory_and_comes_back() {
     for name in ["back", "again"] {
         client.does(&format!("DELETE /vms/{name}?disks=delete"));
     }
-    assert_eq!(files(&host), exported);
+    assert_eq!(host.files(), exported);
     // In place; and then its disk is someone's.
     posted(&client, "/vms/import", &json!({"from": "local:out/web", "name": "there", "mode": "register"}));
     assert_eq!(client.vm("there").spec.disks[0].file, "local:out/web/disk-disk0.vhdx");
@@ -451,7 +432,7 @@ fn a_vm_goes_out_to_a_directory_and_comes_back() {
         assert_eq!(refusal(&client, "/vms/import", &import), (422, "bad-import".into()));
     }
     fs::write(&manifest, good).unwrap();
-    assert_eq!(files(&host), exported);
+    assert_eq!(host.files(), exported);
     assert!(client.list::<api::Vm>("/vms").unwrap().is_empty());
 }
 
@@ -466,7 +447,7 @@ fn exports_and_imports_that_are_cancelled_or_killed_are_whole_or_not_there() {
     wanted["disks"] = json!([{"file": "local:root.raw"}]);
     client.create(&wanted);
     posted(&client, "/vms/web/export", &json!({"to": "local:whole"}));
-    let before = files(&host);
+    let before = host.files();
     for round in 0..16_u64 {
         let client = host.client();
         let (path, body) = match round % 2 {
@@ -501,7 +482,7 @@ fn exports_and_imports_that_are_cancelled_or_killed_are_whole_or_not_there() {
                 }
             }
         }
-        assert_eq!(files(&host), before, "round {round}: {task:?}");
+        assert_eq!(host.files(), before, "round {round}: {task:?}");
     }
 }
 

@@ -5,16 +5,10 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::managed::{cluster, console, json, until, vm};
+use common::managed::{cluster, console, json, told, until, vm};
 use common::{PATIENCE, shell};
 use lab::host::Host;
 use serde_json::Value;
-
-/// A VM as a host tells it; nothing if it cannot.
-fn told(asked: &Host, vm: &str) -> Value {
-    let shown = asked.exec(["maru", "vm", "show", vm, "-o", "json"]).unwrap();
-    serde_json::from_str(&shown.text()).unwrap_or_default()
-}
 
 /// A host as another one tells it.
 fn member(asked: &Host, name: &str) -> Value {

@@ -2,23 +2,12 @@
 
 mod common;
 
-use common::managed::{Console, hear, json, managed_lab, until, vm};
+use common::managed::{self, Console, cluster_without_shared_volume, hear, json, until, vm};
 use common::{PATIENCE, shell};
-use lab::Lab;
-use lab::appliance::program;
 use lab::host::Host;
 
 /// Where a host has the volume `local`.
 const LOCAL: &str = "/var/lib/maru/volumes/local";
-
-/// Three hosts that are a cluster, and share nothing else.
-fn cluster() -> Lab {
-    let lab = managed_lab().binary(program("maru-guard").expect("maru-guard"), "/bin/maru-guard");
-    let lab = lab.hosts(3).managed().kernel_words("maru.volume=guest=/guest").state_disk_mib(768);
-    let lab = lab.etcd().unwrap().start().unwrap();
-    lab.form_cluster(&mut |step| println!("{step}")).unwrap();
-    lab
-}
 
 /// Makes a VM with a disk of its host's own.
 fn create(host: &Host, name: &str) {
@@ -33,8 +22,7 @@ fn create(host: &Host, name: &str) {
 
 /// Whether a VM is on this host and in this state. Whoever is asked may not reach the one that has it, or had it, at that moment.
 fn is_on(asked: &Host, name: &str, host: &Host, state: &str) -> bool {
-    let shown = asked.exec(["maru", "vm", "show", name, "-o", "json"]).unwrap();
-    let told: serde_json::Value = serde_json::from_str(&shown.text()).unwrap_or_default();
+    let told = managed::told(asked, name);
     told["host"] == host.name() && told["state"] == state
 }
 
@@ -66,7 +54,7 @@ fn files(host: &Host) -> String {
 
 #[test]
 fn vms_leave_a_drained_host_with_their_disks_and_their_guests_go_on() {
-    let lab = cluster();
+    let lab = cluster_without_shared_volume();
     let (first, source) = (lab.host(0), lab.host(1));
     create(source, "web");
     create(source, "off");
@@ -106,7 +94,7 @@ fn vms_leave_a_drained_host_with_their_disks_and_their_guests_go_on() {
 
 #[test]
 fn a_vm_whose_way_is_cut_goes_on_where_it_was() {
-    let lab = cluster();
+    let lab = cluster_without_shared_volume();
     let (first, source) = (lab.host(0), lab.host(1));
     create(source, "web");
     let before = filled(source, "web");

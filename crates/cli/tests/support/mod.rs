@@ -2,12 +2,14 @@
 
 #![allow(dead_code, missing_docs, unused_imports)]
 
+mod outcome;
 mod terminal;
 
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+pub use outcome::{done, refused};
 pub use terminal::Terminal;
 
 pub const PATIENCE: Duration = Duration::from_secs(20);

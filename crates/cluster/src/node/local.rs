@@ -149,19 +149,17 @@ impl Node {
         let Some(to) = self.view.vm(id).and_then(|vm| vm.moving.as_ref()).map(|moving| &moving.record.to) else { return false };
         let ready = self.view.host(to).is_some_and(HostView::is_ready);
         let stays = self.goes_down() && self.unsavable.contains(id);
-        let room = if self.files_are_here(id) { self.copying() < self.config.parallel_copies } else { self.may_save() };
+        let room = if self.files_are_here(id) {
+            self.copying() < self.config.parallel_copies
+        } else {
+            self.saving().filter(|vm| !self.files_are_here(vm)).count() < self.config.parallel_moves
+        };
         *to != self.config.host && ready && !stays && room
     }
 
-    /// Whether one more may be saved at the same time, beside those whose files are copied.
-    fn may_save(&self) -> bool {
-        let saving = |(vm, local): &(&VmId, &Local)| **local == Local::Saving && !self.files_are_here(vm);
-        self.locals.iter().filter(saving).count() < self.config.parallel_moves
-    }
-
-    /// Whether one more may be saved that stays here.
-    fn may_rest(&self) -> bool {
-        self.locals.values().filter(|local| **local == Local::Saving).count() < self.config.parallel_moves
+    /// VMs that are being saved.
+    fn saving(&self) -> impl Iterator<Item = &VmId> {
+        self.locals.iter().filter(|(_, local)| **local == Local::Saving).map(|(vm, _)| vm)
     }
 
     /// A VM of a host that is about to be switched off, and that no other host takes as its files are, waits with its memory saved: for this host,
@@ -171,7 +169,8 @@ impl Node {
             return self.end_local(id, Local::Stopping, Action::Stop);
         }
         let (moves, unix_s) = (self.view.vm(id).is_some_and(|vm| vm.moving.is_some()), self.unix_s());
-        if !moves && self.may_rest() && self.view.best_host(id, unix_s, Way::Start).is_err() {
+        let room = self.saving().count() < self.config.parallel_moves;
+        if !moves && room && self.view.best_host(id, unix_s, Way::Start).is_err() {
             self.end_local(id, Local::Saving, Action::Save);
         }
     }

@@ -100,10 +100,10 @@ pub fn run(seed: u64, mutation: Option<Mutation>, faults: Faults, keep_log: bool
     while world.checker.violation.is_none() && world.now < deadline {
         world.run_until(world.now + Duration::from_secs(1));
         // A user whose word was refused, since the store had no quorum, says it again.
-        let truth = world.truth();
-        let drained: Vec<&HostId> = names.iter().filter(|name| truth.host(name).is_some_and(|host| !host.is_active())).collect();
         if world.leads() {
-            drained.into_iter().for_each(|host| world.fault(Fault::Resume(host.clone())));
+            let truth = world.truth();
+            let drained = names.iter().filter(|name| truth.host(name).is_some_and(|host| !host.is_active()));
+            drained.for_each(|host| world.fault(Fault::Resume(host.clone())));
         }
         unsettled = world.unsettled();
         if unsettled.is_none() {

@@ -335,10 +335,7 @@ impl Machine {
             if state.unfinished_tasks(id)?.iter().any(|task| task.operation.ends_vm()) {
                 return Ok(());
             }
-            let Some(vm) = state.read::<VmRecord>(&id.to_string())? else { return Ok(()) };
-            let task = TaskRecord::new(id, vm.record.name.clone(), operation.clone(), BY.into());
-            let name = task.id.to_string();
-            state.commit(&Transaction::new().if_none::<TaskRecord>(&name).write(&name, &task)).map(drop)
+            make_task(state, id, &operation).map(drop)
         });
         made.await;
     }
@@ -384,6 +381,15 @@ impl Machine {
             Ok(Err(error)) => tracing::error!(vm = %self.id, "its process cannot be found to be killed: {error}"),
         }
     }
+}
+
+/// Makes a task for a VM, unless that is gone.
+fn make_task(state: &State, vm: Uuid, operation: &OperationRecord) -> Result<Option<Uuid>, StateError> {
+    let Some(stored) = state.read::<VmRecord>(&vm.to_string())? else { return Ok(None) };
+    let task = TaskRecord::new(vm, stored.record.name, operation.clone(), BY.into());
+    let name = task.id.to_string();
+    state.commit(&Transaction::new().if_none::<TaskRecord>(&name).write(&name, &task))?;
+    Ok(Some(task.id))
 }
 
 /// What came of trying to take a VM over.

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cluster::node::renewal;
 use cluster::records::{AliveRecord, Fencing, HostRecord, alive_key, host_key};
+use cluster::view::{PREFIXES, is_known};
 use cluster::{Action, Answer, Config, Event, Guarded, Node};
 use store::record::to_bytes;
 use store::{EtcdStore, LeaseId, Leases, Outcome, Replica, Revision, Store, StoreError, Transaction};
@@ -20,8 +21,6 @@ use super::{Input, Shared, notices, placements};
 use crate::host::Host;
 use crate::state::StateError;
 
-/// What a node knows of the store's entries.
-const PREFIXES: [&str; 7] = ["alive/", "cluster/", "hosts/", "moves/", "owners/", "placements/", "renewals/"];
 /// Between two tries to read the store, when it does not answer.
 const READ_AGAIN: Duration = Duration::from_millis(300);
 /// How often it is looked what this host has, and which volumes it reaches.
@@ -172,7 +171,7 @@ impl Runtime {
 
 impl Shared {
     fn tell_changes(&self, revision: Revision, mut changes: Vec<store::Changed>) {
-        changes.retain(|change| PREFIXES.iter().any(|prefix| change.key.starts_with(prefix)));
+        changes.retain(|change| is_known(&change.key));
         if !changes.is_empty() {
             self.tell(Event::Changed { revision, changes });
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use disk::tool::{self, AnyFormat};
 
 use crate::records::{Cause, CopiedFile, CopyRecord, DiskRecord, FileRef, TreeRecord, VmRecord};
-use crate::vm::{clone, disks};
+use crate::vm::clone;
 use crate::volumes::Volumes;
 
 /// What a file is to a VM.
@@ -86,11 +86,6 @@ pub fn check_chains(disks: &[DiskRecord], volumes: &Volumes, known: impl Fn(&Fil
         }
     }
     Ok(())
-}
-
-/// All disks of a VM with its checkpoints.
-pub fn disks(vm: &VmRecord, tree: &TreeRecord) -> Vec<DiskRecord> {
-    disks::all_of(vm, tree)
 }
 
 /// Makes a VM that of the host that its files were copied to.

@@ -16,7 +16,7 @@ use crate::records::{Cause, CopyPhase, CopyRecord, FileRef, TreeRecord, VmRecord
 use crate::state::{Records, State, StateError};
 use crate::vm::manifest::sha256;
 use crate::vm::staging::Staging;
-use crate::vm::{Surroundings, checkpoints};
+use crate::vm::{Surroundings, checkpoints, disks};
 use crate::volumes::Volumes;
 
 /// VMs that a host gets at once, from whichever hosts.
@@ -181,7 +181,7 @@ pub fn receive(
         staging.publish()?;
     }
     files::give(record, &mut vm, &mut tree);
-    let disks = files::disks(&vm, &tree).into_iter().filter(|disk| record.files.iter().any(|file| file.to == disk.file));
+    let disks = disks::all_of(&vm, &tree).into_iter().filter(|disk| record.files.iter().any(|file| file.to == disk.file));
     let known = files::all(&vm, &tree);
     files::check_chains(&disks.collect::<Vec<_>>(), volumes, |file| known.contains_key(file))?;
     let id = record.id.to_string();

@@ -26,7 +26,7 @@ use crate::records::{Cause, CopiedFile, CopyOperation, CopyPhase, CopyRecord, Ev
 use crate::state::{Records, State, StateError};
 use crate::vm::manifest::sha256;
 use crate::vm::work::{Progress, WorkError};
-use crate::vm::{Surroundings, checkpoints};
+use crate::vm::{Surroundings, checkpoints, disks};
 
 /// Bytes that are handed to the connection at once, and how many times that may wait in memory.
 const PART: usize = 256 << 10;
@@ -164,7 +164,7 @@ fn send(
 fn check_chains(state: &State, surroundings: &Surroundings, found: &Files) -> Result<(), WorkError> {
     let known = files::all(&found.vm, &found.tree);
     let shared = placements::shared_volumes(state)?;
-    let mut disks = files::disks(&found.vm, &found.tree);
+    let mut disks = disks::all_of(&found.vm, &found.tree);
     let mut seen = BTreeSet::new();
     disks.retain(|disk| seen.insert(disk.file.clone()));
     let knows = |file: &FileRef| known.contains_key(file) || shared.contains(&file.volume);

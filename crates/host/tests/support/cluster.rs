@@ -1,13 +1,13 @@
 //! Hosts that become a cluster, with `marud` and etcd as they are, on addresses of this machine.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use api::client::{Client, ClientError, Method};
 use api::{Cluster, ClusterStatus};
 use serde_json::json;
 
-use super::TestHost;
+use super::{TestHost, until_within};
 
 /// What needs elections and copies, on a busy machine.
 pub const LONG: Duration = Duration::from_secs(90);
@@ -30,15 +30,8 @@ pub fn host(index: u8) -> TestHost {
     TestHost::with_options(&["--listen", &listen, "--etcd", etcd().to_str().unwrap()])
 }
 
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(start.elapsed() < LONG, "timed out waiting for {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+pub fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    until_within(LONG, Duration::from_millis(20), what, look)
 }
 
 pub fn post(client: &Client, path: &str, body: &serde_json::Value) -> Result<(), ClientError> {

@@ -5,7 +5,7 @@
 pub mod cluster;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -108,6 +108,28 @@ impl TestHost {
 
     pub fn volume(&self, file: &str) -> PathBuf {
         self.directory.path().join("state/volumes/local").join(file)
+    }
+
+    /// All files in the volume, with those of its directories, in the order of their names.
+    pub fn files(&self) -> Vec<String> {
+        let root = self.volume("");
+        let (mut directories, mut found) = (vec![root.clone()], Vec::new());
+        while let Some(directory) = directories.pop() {
+            let entries = match fs::read_dir(&directory) {
+                // Whoever works in the volume has removed it meanwhile.
+                Err(error) if error.kind() == ErrorKind::NotFound && directory != root => continue,
+                entries => entries.unwrap(),
+            };
+            for path in entries.flatten().map(|entry| entry.path()) {
+                if path.is_dir() {
+                    directories.push(path);
+                } else {
+                    found.push(path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned());
+                }
+            }
+        }
+        found.sort();
+        found
     }
 
     /// A client with the first token.
@@ -219,14 +241,18 @@ pub fn end(pid: u32) {
     unsafe { libc::kill(pid as i32, libc::SIGKILL) };
 }
 
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    until_within(PATIENCE, Duration::from_millis(5), what, look)
+}
+
+fn until_within<T>(limit: Duration, pause: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(start.elapsed() < PATIENCE, "timed out waiting for {what}");
-        std::thread::sleep(Duration::from_millis(5));
+        assert!(start.elapsed() < limit, "timed out waiting for {what}");
+        std::thread::sleep(pause);
     }
 }
 

@@ -37,7 +37,8 @@ impl Events {
     ///
     /// # Errors
     /// When QEMU does not answer.
-    pub fn of(stream: UnixStream) -> io::Result<Events> {
+    pub fn connect(socket: &Path) -> io::Result<Events> {
+        let stream = UnixStream::connect(socket)?;
         let lines = greet(&stream)?;
         stream.set_read_timeout(None)?;
         Ok(Events(lines))

@@ -4,8 +4,6 @@
 //! times too fast. A machine that was switched off and on has no such past.
 
 use std::io;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
@@ -36,7 +34,7 @@ pub(super) fn watch(parts: Parts, process: u32) -> io::Result<()> {
             state.runs(process).then(|| then(&mut state))
         };
         let events = loop {
-            match connect(&parts.spec.events_socket()) {
+            match Events::connect(&parts.spec.events_socket()) {
                 Ok(events) => break events,
                 Err(_) if with_it(&|_| Ok(())).is_none() => return,
                 Err(_) => thread::sleep(AGAIN),
@@ -54,8 +52,4 @@ pub(super) fn watch(parts: Parts, process: u32) -> io::Result<()> {
         }
     })?;
     Ok(())
-}
-
-fn connect(socket: &Path) -> io::Result<Events> {
-    Events::of(UnixStream::connect(socket)?)
 }

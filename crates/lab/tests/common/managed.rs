@@ -17,17 +17,22 @@ pub fn managed_lab() -> LabSpec {
 
 /// Three hosts that are a cluster, with a volume that all of them see.
 pub fn cluster() -> Lab {
-    cluster_of(cluster_lab())
+    cluster_of(cluster_lab(512).shared_dir())
 }
 
 /// Two hosts and a witness, likewise.
 pub fn cluster_with_witness() -> Lab {
-    cluster_of(cluster_lab().witness())
+    cluster_of(cluster_lab(512).shared_dir().witness())
 }
 
-fn cluster_lab() -> LabSpec {
+/// Three hosts that are a cluster, share nothing else, and have room for what others have.
+pub fn cluster_without_shared_volume() -> Lab {
+    cluster_of(cluster_lab(768))
+}
+
+fn cluster_lab(state_disk_mib: u64) -> LabSpec {
     let lab = managed_lab().binary(program("maru-guard").expect("maru-guard"), "/bin/maru-guard");
-    lab.hosts(3).managed().kernel_words("maru.volume=guest=/guest").state_disk_mib(512).shared_dir().etcd().unwrap()
+    lab.hosts(3).managed().kernel_words("maru.volume=guest=/guest").state_disk_mib(state_disk_mib).etcd().unwrap()
 }
 
 fn cluster_of(lab: LabSpec) -> Lab {
@@ -85,6 +90,12 @@ pub fn json(host: &Host, command: &str) -> Value {
 /// A VM as `maru vm show` tells it.
 pub fn vm(host: &Host, name: &str) -> Value {
     json(host, &format!("maru vm show {name}"))
+}
+
+/// The same; nothing if the host that is asked cannot tell it at that moment.
+pub fn told(host: &Host, name: &str) -> Value {
+    let shown = host.exec(["maru", "vm", "show", name, "-o", "json"]).unwrap();
+    serde_json::from_str(&shown.text()).unwrap_or_default()
 }
 
 /// What a program prints, up to what is waited for, in whole lines; then it is ended.

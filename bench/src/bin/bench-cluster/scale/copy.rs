@@ -4,13 +4,11 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use cluster::Event;
+use cluster::view::is_known;
 use store::{EtcdStore, Replica, Store, Watch};
 
 use super::host::Input;
 use super::world::World;
-
-/// What a node knows of the store's entries, as in `marud`.
-pub const PREFIXES: [&str; 7] = ["alive/", "cluster/", "hosts/", "moves/", "owners/", "placements/", "renewals/"];
 
 /// Copies etcd, and tells these hosts what changes in it, for ever.
 pub fn begin(client: EtcdStore, hosts: Vec<Sender<Input>>, world: Arc<World>) -> anyhow::Result<Arc<Replica<EtcdStore>>> {
@@ -23,7 +21,7 @@ pub fn begin(client: EtcdStore, hosts: Vec<Sender<Input>>, world: Arc<World>) ->
 fn tell(mut watch: Watch, hosts: &[Sender<Input>], world: &World) {
     while let Some((revision, mut changes)) = watch.next_transaction() {
         world.load.told.add(changes.len() as u64);
-        changes.retain(|change| PREFIXES.iter().any(|prefix| change.key.starts_with(prefix)));
+        changes.retain(|change| is_known(&change.key));
         if changes.is_empty() {
             continue;
         }

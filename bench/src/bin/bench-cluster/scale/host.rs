@@ -7,12 +7,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::node::renewal;
 use cluster::records::{AliveRecord, alive_key};
+use cluster::view::PREFIXES;
 use cluster::{Action, Answer, Config, Ending, Event, HostId, Moment, Node, Notice, VmId};
 use store::record::to_bytes;
 use store::{EtcdStore, Leases, Outcome, Replica, Store, StoreError, Transaction};
 use tokio::runtime::{Builder, Runtime};
 
-use super::copy::PREFIXES;
 use super::records;
 use super::world::{World, thread_time};
 

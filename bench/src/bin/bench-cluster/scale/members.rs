@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use bench::etcd;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use store::etcd::ClientTls;
 use store::etcd::server::{Membership, Programs, Server, ServerConfig, ServerTls};
@@ -57,29 +58,21 @@ impl Authority {
     }
 }
 
-/// An address of the loopback network that is this process's own, so that no port has to be looked for.
-fn own_address() -> Ipv4Addr {
-    let [_, a, b, c] = std::process::id().to_be_bytes();
-    Ipv4Addr::new(127, a + 1, b, c)
-}
-
 impl Members {
     /// Starts them, with data in a new directory below this one.
     pub fn start(below: &Path) -> anyhow::Result<Members> {
-        let build = std::env::var_os("MARU_BUILD_DIR").map(PathBuf::from);
-        let build = build.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../build"));
-        let programs = Programs::find(&[build.join("etcd/usr/bin")])?;
+        let programs = Programs::find(&[etcd::programs()])?;
         let directory = tempfile::Builder::new().prefix("bench-cluster").tempdir_in(below)?;
         let authority = Authority::new()?;
         let (certificate, key) = authority.certificate(Ipv4Addr::LOCALHOST)?;
         let tls = ClientTls { authority: authority.pem.clone(), certificate, key };
-        let url = |index: usize, what: usize| format!("https://{}:{}", own_address(), PORT + 2 * index + what);
+        let url = |index: usize, what: usize| format!("https://{}:{}", etcd::own_address(), PORT + 2 * index + what);
         let members: Vec<(String, String)> = (0..MEMBERS).map(|index| (format!("m{index}"), url(index, 1))).collect();
         let mut servers = Vec::new();
         for (index, (name, peer_url)) in members.iter().enumerate() {
             let file = |suffix: &str| directory.path().join(format!("{name}.{suffix}"));
             let files = ServerTls { authority: file("ca"), certificate: file("pem"), key: file("key") };
-            let (certificate, key) = authority.certificate(own_address())?;
+            let (certificate, key) = authority.certificate(etcd::own_address())?;
             fs::write(&files.authority, &authority.pem)?;
             fs::write(&files.certificate, certificate)?;
             fs::write(&files.key, key)?;

@@ -3,10 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
+use cluster::view::is_known;
 use cluster::{HostId, View};
 use store::{EtcdStore, Replica, Snapshot, Store, Watch};
-
-use super::copy::PREFIXES;
 
 /// What it knows.
 pub struct Observer {
@@ -17,7 +16,7 @@ pub struct Observer {
 impl Observer {
     pub fn new(replica: &Replica<EtcdStore>) -> anyhow::Result<Observer> {
         let Snapshot { revision, mut entries } = replica.range("")?;
-        entries.retain(|entry| of_the_core(&entry.key));
+        entries.retain(|entry| is_known(&entry.key));
         let mut view = View::default();
         view.replace(&Snapshot { revision, entries });
         Ok(Observer { view, watch: replica.watch("", revision)? })
@@ -37,16 +36,12 @@ impl Observer {
             let left = end.saturating_duration_since(Instant::now());
             ensure!(!left.is_zero(), "{what}: that has not come within {patience:?}");
             if let Some((revision, mut changes)) = self.watch.next_transaction_within(left) {
-                changes.retain(|change| of_the_core(&change.key));
+                changes.retain(|change| is_known(&change.key));
                 self.view.change(revision, &changes);
             }
         }
         Ok(Instant::now())
     }
-}
-
-fn of_the_core(key: &str) -> bool {
-    PREFIXES.iter().any(|prefix| key.starts_with(prefix))
 }
 
 /// The host that gives VMs to hosts.

@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{BY, LOOK, Machine};
+use super::{LOOK, Machine, make_task};
 use crate::copies::{self, Standing, send};
 use crate::records::{CopyOperation, EventKind, EventRecord, OperationRecord, TaskRecord, VmRecord};
 use crate::state::{Records, StateError};
@@ -89,14 +89,7 @@ impl Machine {
     /// Makes a task that copies the VM's files.
     async fn ask_to_copy(&self, wanted: &CopyOperation) -> Option<Uuid> {
         let (id, operation) = (self.id, OperationRecord::Copy(wanted.clone()));
-        let made = self.state(move |state| {
-            let Some(vm) = state.read::<VmRecord>(&id.to_string())? else { return Ok(None) };
-            let task = TaskRecord::new(id, vm.record.name.clone(), operation.clone(), BY.into());
-            let name = task.id.to_string();
-            state.commit(&Transaction::new().if_none::<TaskRecord>(&name).write(&name, &task))?;
-            Ok(Some(task.id))
-        });
-        made.await.flatten()
+        self.state(move |state| make_task(state, id, &operation)).await.flatten()
     }
 
     /// Ends what copies the VM's files, and gives up what was copied.
