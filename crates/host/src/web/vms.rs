@@ -1,5 +1,6 @@
 //! VMs: what they are, and what is to be done to them.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -95,21 +96,20 @@ fn elsewhere(vm: &VmRecord, lives: bool) -> api::VmState {
 }
 
 /// A VM as it is told. `living` are the hosts of the cluster that are there.
-fn told(host: &Host, vm: &VmRecord, living: &[String]) -> api::Vm {
-    let mut live = host.live(vm.id);
-    if !host.state.is_here(vm) {
-        live.state = elsewhere(vm, vm.host.as_ref().is_some_and(|host| living.contains(host)));
-    }
+fn told(host: &Host, vm: &VmRecord, living: &HashSet<String>) -> api::Vm {
+    let live = host.state.is_here(vm).then(|| host.live(vm.id));
+    let lives = || vm.host.as_ref().is_some_and(|host| living.contains(host));
+    let last_end = live.as_ref().and_then(|live| live.last_end.as_ref()).or(vm.last_end.as_ref());
     api::Vm {
         id: vm.id,
         spec: vm.spec(),
         host: vm.host.clone(),
-        state: live.state,
-        last_end: live.last_end.as_ref().or(vm.last_end.as_ref()).map(api::Ending::from),
+        state: live.as_ref().map_or_else(|| elsewhere(vm, lives()), |live| live.state),
+        last_end: last_end.map(api::Ending::from),
         chains: Vec::new(),
         saved: vm.saved.as_ref().filter(|_| vm.is_saved()).map(api::SavedVm::from),
-        pid: live.pid,
-        guest: host.guest(vm.id),
+        pid: live.as_ref().and_then(|live| live.pid),
+        guest: live.and_then(|_| host.guest(vm.id)),
         created_at: vm.created_at,
         started_at: vm.started_at,
     }
@@ -122,12 +122,13 @@ pub fn etag(vm: &Stored<VmRecord>) -> String {
 
 /// An answer with a VM.
 fn with_vm(status: StatusCode, host: &Host, vm: &Stored<VmRecord>) -> Response {
-    answer_with(status, told(host, &vm.record, &[]), vm)
+    answer_with(status, told(host, &vm.record, &HashSet::new()), vm)
 }
 
 /// The hosts of the cluster that are there; none on a single host.
-fn living(state: &State) -> Result<Vec<String>, StateError> {
-    state.own_host().map_or(Ok(Vec::new()), |_| state.names::<AliveRecord>())
+fn living(state: &State) -> Result<HashSet<String>, StateError> {
+    let names = state.own_host().map_or(Ok(Vec::new()), |_| state.names::<AliveRecord>())?;
+    Ok(names.into_iter().collect())
 }
 
 fn answer_with(status: StatusCode, told: api::Vm, vm: &Stored<VmRecord>) -> Response {
@@ -173,11 +174,16 @@ pub fn check_if_match(headers: &HeaderMap, vm: &Stored<VmRecord>) -> Result<(), 
     (status = 200, description = "VMs", body = api::Page<api::Vm>),
     (status = "default", description = "Not done", body = api::Error),
 ))]
-pub async fn list(Shared(app): Shared<App>, Params(params): Params<ListParams>) -> Result<Json<api::Page<api::Vm>>, Refusal> {
+pub async fn list(Shared(app): Shared<App>, Params(params): Params<ListParams>) -> Result<Response, Refusal> {
     let limit = limit(params.limit)?;
     let host = app.host.clone();
-    let listed = app.host.state.run(move |state| listed(state, &host, &params, limit));
-    Ok(Json(listed.await?))
+    // Half of the time is that of writing it down: not on a thread that others wait for.
+    let listed = app.host.state.run(move |state| Ok(serde_json::to_vec(&listed(state, &host, &params, limit)?)));
+    let json = listed.await?.map_err(|error| {
+        let way_out = "tell the people who make Maru: no VM should be able to do that";
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "strange-answer", format!("VMs cannot be written down: {error}"), way_out)
+    })?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
 /// Those that are asked for, and whether there are more. The store has names in their order: of all others, nothing is read.
