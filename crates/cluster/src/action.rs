@@ -48,6 +48,8 @@ pub enum Action {
         token: Revision,
         /// Restore its saved memory.
         restore: bool,
+        /// It may run on without a lease: neither the guard nor its monitor looks at the deadline.
+        bound: bool,
     },
     /// Ask the guest to power off, and stop the VM after its grace. Answered by [`Event::VmEnded`](crate::Event::VmEnded).
     Stop(VmId),

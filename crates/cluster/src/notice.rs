@@ -29,8 +29,10 @@ pub enum Notice {
     HostLost {
         /// The host.
         host: HostId,
-        /// How many VMs it had.
+        /// How many VMs it had that others can have, too.
         vms: usize,
+        /// How many that are bound to it.
+        bound: usize,
         /// Whether they can be started elsewhere without further ado.
         fenced: bool,
     },
@@ -111,14 +113,20 @@ impl fmt::Display for Notice {
             Notice::Suspected(host, time) => {
                 write!(f, "{host} is silent on all networks for {} ms; its VMs wait for the end of its lease", time.as_millis())
             }
-            Notice::HostLost { host, vms, fenced: true } => {
-                write!(f, "{host}'s lease has ended: {vms} VM(s) are started elsewhere")
+            Notice::HostLost { host, vms, bound, fenced } => {
+                match fenced {
+                    true => write!(f, "{host}'s lease has ended: {vms} VM(s) are started elsewhere")?,
+                    false => write!(
+                        f,
+                        "{host}'s lease has ended, and it has no watchdog: {vms} VM(s) wait for its return, or for `maru host confirm-dead \
+                         {host}` when it is certain that it runs nothing"
+                    )?,
+                }
+                match bound {
+                    0 => Ok(()),
+                    _ => write!(f, "; {bound} with files of its own stay there"),
+                }
             }
-            Notice::HostLost { host, vms, fenced: false } => write!(
-                f,
-                "{host}'s lease has ended, and it has no watchdog: {vms} VM(s) wait for its return, or for `maru host confirm-dead {host}` \
-                 when it is certain that it runs nothing"
-            ),
             Notice::HostBack(host) => write!(f, "{host} has a lease"),
             Notice::Coordinates => f.write_str("this host is the coordinator"),
             Notice::Gathering { present, hosts } => {

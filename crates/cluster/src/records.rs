@@ -355,6 +355,10 @@ pub enum Left {
 pub struct OwnerRecord {
     /// Who may run it; none while it waits for a host.
     pub holder: Option<Holder>,
+    /// It is bound to the holder's host, which alone has its files: it runs on without a lease, and only that host, in whatever life, or who
+    /// vouches that the host is dead, changes this record.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bound: bool,
     /// Its memory is saved, and the next start restores it.
     #[serde(default)]
     pub saved: bool,

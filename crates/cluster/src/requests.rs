@@ -29,6 +29,9 @@ pub enum RequestError {
         "{0} does not run, and no files of it are on another host alone: start it, and it goes to the host that suits it best"
     )]
     NotRunning(VmId),
+    /// A VM that may run on a host which cannot be asked.
+    #[error("{0} may run on {1}, which is out of touch: when that host is back, ask again")]
+    OutOfTouch(VmId, HostId),
     /// A host that cannot take it.
     #[error("{0} cannot take it now: it holds no lease, or is drained")]
     NotReady(HostId),
@@ -101,6 +104,7 @@ pub fn move_vm(view: &View, id: &VmId, to: &HostId, volume: Option<&str>) -> Res
     match view.standing(id) {
         Standing::Held(_) => {}
         Standing::Off | Standing::GaveUp | Standing::Homeless if vm.files_on().is_some_and(|host| host != to) => {}
+        Standing::OutOfTouch(host) => return Err(RequestError::OutOfTouch(id.clone(), host)),
         _ => return Err(RequestError::NotRunning(id.clone())),
     }
     let target = view.host(to).filter(|host| host.is_active()).and_then(|host| host.alive.as_ref());
@@ -123,7 +127,7 @@ pub fn confirm_dead(view: &View, id: &HostId, batch: usize) -> Result<Vec<Transa
     let transactions = owned.chunks(batch.max(1)).map(|vms| {
         let owners = vms.iter().filter_map(|vm| Some((*vm, view.vm(vm)?.owner.as_ref()?)));
         owners.fold(Transaction::new().absent(alive_key(id)), |transaction, (vm, owner)| {
-            let record = OwnerRecord { holder: None, ..owner.record.clone() };
+            let record = OwnerRecord { holder: None, bound: false, ..owner.record.clone() };
             transaction.unchanged(owner_key(vm), owner.revision).put(owner_key(vm), to_bytes(&record))
         })
     });

@@ -87,6 +87,11 @@ impl VmView {
         self.owner.as_ref().and_then(|owner| owner.record.holder.as_ref())
     }
 
+    /// Whether only its holder's host may change who owns it.
+    pub fn is_bound(&self) -> bool {
+        self.owner.as_ref().is_some_and(|owner| owner.record.bound)
+    }
+
     /// The only host that reaches all of its files, if some of them are on a volume of that host's own.
     pub fn files_on(&self) -> Option<&HostId> {
         self.placement.as_ref().and_then(|placement| placement.record.local.as_ref()).map(|local| &local.host)
@@ -110,6 +115,8 @@ pub enum Standing {
     GaveUp,
     /// A host that lives owns it.
     Held(HostId),
+    /// It is bound to a host that has no lease, and may run there.
+    OutOfTouch(HostId),
     /// A record of it cannot be read, by this program at least.
     Unreadable,
     /// The host that owned it has no lease and no watchdog: someone has to confirm that it is dead.
@@ -225,6 +232,9 @@ impl View {
         if let Some(holder) = vm.holder() {
             if self.lives(holder) {
                 return Standing::Held(holder.host.clone());
+            }
+            if vm.is_bound() {
+                return Standing::OutOfTouch(holder.host.clone());
             }
             if self.hosts.get(&holder.host).is_some_and(HostView::needs_confirmation) {
                 return Standing::Unconfirmed(holder.host.clone());
@@ -459,7 +469,7 @@ impl View {
                     self.away.insert(id.clone());
                 }
             }
-            Standing::Off | Standing::GaveUp | Standing::Unreadable | Standing::Unconfirmed(_) => {}
+            Standing::Off | Standing::GaveUp | Standing::Unreadable | Standing::Unconfirmed(_) | Standing::OutOfTouch(_) => {}
         }
     }
 
@@ -545,6 +555,10 @@ impl View {
                 format!("is not started again: {reason}; `maru vm start {id}` tries anew")
             }
             Standing::Unreadable => "has a record that cannot be read here: use the program that wrote it, or a newer one".into(),
+            Standing::OutOfTouch(host) => format!(
+                "is bound to {host}, which is out of touch and alone has its files: it runs on there if that host does; if the host is gone for \
+                 good, `maru host confirm-dead {host}` says so"
+            ),
             Standing::Unconfirmed(host) => format!(
                 "waits for {host}, which has no lease and no watchdog: bring it back, or, when it is certain that it runs nothing, \
                  `maru host confirm-dead {host}`"

@@ -30,6 +30,11 @@ fn files_of_one_hosts_own_are_copied_when_it_is_drained() {
 }
 
 #[test]
+fn vms_with_files_of_their_hosts_own_run_on_without_a_lease() {
+    play("bound");
+}
+
+#[test]
 fn a_drained_host_gives_its_vms_away_and_gets_them_back() {
     play("drain");
 }
@@ -112,7 +117,7 @@ fn every_scenario_has_a_log() {
     let names: Vec<String> =
         fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     let scenarios: Vec<&str> = names.iter().filter_map(|name| name.strip_suffix(".toml")).collect();
-    assert_eq!(scenarios.len(), 12);
+    assert_eq!(scenarios.len(), 13);
     assert!(scenarios.iter().all(|name| names.contains(&format!("{name}.log"))));
 }
 

@@ -3,6 +3,7 @@
 //! One real node decides, as the coordinator and for its own host; the store is in memory, and the other hosts do what they are told at once. So
 //! the times are those of decisions alone, without etcd and without VMs.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -71,7 +72,7 @@ impl Cluster {
             committed(&store, &Transaction::new().put(placement_key(&vm_name(number)), placement))?;
         }
         let watch = store.watch("", store.range("none/")?.revision)?;
-        let node = Node::new(Config::new(host_name(0)), Moment::default(), None, Vec::new());
+        let node = Node::new(Config::new(host_name(0)), Moment::default(), None, Vec::new(), BTreeSet::new());
         Ok(Cluster { node, store, watch, now: Moment::default(), leases, thought: Thought::default() })
     }
 

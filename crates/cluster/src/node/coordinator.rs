@@ -12,6 +12,7 @@ use std::time::Duration;
 use store::record::to_bytes;
 use store::{LeaseId, MAX_OPERATIONS, Revision, Transaction};
 
+use super::local::NOT_AGAIN;
 use super::{Node, Purpose};
 use crate::placement::Way;
 use crate::records::{
@@ -159,9 +160,10 @@ impl Node {
     fn tell_lost(&mut self, host: &HostId) {
         let Some(view) = self.view.host(host).filter(|view| view.record.is_some()) else { return };
         let fenced = view.record.as_ref().is_some_and(|host| host.record.fencing == crate::records::Fencing::Watchdog);
-        let vms = view.vms.len();
+        let bound = view.vms.iter().filter(|vm| self.view.vm(vm).is_some_and(VmView::is_bound)).count();
+        let vms = view.vms.len() - bound;
         if self.coordinates() && self.coordination.lost.insert(host.clone()) {
-            self.tell(Notice::HostLost { host: host.clone(), vms, fenced });
+            self.tell(Notice::HostLost { host: host.clone(), vms, bound, fenced });
         }
     }
 
@@ -422,7 +424,7 @@ impl Node {
         }
         let failed = next.holder.take();
         if failed.is_some() && placement.record.restart.limit == 0 {
-            next.gave_up = Some("its host failed, and it is not to be restarted by itself".into());
+            next.gave_up = Some(NOT_AGAIN.into());
         } else {
             let host = self.view.best_host(id, unix_s, Way::Start)?;
             let alive = self.view.host(&host).and_then(|host| host.alive.clone());
@@ -437,6 +439,7 @@ impl Node {
                 next.home = Some(Home { host: failed.host.clone(), left: Left::Failure });
             }
             next.home = next.home.filter(|home| home.host != host);
+            next.bound = placement.record.local.as_ref().is_some_and(|local| local.host == host);
             next.holder = Some(Holder { host: host.clone(), incarnation: alive.record.incarnation });
             let from = failed.as_ref().map(|failed| failed.host.clone());
             plan.notices.push(Notice::Placed { vm: id.clone(), host, from });
@@ -477,7 +480,11 @@ impl Node {
                 // Its holder let go of it before it heard of the move.
                 Standing::Off | Standing::GaveUp => true,
                 // Whoever deals with its owner record deals with the move, too.
-                Standing::Homeless | Standing::Leftover | Standing::Unconfirmed(_) | Standing::Unreadable => false,
+                Standing::Homeless
+                | Standing::Leftover
+                | Standing::OutOfTouch(_)
+                | Standing::Unconfirmed(_)
+                | Standing::Unreadable => false,
             };
             if leads_nowhere {
                 Node::require_owner(plan, id, vm);

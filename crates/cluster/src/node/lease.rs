@@ -7,14 +7,16 @@
 //!    │  └───────────────────┘               │ deadline passed, or ended in the store
 //!    └──────────── nothing runs ── Lost ◀───┘ everything is killed
 //! ```
+//! VMs that are bound to this host count as nothing here: they run on.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use store::LeaseId;
 
+use super::local::is_bound_to;
 use super::{Local, MANY_HOSTS, Node};
-use crate::{Action, Moment, Notice};
+use crate::{Action, Moment, Notice, VmId};
 
 /// Renewals without an answer that are remembered; the answer to an older one proves nothing new by then.
 const RENEWALS: usize = 16;
@@ -68,20 +70,23 @@ impl Node {
     }
 
     fn lose_lease(&mut self) {
-        let running = self.locals.values().filter(|local| **local != Local::Killing).count();
+        let ends = |(vm, local): &(&VmId, &Local)| **local != Local::Killing && !self.bound.contains(*vm);
+        let running = self.locals.iter().filter(ends).count();
         self.lease = Lease::Lost;
         self.asked.clear();
         self.tell(Notice::LeaseLost { vms: running });
         self.kill_all();
         self.restoring.clear();
-        self.ended.clear();
+        let view = &self.view;
+        let host = &self.config.host;
+        self.ended.retain(|vm, _| view.vm(vm).is_some_and(|vm| is_bound_to(vm, host)));
         self.copies.clear();
     }
 
     /// The guard does the same; this is for VMs that a guard lost sight of.
     fn kill_all(&mut self) {
         for (vm, local) in &mut self.locals {
-            if *local != Local::Killing {
+            if *local != Local::Killing && !self.bound.contains(vm) {
                 *local = Local::Killing;
                 self.actions.push(Action::Kill(vm.clone()));
             }
@@ -91,7 +96,7 @@ impl Node {
     pub(super) fn pass_lease(&mut self) {
         if let Lease::Lost = self.lease {
             self.kill_all();
-            if self.locals.is_empty() {
+            if self.locals.keys().all(|vm| self.bound.contains(vm)) {
                 self.lease = Lease::None { ask_at: self.now };
             }
         }

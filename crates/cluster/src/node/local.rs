@@ -15,6 +15,10 @@
 //!          └──────────────────────────────── ended ◀──────────────────────────────────────────┘
 //! ```
 //! Before a VM is given to the next host, those of its files are copied that only this host reaches ([`copies`](super::copies)).
+//!
+//! A VM with such files is *bound* to this host when it is started: its owner record says so, and nobody else changes that record, lease or
+//! not. So it runs on when the lease is lost, and the record names this host's new life when there is one. If it has ended meanwhile, the record
+//! is given up, and the coordinator finds it a host as any other.
 
 use std::cmp::Reverse;
 
@@ -29,6 +33,9 @@ use crate::records::{
 };
 use crate::view::{HostView, VmView};
 use crate::{Action, Ending, HostId, Notice, VmId};
+
+/// Why a VM is not started again whose host failed.
+pub(super) const NOT_AGAIN: &str = "its host failed, and it is not to be restarted by itself";
 
 /// Failures that are remembered of one VM, however often it may be restarted.
 const FAILURES: usize = 100;
@@ -75,9 +82,11 @@ impl Node {
         if let Ending::StartFailed(reason) | Ending::Crashed(reason) | Ending::SaveFailed(reason) = &ending {
             self.tell(Notice::Failed { vm: vm.clone(), reason: reason.clone() });
         }
-        // Without a lease nothing can be said of it to others; whoever finds the lease ended takes it from there.
-        if self.lease.held().is_some()
-            && let Some(owner) = self.view.vm(&vm).and_then(|view| view.owner.as_ref())
+        self.bound.remove(&vm);
+        // Without a lease nothing can be said of it to others; whoever finds the lease ended takes it from there, unless it is bound to this host.
+        if let Some(view) = self.view.vm(&vm)
+            && let Some(owner) = &view.owner
+            && (self.lease.held().is_some() || is_bound_to(view, &self.config.host))
         {
             self.ended.insert(vm.clone(), (ending, owner.revision));
         }
@@ -90,13 +99,25 @@ impl Node {
     pub(super) fn reconcile(&mut self, id: &VmId) {
         let holder = self.lease.held().map(|incarnation| Holder { host: self.config.host.clone(), incarnation });
         let view = self.view.vm(id);
-        let mine = holder.is_some() && view.and_then(VmView::holder) == holder.as_ref();
+        let is_bound = view.is_some_and(|vm| is_bound_to(vm, &self.config.host));
+        let is_of_this_life = holder.is_some() && view.and_then(VmView::holder) == holder.as_ref();
+        let mine = is_of_this_life || holder.is_some() && is_bound;
+        let waits = self.busy.contains(id) || self.settled.get(id).is_some_and(|settled| self.view.revision() < *settled);
         if let Some(local) = self.locals.get(id).copied() {
+            // What is to become of it is seen with the next lease.
+            if holder.is_none() && self.bound.contains(id) {
+                return;
+            }
             match (mine, local) {
                 (_, Local::Killing | Local::Cancelling) => {}
                 (_, Local::Copying) => self.look_at_copying(id, mine),
                 (false, _) => self.end_local(id, Local::Killing, Action::Kill),
                 (true, _) if view.is_some_and(|view| view.unreadable) => {}
+                (true, Local::Starting | Local::Running) if !is_of_this_life => {
+                    if let (Some(holder), Some(owner), false) = (holder, view.and_then(|view| view.owner.clone()), waits) {
+                        self.claim(id, owner.record, owner.revision, holder.incarnation);
+                    }
+                }
                 (true, Local::Running) if !view.is_some_and(VmView::wanted_on) => {
                     self.end_local(id, Local::Stopping, Action::Stop)
                 }
@@ -107,7 +128,9 @@ impl Node {
             return;
         }
         let (Some(holder), Some(view), true) = (holder, view, mine) else {
-            self.ended.remove(id);
+            if !is_bound {
+                self.ended.remove(id);
+            }
             self.restoring.remove(id);
             self.floors.remove(id);
             // What was done of it is not known here yet, or will be known.
@@ -118,7 +141,7 @@ impl Node {
             return;
         };
         let (Some(owner), false) = (&view.owner, view.unreadable) else { return };
-        if self.busy.contains(id) || self.settled.get(id).is_some_and(|settled| self.view.revision() < *settled) {
+        if waits {
             return;
         }
         let floor = self.floors.get(id).copied().unwrap_or_default().max(self.floor);
@@ -130,6 +153,9 @@ impl Node {
         if ending.is_some() || !view.wanted_on() {
             let owner = owner.clone();
             self.give_away(id, owner.record, owner.revision, ending);
+        } else if !is_of_this_life {
+            let owner = owner.clone();
+            self.release(id, owner.record, owner.revision);
         } else if owner.revision <= floor || owner.record.saved {
             let owner = owner.clone();
             self.claim(id, owner.record, owner.revision, holder.incarnation);
@@ -195,11 +221,14 @@ impl Node {
         if !holds || owner.revision <= floor || owner.record.saved || !idle {
             return false;
         }
-        let (token, restore) = (owner.revision, self.restoring.remove(&id));
+        let (token, bound, restore) = (owner.revision, owner.record.bound, self.restoring.remove(&id));
         // What was copied of it is old from now on.
         self.call_off(&id);
         self.locals.insert(id.clone(), Local::Starting);
-        self.actions.push(Action::Start { vm: id, token, restore });
+        if bound {
+            self.bound.insert(id.clone());
+        }
+        self.actions.push(Action::Start { vm: id, token, restore, bound });
         true
     }
 
@@ -215,6 +244,22 @@ impl Node {
             self.restoring.insert(id.clone());
         }
         owner.holder = Some(Holder { host: self.config.host.clone(), incarnation });
+        // While it runs, it goes on as it was started.
+        if !self.locals.contains_key(id) {
+            owner.bound = self.files_are_here(id);
+        }
+        let key = owner_key(id);
+        self.commit_vm(id, Transaction::new().unchanged(key.clone(), revision).put(key, to_bytes(&owner)));
+    }
+
+    /// A VM that an earlier life of this host had is not here any more: it is to find a host as any other whose host failed.
+    fn release(&mut self, id: &VmId, mut owner: OwnerRecord, revision: Revision) {
+        (owner.holder, owner.bound) = (None, false);
+        let placement = self.view.vm(id).and_then(|vm| vm.placement.as_ref());
+        owner.gave_up = placement.filter(|placement| placement.record.restart.limit == 0).map(|_| NOT_AGAIN.into());
+        if let Some(reason) = &owner.gave_up {
+            self.tell(Notice::GaveUp { vm: id.clone(), reason: reason.clone() });
+        }
         let key = owner_key(id);
         self.commit_vm(id, Transaction::new().unchanged(key.clone(), revision).put(key, to_bytes(&owner)));
     }
@@ -236,7 +281,7 @@ impl Node {
         let mut transaction = Transaction::new().unchanged(key.clone(), revision);
         let placement = view.placement.as_ref();
         let started_again = placement.is_some_and(|placement| placement.record.start != owner.start);
-        owner.holder = None;
+        (owner.holder, owner.bound) = (None, false);
         let mut off = !view.wanted_on();
         let mut goes_on = false;
         match (ending, placement) {
@@ -270,12 +315,15 @@ impl Node {
         }
         match files {
             // It does not come back by itself: that would cost it the same time once more.
-            Some(Files::There(more)) => (transaction, owner.home) = (transaction.and(more), None),
+            Some(Files::There(more)) => {
+                (transaction, owner.home) = (transaction.and(more), None);
+                owner.bound = owner.holder.is_some();
+            }
             // It waits for this host, which is about to be switched off.
             Some(Files::Here) if self.goes_down() => {}
             // No other host could start it, and this one may be drained.
             Some(Files::Here) => {
-                owner.holder = here;
+                (owner.holder, owner.bound) = (here, true);
                 owner.start = placement.map_or(owner.start, |placement| placement.record.start);
             }
             Some(Files::OnTheWay) | None => {}
@@ -290,6 +338,11 @@ impl Node {
         }
         self.commit_vm(id, transaction);
     }
+}
+
+/// Whether a VM is bound to this host, in whatever life.
+pub(super) fn is_bound_to(vm: &VmView, host: &HostId) -> bool {
+    vm.is_bound() && vm.holder().is_some_and(|holder| holder.host == *host)
 }
 
 /// Where a VM goes back to after a move.

@@ -142,6 +142,8 @@ pub struct Node {
     refusal: Option<String>,
     /// VMs of which a process is on this host.
     locals: BTreeMap<VmId, Local>,
+    /// Those of them that run on without a lease.
+    bound: BTreeSet<VmId>,
     /// How VMs ended that this host still owns, and the owner's revision at that time.
     ended: BTreeMap<VmId, (Ending, Revision)>,
     /// A VM is started under an owner's revision above this one only: a transaction that gives it away under that one may still come.
@@ -174,11 +176,19 @@ pub struct Node {
 
 impl Node {
     /// Begins when the program around it does. The guard, which outlives that program, says which lease it holds; `running` are the VMs of
-    /// which there are processes on this host. Ends at once with [`Action::Read`] in the first step.
-    pub fn new(config: Config, now: Moment, guarded: Option<Guarded>, running: Vec<VmId>) -> Node {
+    /// which there are processes on this host, and `bound` those of them that were started as such. Ends at once with [`Action::Read`] in the
+    /// first step.
+    pub fn new(
+        config: Config,
+        now: Moment,
+        guarded: Option<Guarded>,
+        running: Vec<VmId>,
+        mut bound: BTreeSet<VmId>,
+    ) -> Node {
+        bound.retain(|vm| running.contains(vm));
         let lease = match guarded {
             Some(Guarded { lease, deadline }) if now < deadline => Lease::adopted(lease, deadline, now),
-            _ if running.is_empty() => Lease::None { ask_at: now },
+            _ if running.len() == bound.len() => Lease::None { ask_at: now },
             _ => Lease::Lost,
         };
         Node {
@@ -194,6 +204,7 @@ impl Node {
             asked: VecDeque::new(),
             refusal: None,
             locals: running.into_iter().map(|vm| (vm, Local::Running)).collect(),
+            bound,
             ended: BTreeMap::new(),
             floors: BTreeMap::new(),
             floor: Revision(0),

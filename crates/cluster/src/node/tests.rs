@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use store::record::{Record, from_bytes, to_bytes};
@@ -57,7 +58,7 @@ impl Host {
         };
         store.commit(&Transaction::new().put(placement_key(&web()), to_bytes(&placement))).unwrap();
         let mut host = Host {
-            node: Node::new(Config::new(H1.into()), Moment::default(), None, Vec::new()),
+            node: Node::new(Config::new(H1.into()), Moment::default(), None, Vec::new(), BTreeSet::new()),
             watch: store.watch("", Revision(0)).unwrap(),
             store,
             now: Moment::default(),
@@ -72,7 +73,7 @@ impl Host {
 
     /// Another node follows this one on the same host.
     fn restart(&mut self, guarded: Option<Guarded>, running: Vec<VmId>) {
-        self.node = Node::new(Config::new(H1.into()), self.now, guarded, running);
+        self.node = Node::new(Config::new(H1.into()), self.now, guarded, running, BTreeSet::new());
         self.done.clear();
         self.tell(Event::Timer);
     }

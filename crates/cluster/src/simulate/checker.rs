@@ -1,12 +1,12 @@
 //! What must hold at every moment, judged from outside with the true time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use store::Changed;
 use store::record::{Record, from_bytes};
 
-use super::machine::Machine;
+use super::machine::{Machine, Process};
 use crate::records::{AliveRecord, OwnerRecord, PlacementRecord};
 use crate::{HostId, VmId};
 
@@ -17,6 +17,8 @@ pub(super) const COPIES: &str = "copies/";
 #[derive(Default)]
 pub(super) struct Checker {
     owners: BTreeMap<VmId, Option<HostId>>,
+    /// VMs that only their owner's host may give away.
+    bound: BTreeSet<VmId>,
     /// Where files are that only one host reaches.
     files: BTreeMap<VmId, HostId>,
     /// How often VMs were started.
@@ -33,7 +35,8 @@ impl Checker {
 
     /// Whether a VM writes on a machine at this moment.
     fn writes(&self, machine: &Machine, vm: &VmId, now: Duration) -> bool {
-        machine.goes(now) && machine.vms.contains_key(vm) && !(self.vms_look && machine.is_past_deadline(now))
+        let is_stopped = |process: &Process| self.vms_look && !process.bound && machine.is_past_deadline(now);
+        machine.goes(now) && machine.vms.get(vm).is_some_and(|process| !is_stopped(process))
     }
 
     fn found(&mut self, now: Duration, what: String) {
@@ -76,7 +79,12 @@ impl Checker {
     pub(super) fn changed(&mut self, machines: &[Machine], change: &Changed, now: Duration) {
         if let Some(vm) = change.key.strip_prefix(OwnerRecord::PREFIX) {
             let record = change.value.as_ref().map(|value| from_bytes::<OwnerRecord>(&change.key, value));
-            let holder = record.and_then(Result::ok).and_then(|owner| owner.holder).map(|holder| holder.host);
+            let record = record.and_then(Result::ok);
+            match record.as_ref().is_some_and(|owner| owner.bound) {
+                true => self.bound.insert(vm.into()),
+                false => self.bound.remove(&vm.into()),
+            };
+            let holder = record.and_then(|owner| owner.holder).map(|holder| holder.host);
             self.owners.insert(vm.into(), holder);
             self.check_vm(machines, &vm.into(), now);
         }
@@ -96,7 +104,7 @@ impl Checker {
         }
         if let (Some(host), None) = (change.key.strip_prefix(AliveRecord::PREFIX), &change.value)
             && let Some(machine) = machines.iter().find(|machine| machine.id.as_str() == host)
-            && let Some(vm) = machine.vms.keys().find(|vm| self.writes(machine, vm, now))
+            && let Some(vm) = machine.vms.keys().find(|vm| self.writes(machine, vm, now) && !self.bound.contains(*vm))
         {
             self.found(now, format!("{vm} still runs on {host}, whose lease has ended"));
         }

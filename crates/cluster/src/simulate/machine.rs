@@ -63,6 +63,8 @@ pub(super) struct Process {
     pub(super) doing: Doing,
     /// Which of the processes it is.
     pub(super) number: u64,
+    /// It does not look at the deadline, and the guard leaves it alone.
+    pub(super) bound: bool,
 }
 
 /// The guard's process.

@@ -66,8 +66,9 @@ fn the_runs_try_what_they_are_there_for() {
         sum.late += counts.late;
         sum.restores += counts.restores;
         sum.copies += counts.copies;
+        sum.outlived += counts.outlived;
     }
-    let all = [sum.starts, sum.takeovers, sum.guard_kills, sum.resets, sum.conflicts, sum.late, sum.restores, sum.copies];
+    let all = [sum.starts, sum.takeovers, sum.guard_kills, sum.resets, sum.conflicts, sum.late, sum.restores, sum.copies, sum.outlived];
     assert!(all.into_iter().min() >= Some(30), "{sum:?}");
 }
 
@@ -100,6 +101,11 @@ fn an_end_of_a_lease_without_a_condition_on_its_renewals_is_found() {
 #[test]
 fn vms_that_do_not_look_at_the_deadline_are_found_when_a_host_thaws() {
     found_within(300, Mutation::VmsDoNotLook, "");
+}
+
+#[test]
+fn vms_that_run_on_although_their_owner_record_does_not_say_so_are_found() {
+    found_within(300, Mutation::AllBound, "whose lease has ended");
 }
 
 #[test]

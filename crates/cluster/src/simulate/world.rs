@@ -36,6 +36,8 @@ pub enum Mutation {
     VmsDoNotLook,
     /// The guard does nothing, and VMs do not look.
     NoGuard,
+    /// VMs that are not bound to their host run on without a lease, too.
+    AllBound,
 }
 
 /// How long things take, in microseconds.
@@ -79,6 +81,8 @@ pub struct Counts {
     pub restores: u64,
     /// VMs went to another host with copies of their files.
     pub copies: u64,
+    /// VMs that are bound to their host ran on when its lease was over.
+    pub outlived: u64,
 }
 
 /// What is to happen at some time.
@@ -350,7 +354,8 @@ impl World {
         let config = Config { host: there.id.clone(), ..self.config.clone() };
         there.copies.clear();
         let guarded = there.page.map(|(lease, deadline)| Guarded { lease, deadline });
-        let node = Node::new(config, there.moment(self.now), guarded, there.vms.keys().cloned().collect());
+        let bound = there.vms.iter().filter(|(_, process)| process.bound).map(|(vm, _)| vm.clone()).collect();
+        let node = Node::new(config, there.moment(self.now), guarded, there.vms.keys().cloned().collect(), bound);
         there.daemon = Some(Daemon {
             node,
             instance,
@@ -425,7 +430,9 @@ impl World {
                 let event = Event::Committed { commit, answer: Answer::Unknown };
                 self.at(self.now + PATIENCE, Happening::Daemon { machine, instance, event });
             }
-            Action::Start { vm, token: _, restore } => self.start_vm(machine, vm, restore),
+            Action::Start { vm, token: _, restore, bound } => {
+                self.start_vm(machine, vm, restore, bound || self.mutation == Some(Mutation::AllBound));
+            }
             Action::Stop(vm) => self.end_vm(machine, &vm, Doing::Stopping, Ending::Stopped),
             Action::Save(vm) => {
                 let fails = self.failures > 0 && self.rng.u32(0..self.failures) == 0;
@@ -647,10 +654,10 @@ impl World {
         self.spread();
     }
 
-    fn start_vm(&mut self, machine: usize, vm: VmId, restore: bool) {
+    fn start_vm(&mut self, machine: usize, vm: VmId, restore: bool, bound: bool) {
         let number = self.number();
         let there = &mut self.machines[machine];
-        let process = Process { doing: Doing::Starting, number };
+        let process = Process { doing: Doing::Starting, number, bound };
         if there.vms.insert(vm.clone(), process).is_some() {
             self.checker.violation.get_or_insert(format!("{vm} was started on {} where it is", there.id));
         }
@@ -760,8 +767,9 @@ impl World {
             return;
         }
         if there.is_past_deadline(self.now) {
-            let vms: Vec<VmId> =
-                there.vms.iter().filter(|(_, process)| process.doing != Doing::Dying).map(|(vm, _)| vm.clone()).collect();
+            self.counts.outlived += there.vms.values().filter(|process| process.bound).count() as u64;
+            let ends = |process: &Process| process.doing != Doing::Dying && !process.bound;
+            let vms: Vec<VmId> = there.vms.iter().filter(|(_, process)| ends(process)).map(|(vm, _)| vm.clone()).collect();
             if !vms.is_empty() {
                 self.say(machine, || format!("the guard kills {} VM(s)", vms.len()));
             }
@@ -783,7 +791,7 @@ impl World {
         let boot = there.boot;
         if let Some((_, deadline)) = there.page {
             let fires = (since + WATCHDOG).min(there.real(deadline + WATCHDOG_AFTER_DEADLINE));
-            if !there.vms.is_empty() && self.mutation != Some(Mutation::NoGuard) {
+            if there.vms.values().any(|process| !process.bound) && self.mutation != Some(Mutation::NoGuard) {
                 self.at(fires, Happening::Watchdog { machine, boot, since });
             }
         }
@@ -853,7 +861,11 @@ impl World {
                     vm.wanted_on() && vm.moving.is_none() && !drained && processes == [(host, Doing::Running)]
                 }
                 Standing::GaveUp | Standing::Off => processes.is_empty() && vm.moving.is_none(),
-                Standing::Homeless | Standing::Leftover | Standing::Unreadable | Standing::Unconfirmed(_) => false,
+                Standing::Homeless
+                | Standing::Leftover
+                | Standing::Unreadable
+                | Standing::OutOfTouch(_)
+                | Standing::Unconfirmed(_) => false,
             };
             if !right {
                 return Some(format!("{id} stands as {standing:?}, moves {:?}, and has the processes {processes:?}", vm.moving));

@@ -9,10 +9,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use cluster::node::renewal;
 use cluster::records::{AliveRecord, Fencing, HostRecord, alive_key, host_key};
 use cluster::view::{PREFIXES, is_known};
-use cluster::{Action, Answer, Config, Event, Guarded, Node};
+use cluster::{Action, Answer, Config, Event, Guarded, Node, VmId};
 use store::record::to_bytes;
 use store::{EtcdStore, LeaseId, Leases, Outcome, Replica, Revision, Store, StoreError, Transaction};
 use tokio::runtime::Handle;
+use uuid::Uuid;
 
 use super::beat::Beats;
 use super::guard::{Guard, held, let_go, now};
@@ -105,7 +106,10 @@ impl Runtime {
         };
         let Found { running, ended } = machines::found(&host)?;
         let locals = running.iter().chain(ended.iter().map(|(vm, _)| vm)).cloned().collect();
-        let node = Node::new(config, now(), status.as_ref().and_then(held).or(handed_over), locals);
+        let cgroups = &host.surroundings.cgroups;
+        let is_bound = |vm: &&VmId| Uuid::parse_str(vm.as_str()).is_ok_and(|vm| cgroups.is_bound(vm));
+        let bound = running.iter().filter(is_bound).cloned().collect();
+        let node = Node::new(config, now(), status.as_ref().and_then(held).or(handed_over), locals, bound);
         let mut machines = Machines::new(shared.clone(), Handle::current());
         running.iter().for_each(|vm| machines.follow(vm));
         for (vm, ending) in ended {
@@ -236,8 +240,8 @@ impl Driver {
                 };
                 shared.tell(Event::Committed { commit, answer });
             }),
-            // Whether there is something to restore, the VM's own record says.
-            Action::Start { vm, token, restore: _ } => self.machines.start(&vm, token),
+            // Whether there is something to restore, the VM's own record says; and whether it is bound to this host, its owner's.
+            Action::Start { vm, token, restore: _, bound: _ } => self.machines.start(&vm, token),
             Action::Stop(vm) => self.machines.stop(&vm),
             Action::Save(vm) => self.machines.save(&vm),
             Action::Copy { vm, to, volume } => self.machines.copy(&vm, &to, volume),

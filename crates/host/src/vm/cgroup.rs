@@ -1,4 +1,7 @@
 //! A control group for each VM, where there are control groups of version 2.
+//!
+//! Those of VMs that end with their host's lease are in one directory, which the guard empties; those of VMs that are bound to this host, and run
+//! on, are in another one beside it.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,15 +12,19 @@ use uuid::Uuid;
 
 /// The time in which a cap counts, in microseconds: the kernel's own. In a shorter one, a cap of 1 % would be less than the kernel takes.
 const PERIOD_US: u64 = 100_000;
+/// The weight that the kernel gives a group; here what both directories of VMs have together.
+const DEFAULT_WEIGHT: u64 = 100;
 /// How long a group may take to become empty.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is looked whether it is.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
-/// The directory in which each running VM has a control group.
+/// The directories in which each running VM has a control group.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
     directory: Option<PathBuf>,
+    /// For VMs that are bound to this host; made with the first.
+    bound: Option<PathBuf>,
     /// Whether processor time can be shared out.
     has_cpu: bool,
 }
@@ -27,23 +34,20 @@ impl Cgroups {
     pub fn at(path: &Path) -> (Cgroups, Option<String>) {
         if let Err(error) = make(path) {
             let reason = format!("VMs get no control groups of their own: {}: {error}", path.display());
-            return (Cgroups { directory: None, has_cpu: false }, Some(reason));
+            return (Cgroups { directory: None, bound: None, has_cpu: false }, Some(reason));
         }
         let (mut has_cpu, mut reason) = (true, None);
-        for controller in ["cpu", "memory"] {
-            // What a group's children may have, the group and each one above must hand down.
-            let mut levels = path.parent().into_iter().chain([path]);
-            let handed_down =
-                levels.try_for_each(|level| fs::write(level.join("cgroup.subtree_control"), format!("+{controller}")));
+        for (controller, handed_down) in hand_down(path) {
             if let Err(error) = handed_down {
                 has_cpu &= controller != "cpu";
                 reason = Some(format!("VMs get no control of their {controller}: {}: {error}", path.display()));
             }
         }
-        (Cgroups { directory: Some(path.into()), has_cpu }, reason)
+        let bound = path.file_name().map(|name| path.with_file_name(format!("{}-bound", name.display())));
+        (Cgroups { directory: Some(path.into()), bound, has_cpu }, reason)
     }
 
-    /// The directory that they are in.
+    /// The directory of VMs that end with the lease.
     pub fn directory(&self) -> Option<&Path> {
         self.directory.as_deref()
     }
@@ -51,7 +55,7 @@ impl Cgroups {
     /// Those beside these: for what serves VMs and must not end with them.
     pub fn beside(&self) -> Cgroups {
         let directory = self.directory.as_ref().and_then(|directory| Some(directory.parent()?.to_owned()));
-        Cgroups { directory, ..self.clone() }
+        Cgroups { directory, bound: None, ..self.clone() }
     }
 
     /// Whether processor time can be shared out.
@@ -60,7 +64,29 @@ impl Cgroups {
     }
 
     fn group(&self, name: impl std::fmt::Display) -> Option<PathBuf> {
-        Some(self.directory.as_ref()?.join(name.to_string()))
+        let name = name.to_string();
+        let bound = self.bound.as_ref().map(|bound| bound.join(&name)).filter(|group| group.exists());
+        bound.or_else(|| Some(self.directory.as_ref()?.join(name)))
+    }
+
+    /// Makes the group of a VM that is about to be started, so that it is among those that are bound to this host, or among the others.
+    pub fn begin(&self, vm: Uuid, is_bound: bool) -> io::Result<()> {
+        // One of an earlier run may be left on the other side.
+        if self.is_bound(vm) != is_bound {
+            self.remove(vm)?;
+        }
+        let (true, Some(bound)) = (is_bound, &self.bound) else { return Ok(()) };
+        if !bound.exists() {
+            make(bound)?;
+            // What cannot be handed down here cannot be in the other directory either, and that was said.
+            hand_down(bound).for_each(drop);
+        }
+        make(&bound.join(vm.to_string()))
+    }
+
+    /// Whether a VM is among those that are bound to this host.
+    pub fn is_bound(&self, vm: Uuid) -> bool {
+        self.bound.as_ref().is_some_and(|bound| bound.join(vm.to_string()).exists())
     }
 
     /// The file that the process of a VM, or of the switches, must write `0` to, so that it is in its group.
@@ -87,6 +113,25 @@ impl Cgroups {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             written => written.map(|()| true),
         }
+    }
+
+    /// Shares out between the two directories what one of them would have, as the weights of their VMs are: so that these share as if they were in
+    /// one, to a hundredth.
+    pub fn balance(&self, weights: impl Iterator<Item = (Uuid, u32)>) -> io::Result<()> {
+        let (Some(directory), Some(bound), true) = (&self.directory, &self.bound, self.has_cpu) else { return Ok(()) };
+        if !bound.exists() {
+            return Ok(());
+        }
+        let (mut of_bound, mut of_all) = (0, 0);
+        for (vm, weight) in weights {
+            of_all += u64::from(weight);
+            of_bound += if self.is_bound(vm) { u64::from(weight) } else { 0 };
+        }
+        let share = of_bound * DEFAULT_WEIGHT / of_all.max(1);
+        for (group, weight) in [(directory, DEFAULT_WEIGHT - share), (bound, share)] {
+            fs::write(group.join("cpu.weight"), weight.max(1).to_string())?;
+        }
+        Ok(())
     }
 
     /// Processor time of a VM in microseconds, since its group was made.
@@ -118,9 +163,18 @@ impl Cgroups {
 
     /// VMs that have a group.
     pub fn list(&self) -> Vec<Uuid> {
-        let entries = self.directory.iter().flat_map(fs::read_dir).flatten().flatten();
+        let entries = self.directory.iter().chain(&self.bound).flat_map(fs::read_dir).flatten().flatten();
         entries.filter_map(|entry| Uuid::parse_str(entry.file_name().to_str()?).ok()).collect()
     }
+}
+
+/// Lets a group's children have what it has: the group and the one above must hand it down. Gives what came of it for each controller.
+fn hand_down(path: &Path) -> impl Iterator<Item = (&'static str, io::Result<()>)> {
+    ["cpu", "memory"].into_iter().map(move |controller| {
+        let mut levels = path.parent().into_iter().chain([path]);
+        let hand = |level: &Path| fs::write(level.join("cgroup.subtree_control"), format!("+{controller}"));
+        (controller, levels.try_for_each(hand))
+    })
 }
 
 fn make(group: &Path) -> io::Result<()> {

@@ -170,6 +170,10 @@ impl Ledger {
                 Err(error) => tracing::warn!(vm = %id, "its CPU weight cannot be set: {error}"),
             }
         }
+        let written = all.iter().filter_map(|(id, taken)| Some((*id, taken.written?)));
+        if let Err(error) = cgroups.balance(written) {
+            tracing::warn!("VMs that are bound to this host and others do not share processors as they should: {error}");
+        }
     }
 }
 

@@ -197,7 +197,7 @@ pub fn open(path: &Path, truncate: bool) -> io::Result<File> {
     File::options().create(true).truncate(truncate).write(true).mode(0o600).open(path)
 }
 
-/// Starts the monitor of a VM. With a saved state it stays paused.
+/// Starts the monitor of a VM, in the control group that was [begun](super::cgroup::Cgroups::begin) for it. With a saved state it stays paused.
 pub fn spawn(surroundings: &Surroundings, vm: Uuid, config: &VmConfig, restore: Option<&Path>) -> Result<Process, SpawnError> {
     let files = RunFiles::of(surroundings, vm);
     let made = |path: &Path| {
@@ -218,7 +218,9 @@ pub fn spawn(surroundings: &Surroundings, vm: Uuid, config: &VmConfig, restore: 
     if let Some(saved) = restore {
         command.arg("--restore").arg(saved).arg("--paused");
     }
-    command.arg("--lease").arg(&surroundings.lease);
+    if !surroundings.cgroups.is_bound(vm) {
+        command.arg("--lease").arg(&surroundings.lease);
+    }
     if surroundings.unconfined {
         command.arg("--unconfined");
     }

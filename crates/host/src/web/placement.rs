@@ -49,6 +49,7 @@ fn refused(error: &RequestError) -> Refusal {
         RequestError::NoVm(_) => (StatusCode::NOT_FOUND, "not-found", "list those that there are with `maru vm list`"),
         RequestError::Alive(_) => (StatusCode::CONFLICT, "host-alive", "do what it says"),
         RequestError::NotRunning(_) => (StatusCode::CONFLICT, "vm-off", "start it"),
+        RequestError::OutOfTouch(..) => (StatusCode::SERVICE_UNAVAILABLE, "host-silent", "do what it says"),
         RequestError::NotReady(_) => (StatusCode::CONFLICT, "host-not-ready", "resume it, or choose another host"),
     };
     Refusal::new(status, code, error.to_string(), way_out)
@@ -185,6 +186,10 @@ pub async fn explain(Shared(app): Shared<App>, Name(name): Name) -> Result<Json<
             }
             Standing::Held(host) => (Some(host.to_string()), format!("it runs on {host}, or is started there")),
             Standing::Unreadable => (None, "a record of it cannot be read by this version".to_owned()),
+            Standing::OutOfTouch(host) => {
+                let why = view.why(&id, unix_s);
+                (Some(host.to_string()), format!("it {why}"))
+            }
             Standing::Unconfirmed(host) => (
                 Some(host.to_string()),
                 format!(

@@ -14,7 +14,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use fuse_backend_rs::abi::fuse_abi::FsOptions;
 use fuse_backend_rs::api::server::Server;
+use fuse_backend_rs::api::{Vfs, VfsOptions};
 use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
 use vhost::vhost_user::Listener;
@@ -79,7 +81,7 @@ impl Drop for Service {
 
 /// The device as `vhost-user-backend` drives it.
 struct Device {
-    server: Server<PassthroughFs>,
+    server: Server<Vfs>,
     memory: Option<GuestMemoryAtomic<GuestMemoryMmap>>,
     stop: (EventConsumer, EventNotifier),
 }
@@ -95,9 +97,22 @@ impl Device {
             use_host_ino: true,
             // A host goes around its own cache. That of this machine does not end with it, and has no rules for how requests are aligned.
             allow_direct_io: false,
+            // What mounts it does that.
+            do_import: false,
             ..Config::default()
         };
-        let server = Server::new(PassthroughFs::new(config)?);
+        // By itself the file system takes 4 KiB in one request.
+        let requests = FsOptions::BIG_WRITES | FsOptions::MAX_PAGES;
+        let options = VfsOptions {
+            no_open: false,
+            no_opendir: false,
+            no_writeback: true,
+            out_opts: requests | FsOptions::DO_READDIRPLUS | FsOptions::READDIRPLUS_AUTO,
+            ..VfsOptions::default()
+        };
+        let files = Vfs::new(options);
+        files.mount(Box::new(PassthroughFs::<()>::new(config)?), "/").map_err(io::Error::other)?;
+        let server = Server::new(files);
         Ok(Device { server, memory: None, stop: new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)? })
     }
 

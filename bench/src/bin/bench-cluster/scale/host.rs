@@ -1,6 +1,6 @@
 //! A host: the thread that owns its node, as in `marud`'s `cluster::runtime`, with VMs that only take time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -65,7 +65,7 @@ impl Host {
     pub fn new(parts: Parts) -> anyhow::Result<Host> {
         let Parts { name, client, replica, world, sender } = parts;
         let config = Config::new(name);
-        let node = Node::new(config.clone(), world.now(), None, Vec::new());
+        let node = Node::new(config.clone(), world.now(), None, Vec::new(), BTreeSet::new());
         // Nothing but its threads for what waits is used, of which each `marud` has as many.
         let runtime = Builder::new_current_thread().build()?;
         let shared = Arc::new(Shared { config, client, replica, world, sender });

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cluster::records::OwnerRecord;
 use serde_json::Value;
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
@@ -18,9 +19,9 @@ use super::{ANSWER, Actor, END, Input, Machine, START, STORE_AGAIN, Step, Stoppi
 use crate::net::socket_directory;
 use crate::records::{
     Cause, CheckpointOperation, CloneRecord, DeleteDisks, EventKind, EventRecord, OperationRecord, Power, ProgressRecord,
-    SavedPhase, TaskRecord, TaskStateRecord,
+    SavedPhase, TaskRecord, TaskStateRecord, VmRecord,
 };
-use crate::state::State;
+use crate::state::{State, StateError};
 
 /// Said of a shutdown that was cancelled.
 const STILL_ASKED: &str = "cancelled: the VM is not ended by force; the guest was asked to shut down, and may still do it";
@@ -31,6 +32,16 @@ pub(super) enum Went {
     Done(Option<EventRecord>),
     /// It waits.
     Waits,
+}
+
+/// Whether the VM that is being started may run on without a lease: its owner's record says so, if it is the one that it is started by.
+fn is_bound(state: &State, vm: &VmRecord) -> Result<bool, StateError> {
+    let owner = state.read::<OwnerRecord>(&vm.id.to_string())?;
+    Ok(owner.is_some_and(|owner| owner.record.bound && vm.owned_at == Some(owner.revision.0)))
+}
+
+fn not_started(error: &dyn std::error::Error) -> Cause {
+    Cause::new("not-started", vmm::error_chain(error), "see what stands in the way on the host, and try again")
 }
 
 impl Actor {
@@ -145,6 +156,7 @@ impl Actor {
         self.live.send_replace(Live { state: api::VmState::Starting, pid: None, last_end: None });
         let (surroundings, record) = (self.surroundings.clone(), self.vm.record.clone());
         let limit = self.start_limit();
+        let state = self.state.clone();
         let spawned = tokio::task::spawn_blocking(move || {
             // The ports are kept as long as the VM is stored as one that runs: it is already.
             surroundings.network.hold(record.id, &record.nets)?;
@@ -153,13 +165,12 @@ impl Actor {
             cloud_init::attach(&surroundings, &record, &mut config)?;
             let saved = record.saved.as_ref().filter(|saved| saved.phase == SavedPhase::Saved);
             let saved = saved.map(|saved| surroundings.volumes.find(&saved.file)).transpose()?;
+            let is_bound = is_bound(&state, &record).map_err(|error| not_started(&error))?;
+            surroundings.cgroups.begin(record.id, is_bound).map_err(|error| not_started(&error))?;
             limits::admit(&surroundings, &record, &record.resources.cpu)?;
             surroundings.ledger.set_starting(record.id, true);
             surroundings.ledger.share(&surroundings.cgroups);
-            process::spawn(&surroundings, record.id, &config, saved.as_deref()).map_err(|error| {
-                let way_out = "see what stands in the way on the host, and try again";
-                Cause::new("not-started", vmm::error_chain(&error), way_out)
-            })
+            process::spawn(&surroundings, record.id, &config, saved.as_deref()).map_err(|error| not_started(&error))
         });
         let spawned = spawned.await.map_err(|_| Cause::new("not-started", "marud is about to end", "try again"))?;
         let process = spawned.inspect_err(|_| self.clean_up())?;
