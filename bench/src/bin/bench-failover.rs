@@ -141,8 +141,9 @@ fn healthy(lab: &Lab) -> anyhow::Result<(&Host, &Host)> {
         let vm = json(host, "maru vm show web")?;
         let find = |name: &Value| lab.hosts().iter().find(|host| name == host.name());
         let leader = hosts.iter().find(|host| host["leads"] == true).and_then(|host| find(&host["name"]));
-        let (Some(place), Some(leader)) = (find(&vm["host"]), leader) else { return Ok(None) };
-        Ok((ready && vm["state"] == "running" && status["cluster"]["waits"].is_null()).then_some((place, leader)))
+        let is_well = ready && vm["state"] == "running" && status["cluster"]["waits"].is_null();
+        ensure!(is_well, "the VM is {} on {}; {}", vm["state"], vm["host"], status["cluster"]);
+        Ok(find(&vm["host"]).zip(leader))
     })
 }
 

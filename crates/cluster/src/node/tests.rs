@@ -6,7 +6,7 @@ use store::{LeaseId, Leases, MemoryStore, Outcome, Revision, Store, Transaction,
 
 use super::{Config, Guarded, Node, renewal};
 use crate::records::{
-    AliveRecord, HostRecord, LocalFiles, MoveReason, MoveRecord, OwnerRecord, PlacementRecord, Power, alive_key, move_key,
+    AliveRecord, Holder, HostRecord, LocalFiles, MoveReason, MoveRecord, OwnerRecord, PlacementRecord, Power, alive_key, move_key,
     owner_key, placement_key,
 };
 use crate::{Action, Answer, Ending, Event, HostId, Moment, Notice, VmId};
@@ -73,7 +73,11 @@ impl Host {
 
     /// Another node follows this one on the same host.
     fn restart(&mut self, guarded: Option<Guarded>, running: Vec<VmId>) {
-        self.node = Node::new(Config::new(H1.into()), self.now, guarded, running, BTreeSet::new());
+        self.restart_with(guarded, running, BTreeSet::new());
+    }
+
+    fn restart_with(&mut self, guarded: Option<Guarded>, running: Vec<VmId>, bound: BTreeSet<VmId>) {
+        self.node = Node::new(Config::new(H1.into()), self.now, guarded, running, bound);
         self.done.clear();
         self.tell(Event::Timer);
     }
@@ -293,6 +297,75 @@ fn with_files(power: Power) -> Host {
     host.store.commit(&transaction).unwrap();
     host.tell(Event::VmRunning(web()));
     host
+}
+
+/// A node that runs web as bound to its host.
+fn with_bound() -> Host {
+    let mut host = with_files(Power::On);
+    host.ends(Ending::Crashed("panic".into()));
+    host.tell(Event::VmRunning(web()));
+    assert_eq!(host.took(), ["start web"]);
+    assert!(host.owner().unwrap().bound);
+    host
+}
+
+/// Others have ended this host's lease.
+fn lose_lease(host: &mut Host) {
+    host.store.commit(&Transaction::new().delete(alive_key(&H1.into()))).unwrap();
+    host.pass(Duration::from_secs(1));
+}
+
+const NONE_ENDS: &str = "the lease could not be proven in time: 0 VM(s) are killed here and may start elsewhere";
+
+/// Whether web is this host's in its present life, and bound to it.
+fn is_claimed(host: &Host) -> bool {
+    let owner = host.owner().unwrap();
+    owner.bound && owner.holder.unwrap() == Holder { host: H1.into(), incarnation: host.node.lease().unwrap() }
+}
+
+#[test]
+fn a_bound_vm_runs_on_without_a_lease_and_the_next_life_of_its_host_has_it() {
+    let mut host = with_bound();
+    lose_lease(&mut host);
+    assert_eq!(host.took(), [NONE_ENDS]);
+    assert!(is_claimed(&host));
+    // The same when the program around the node is another one then.
+    host.store.commit(&Transaction::new().delete(alive_key(&H1.into()))).unwrap();
+    host.restart_with(None, vec![web()], [web()].into());
+    host.pass(Duration::from_secs(1));
+    assert_eq!(host.took(), Vec::<String>::new());
+    assert!(is_claimed(&host));
+    // One that was not started as bound ends, whatever the record says, and is started anew.
+    host.store.commit(&Transaction::new().delete(alive_key(&H1.into()))).unwrap();
+    host.restart(None, vec![web()]);
+    assert_eq!(host.took(), ["kill web"]);
+    host.ends(Ending::Killed);
+    host.pass(Duration::from_secs(2));
+    assert_eq!(host.took(), ["start web"]);
+}
+
+#[test]
+fn a_bound_vm_that_someone_has_taken_away_ends_with_the_next_lease() {
+    let mut host = with_bound();
+    let owner = OwnerRecord { holder: None, bound: false, ..host.owner().unwrap() };
+    host.store.commit(&Transaction::new().put(owner_key(&web()), to_bytes(&owner)).delete(alive_key(&H1.into()))).unwrap();
+    host.pass(Duration::from_secs(1));
+    assert_eq!(host.took(), [NONE_ENDS, "kill web"]);
+}
+
+#[test]
+fn what_became_of_a_bound_vm_without_a_lease_is_told_with_the_next() {
+    let mut host = with_bound();
+    host.mute = true;
+    host.pass(Duration::from_secs(4));
+    assert_eq!(host.took(), [NONE_ENDS]);
+    host.ends(Ending::PoweredOff);
+    assert!(host.owner().is_some(), "nothing can be said without a lease");
+    host.mute = false;
+    lose_lease(&mut host);
+    assert_eq!((host.owner(), host.took()), (None, vec![]));
+    let entry = host.store.get(&placement_key(&web())).unwrap().unwrap();
+    assert_eq!(from_bytes::<PlacementRecord>(&entry.key, &entry.value).unwrap().power, Power::Off);
 }
 
 /// What the program says when the files are on h2.

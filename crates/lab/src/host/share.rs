@@ -97,7 +97,7 @@ impl Device {
             use_host_ino: true,
             // A host goes around its own cache. That of this machine does not end with it, and has no rules for how requests are aligned.
             allow_direct_io: false,
-            // What mounts it does that.
+            // It is done here, before it is mounted.
             do_import: false,
             ..Config::default()
         };
@@ -110,9 +110,10 @@ impl Device {
             out_opts: requests | FsOptions::DO_READDIRPLUS | FsOptions::READDIRPLUS_AUTO,
             ..VfsOptions::default()
         };
-        let files = Vfs::new(options);
-        files.mount(Box::new(PassthroughFs::<()>::new(config)?), "/").map_err(io::Error::other)?;
-        let server = Server::new(files);
+        let (vfs, files) = (Vfs::new(options), PassthroughFs::<()>::new(config)?);
+        files.import()?;
+        vfs.mount(Box::new(files), "/").map_err(io::Error::other)?;
+        let server = Server::new(vfs);
         Ok(Device { server, memory: None, stop: new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)? })
     }
 
