@@ -135,7 +135,11 @@ impl Runtime {
             }
         });
         let driver = Driver { node, shared: shared.clone(), machines, guard, beats, runtime: Handle::current(), port };
-        std::thread::Builder::new().name("cluster".into()).spawn(move || driver.run(&receiver)).map_err(RuntimeError::Thread)?;
+        let drive = move || {
+            store::go_first();
+            driver.run(&receiver);
+        };
+        std::thread::Builder::new().name("cluster".into()).spawn(drive).map_err(RuntimeError::Thread)?;
         Ok(Runtime { shared })
     }
 

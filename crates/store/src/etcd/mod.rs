@@ -98,6 +98,7 @@ impl EtcdStore {
         let handle = runtime.handle().clone();
         let (close, closed) = oneshot::channel::<()>();
         thread::Builder::new().name("etcd".into()).spawn(move || {
+            crate::go_first();
             let _ = runtime.block_on(closed);
         })?;
         Ok(EtcdStore { endpoints, tls: RwLock::new(config.tls.clone()), runtime: handle, _close: close })

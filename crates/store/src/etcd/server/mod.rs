@@ -301,6 +301,7 @@ fn end_with_parent(command: &mut Command) {
     // SAFETY: between fork and exec only async-signal-safe system calls are made, and errors without allocation.
     unsafe {
         command.pre_exec(move || {
+            crate::go_first();
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                 return Err(io::Error::last_os_error());
             }
