@@ -91,7 +91,7 @@ fn run(runs: usize) -> anyhow::Result<()> {
     let id = json(lab.host(0), "maru vm show web")?["id"].as_str().context("the VM has no id")?.to_owned();
     let mut results = Vec::new();
     for number in 0..runs {
-        let result = fail_over(&lab, &id, number % 2 == 1)?;
+        let result = fail_over(&lab, &id, number % 2 == 1).inspect_err(|_| tell(&lab))?;
         let leader = if result.leader_too { ", which led the store" } else { "" };
         eprintln!(
             "{:3}: power cut of its host{leader}: started after {:.2} s, the guest's init after {:.2} s",
@@ -103,6 +103,12 @@ fn run(runs: usize) -> anyhow::Result<()> {
     }
     report(&results);
     Ok(())
+}
+
+/// Tells what the cluster has done of late, for whoever looks for the reason.
+fn tell(lab: &Lab) {
+    let told = shell(lab.host(0), "maru task list | tail -n 20; timeout 5 maru event tail --after 0 | tail -n 60 || :");
+    eprintln!("{}", told.unwrap_or_else(|error| format!("{error:#}")));
 }
 
 fn start() -> anyhow::Result<Lab> {

@@ -9,6 +9,7 @@
 //! forgotten, whatever happens to this process.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -56,6 +57,8 @@ pub struct Host {
 }
 
 struct VmHandle {
+    /// The VM's record was this one when its actor was made.
+    since: Revision,
     inputs: mpsc::UnboundedSender<Input>,
     live: watch::Receiver<Live>,
     links: Links,
@@ -252,12 +255,16 @@ impl Host {
 
     /// Makes the actor of a VM.
     fn take(&self, vm: Stored<VmRecord>, unfinished: Vec<Uuid>, known: Live) {
-        let id = vm.record.id;
+        let (id, since) = (vm.record.id, vm.revision);
+        let mut handles = self.handles();
+        // Who takes it over, and who follows the store, come at once: a second actor would know nothing of what the first does.
+        let Entry::Vacant(place) = handles.entry(id) else { return };
         let (inputs, receiver) = mpsc::unbounded_channel();
         let (sender, live) = watch::channel(known);
         let links = Links::default();
         let actor = Actor::new(vm, self.state.clone(), self.surroundings.clone(), receiver, sender, links.clone(), unfinished);
-        self.handles().insert(id, VmHandle { inputs, live, links });
+        place.insert(VmHandle { since, inputs, live, links });
+        drop(handles);
         self.runtime.spawn(actor.run());
     }
 
@@ -296,7 +303,7 @@ impl Host {
             Some(_) if self.state.own_host().is_none() && self.handles().contains_key(&id) => {}
             Some(value) => match record::from_bytes::<VmRecord>(&changed.key, value) {
                 Ok(record) if self.state.is_here(&record) => self.look_after(&record, changed.revision),
-                Ok(_) => self.hand_over(id),
+                Ok(_) => self.hand_over(id, changed.revision),
                 Err(error) => tracing::error!("{error}"),
             },
         }
@@ -319,9 +326,13 @@ impl Host {
         self.take(Stored { record: vm.clone(), revision }, tasks.into_iter().map(|task| task.id).collect(), OFF);
     }
 
-    /// Another host looks after a VM from now on.
-    fn hand_over(&self, id: Uuid) {
-        if let Some(handle) = self.handles().remove(&id) {
+    /// Another host looked after a VM at this revision. It may have come back since: changes are heard of later than they can be read.
+    pub fn hand_over(&self, id: Uuid, revision: Revision) {
+        let handle = match self.handles().entry(id) {
+            Entry::Occupied(handle) if handle.get().since < revision => Some(handle.remove()),
+            _ => None,
+        };
+        if let Some(handle) = handle {
             handle.links.console.close();
             self.surroundings.meters.forget(id);
         }

@@ -116,7 +116,11 @@ fn a_vm_with_files_of_its_hosts_own_goes_on_where_it_was_when_cables_are_cut() {
     until(source, "the lease is over", |host| shell(host, GUARD).contains(r#""state":"ended""#));
     assert_eq!(told(&mut console), before);
     let refused = source.exec(["maru", "vm", "stop", "web"]).unwrap();
-    assert!(!refused.success() && refused.error_text().contains("no member of the store has answered"), "{}", refused.error_text());
+    assert!(
+        !refused.success() && refused.error_text().contains("no member of the store has answered"),
+        "{}",
+        refused.error_text()
+    );
     (1..3).for_each(|host| (0..2).for_each(|cable| lab.cable(cable).uncut(host)));
     until(source, "there is a lease again", |host| shell(host, GUARD).contains(r#""state":"held""#));
     until(first, "it is there", |asked| is_on(asked, "web", source, "running"));

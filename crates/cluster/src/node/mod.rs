@@ -178,13 +178,7 @@ impl Node {
     /// Begins when the program around it does. The guard, which outlives that program, says which lease it holds; `running` are the VMs of
     /// which there are processes on this host, and `bound` those of them that were started as such. Ends at once with [`Action::Read`] in the
     /// first step.
-    pub fn new(
-        config: Config,
-        now: Moment,
-        guarded: Option<Guarded>,
-        running: Vec<VmId>,
-        mut bound: BTreeSet<VmId>,
-    ) -> Node {
+    pub fn new(config: Config, now: Moment, guarded: Option<Guarded>, running: Vec<VmId>, mut bound: BTreeSet<VmId>) -> Node {
         bound.retain(|vm| running.contains(vm));
         let lease = match guarded {
             Some(Guarded { lease, deadline }) if now < deadline => Lease::adopted(lease, deadline, now),

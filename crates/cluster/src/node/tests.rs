@@ -6,8 +6,8 @@ use store::{LeaseId, Leases, MemoryStore, Outcome, Revision, Store, Transaction,
 
 use super::{Config, Guarded, Node, renewal};
 use crate::records::{
-    AliveRecord, Holder, HostRecord, LocalFiles, MoveReason, MoveRecord, OwnerRecord, PlacementRecord, Power, alive_key, move_key,
-    owner_key, placement_key,
+    AliveRecord, Holder, HostRecord, LocalFiles, MoveReason, MoveRecord, OwnerRecord, PlacementRecord, Power, alive_key,
+    move_key, owner_key, placement_key,
 };
 use crate::{Action, Answer, Ending, Event, HostId, Moment, Notice, VmId};
 

@@ -68,7 +68,8 @@ fn the_runs_try_what_they_are_there_for() {
         sum.copies += counts.copies;
         sum.outlived += counts.outlived;
     }
-    let all = [sum.starts, sum.takeovers, sum.guard_kills, sum.resets, sum.conflicts, sum.late, sum.restores, sum.copies, sum.outlived];
+    let all =
+        [sum.starts, sum.takeovers, sum.guard_kills, sum.resets, sum.conflicts, sum.late, sum.restores, sum.copies, sum.outlived];
     assert!(all.into_iter().min() >= Some(30), "{sum:?}");
 }
 

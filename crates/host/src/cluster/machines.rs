@@ -254,11 +254,15 @@ impl Machine {
         let stopped = || Ending::Stopped;
         // It goes on here: whatever was copied before is of no use.
         self.call_off_copies().await;
-        let task = self.take_over(token).await?;
+        let (task, came) = self.take_over(token).await?;
         let host = self.host();
         let id = self.id;
         let found = self.state(move |state| state.read::<VmRecord>(&id.to_string())).await.ok_or_else(stopped)?;
         let vm = found.ok_or_else(|| Ending::StartFailed("the VM was deleted".into()))?;
+        // Who looked after it here before it was elsewhere knows nothing of that.
+        if came {
+            host.hand_over(id, vm.revision);
+        }
         host.look_after(&vm.record, vm.revision);
         let (sender, started) = oneshot::channel();
         host.tell_vm(id, Input::Task(task));
@@ -279,8 +283,9 @@ impl Machine {
         }
     }
 
-    /// Makes this host the one that looks after the VM, as its owner's record says; gives the task that starts it.
-    async fn take_over(&self, token: Revision) -> Result<Uuid, Ending> {
+    /// Makes this host the one that looks after the VM, as its owner's record says; gives the task that starts it, and whether another host looked
+    /// after it before.
+    async fn take_over(&self, token: Revision) -> Result<(Uuid, bool), Ending> {
         let mut told = false;
         loop {
             if self.kill.load(Ordering::Acquire) {
@@ -289,7 +294,7 @@ impl Machine {
             let (id, shared) = (self.id, self.shared.clone());
             let taken = tokio::task::spawn_blocking(move || take(&shared, id, token)).await;
             match taken {
-                Ok(Ok(Taken::Done(task))) => return Ok(task),
+                Ok(Ok(Taken::Done { task, came })) => return Ok((task, came)),
                 Ok(Ok(Taken::Gone(reason))) => return Err(Ending::StartFailed(reason.into())),
                 Ok(Ok(Taken::Waits(host))) if !told => {
                     told = true;
@@ -394,8 +399,13 @@ fn make_task(state: &State, vm: Uuid, operation: &OperationRecord) -> Result<Opt
 
 /// What came of trying to take a VM over.
 enum Taken {
-    /// It is this host's; this task starts it.
-    Done(Uuid),
+    /// It is this host's.
+    Done {
+        /// The task that starts it.
+        task: Uuid,
+        /// Whether it was another host's before.
+        came: bool,
+    },
     /// The host that looks after it is doing something with it.
     Waits(String),
     /// Someone else changed something.
@@ -445,7 +455,7 @@ fn take(shared: &Shared, id: Uuid, token: Revision) -> Result<Taken, StateError>
         transaction = transaction.write(&task.id.to_string(), &TaskRecord { state: TaskStateRecord::Queued, ..task.clone() });
     }
     match state.commit(&transaction.write(&name, &vm))? {
-        Outcome::Committed(_) => Ok(Taken::Done(task.id)),
+        Outcome::Committed(_) => Ok(Taken::Done { task: task.id, came: vm.host != stored.record.host }),
         Outcome::Conflict { .. } => Ok(Taken::Again),
     }
 }
