@@ -92,6 +92,11 @@ impl VmView {
         self.owner.as_ref().is_some_and(|owner| owner.record.bound)
     }
 
+    /// Whether it is bound to this host, in whatever life.
+    pub fn is_bound_to(&self, host: &HostId) -> bool {
+        self.is_bound() && self.holder().is_some_and(|holder| holder.host == *host)
+    }
+
     /// The only host that reaches all of its files, if some of them are on a volume of that host's own.
     pub fn files_on(&self) -> Option<&HostId> {
         self.placement.as_ref().and_then(|placement| placement.record.local.as_ref()).map(|local| &local.host)

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use store::LeaseId;
 
-use super::local::is_bound_to;
 use super::{Local, MANY_HOSTS, Node};
 use crate::{Action, Moment, Notice, VmId};
 
@@ -70,27 +69,28 @@ impl Node {
     }
 
     fn lose_lease(&mut self) {
-        let ends = |(vm, local): &(&VmId, &Local)| **local != Local::Killing && !self.bound.contains(*vm);
-        let running = self.locals.iter().filter(ends).count();
+        let vms = self.needing_a_lease().count();
         self.lease = Lease::Lost;
         self.asked.clear();
-        self.tell(Notice::LeaseLost { vms: running });
+        self.tell(Notice::LeaseLost { vms });
         self.kill_all();
         self.restoring.clear();
-        let view = &self.view;
-        let host = &self.config.host;
-        self.ended.retain(|vm, _| view.vm(vm).is_some_and(|vm| is_bound_to(vm, host)));
+        let (view, host) = (&self.view, &self.config.host);
+        self.ended.retain(|vm, _| view.vm(vm).is_some_and(|vm| vm.is_bound_to(host)));
         self.copies.clear();
     }
 
     /// The guard does the same; this is for VMs that a guard lost sight of.
     fn kill_all(&mut self) {
-        for (vm, local) in &mut self.locals {
-            if *local != Local::Killing && !self.bound.contains(vm) {
-                *local = Local::Killing;
-                self.actions.push(Action::Kill(vm.clone()));
-            }
+        for vm in self.needing_a_lease().cloned().collect::<Vec<_>>() {
+            self.end_local(&vm, Local::Killing, Action::Kill);
         }
+    }
+
+    /// VMs that are to end without a lease, and are not being killed yet.
+    fn needing_a_lease(&self) -> impl Iterator<Item = &VmId> {
+        let needs = |(vm, local): &(&VmId, &Local)| **local != Local::Killing && !self.bound.contains(*vm);
+        self.locals.iter().filter(needs).map(|(vm, _)| vm)
     }
 
     pub(super) fn pass_lease(&mut self) {

@@ -86,7 +86,7 @@ impl Node {
         // Without a lease nothing can be said of it to others; whoever finds the lease ended takes it from there, unless it is bound to this host.
         if let Some(view) = self.view.vm(&vm)
             && let Some(owner) = &view.owner
-            && (self.lease.held().is_some() || is_bound_to(view, &self.config.host))
+            && (self.lease.held().is_some() || view.is_bound_to(&self.config.host))
         {
             self.ended.insert(vm.clone(), (ending, owner.revision));
         }
@@ -99,7 +99,7 @@ impl Node {
     pub(super) fn reconcile(&mut self, id: &VmId) {
         let holder = self.lease.held().map(|incarnation| Holder { host: self.config.host.clone(), incarnation });
         let view = self.view.vm(id);
-        let is_bound = view.is_some_and(|vm| is_bound_to(vm, &self.config.host));
+        let is_bound = view.is_some_and(|vm| vm.is_bound_to(&self.config.host));
         let is_of_this_life = holder.is_some() && view.and_then(VmView::holder) == holder.as_ref();
         let mine = is_of_this_life || holder.is_some() && is_bound;
         let waits = self.busy.contains(id) || self.settled.get(id).is_some_and(|settled| self.view.revision() < *settled);
@@ -237,6 +237,12 @@ impl Node {
         self.commit(transaction, Purpose::Vm(id.clone()));
     }
 
+    /// Writes a VM's owner record, if nobody else has meanwhile.
+    fn write_owner(&mut self, id: &VmId, owner: &OwnerRecord, revision: Revision) {
+        let key = owner_key(id);
+        self.commit_vm(id, Transaction::new().unchanged(key.clone(), revision).put(key, to_bytes(owner)));
+    }
+
     /// Writes the owner record anew with this host as its holder: whatever was sent under the revision before cannot be done any more. The
     /// mark of saved memory is taken off before the VM runs, so that it is never restored a second time.
     fn claim(&mut self, id: &VmId, mut owner: OwnerRecord, revision: Revision, incarnation: LeaseId) {
@@ -248,8 +254,7 @@ impl Node {
         if !self.locals.contains_key(id) {
             owner.bound = self.files_are_here(id);
         }
-        let key = owner_key(id);
-        self.commit_vm(id, Transaction::new().unchanged(key.clone(), revision).put(key, to_bytes(&owner)));
+        self.write_owner(id, &owner, revision);
     }
 
     /// A VM that an earlier life of this host had is not here any more: it is to find a host as any other whose host failed.
@@ -260,8 +265,7 @@ impl Node {
         if let Some(reason) = &owner.gave_up {
             self.tell(Notice::GaveUp { vm: id.clone(), reason: reason.clone() });
         }
-        let key = owner_key(id);
-        self.commit_vm(id, Transaction::new().unchanged(key.clone(), revision).put(key, to_bytes(&owner)));
+        self.write_owner(id, &owner, revision);
     }
 
     /// Lets go of a VM that does not run here.
@@ -338,11 +342,6 @@ impl Node {
         }
         self.commit_vm(id, transaction);
     }
-}
-
-/// Whether a VM is bound to this host, in whatever life.
-pub(super) fn is_bound_to(vm: &VmView, host: &HostId) -> bool {
-    vm.is_bound() && vm.holder().is_some_and(|holder| holder.host == *host)
 }
 
 /// Where a VM goes back to after a move.

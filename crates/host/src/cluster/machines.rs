@@ -10,7 +10,7 @@
 
 mod leaving;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -464,6 +464,8 @@ fn take(shared: &Shared, id: Uuid, token: Revision) -> Result<Taken, StateError>
 pub struct Found {
     /// Those with a process.
     pub running: Vec<VmId>,
+    /// Those of them that run on without a lease.
+    pub bound: BTreeSet<VmId>,
     /// Those that had ended in order and are still this host's, with how they ended, which is to be told.
     pub ended: Vec<(VmId, Ending)>,
 }
@@ -491,7 +493,9 @@ pub fn found(host: &Host) -> Result<Found, StateError> {
             ended.push((vm.id.to_string().into(), ending));
         }
     }
-    Ok(Found { running: running.into_iter().map(|id| id.to_string().into()).collect(), ended })
+    let named = |id: &Uuid| VmId::from(id.to_string());
+    let bound = running.iter().filter(|id| host.surroundings.cgroups.is_bound(**id)).map(named).collect();
+    Ok(Found { running: running.iter().map(named).collect(), bound, ended })
 }
 
 /// Fails the tasks that wait to start a VM.

@@ -9,11 +9,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use cluster::node::renewal;
 use cluster::records::{AliveRecord, Fencing, HostRecord, alive_key, host_key};
 use cluster::view::{PREFIXES, is_known};
-use cluster::{Action, Answer, Config, Event, Guarded, Node, VmId};
+use cluster::{Action, Answer, Config, Event, Guarded, Node};
 use store::record::to_bytes;
 use store::{EtcdStore, LeaseId, Leases, Outcome, Replica, Revision, Store, StoreError, Transaction};
 use tokio::runtime::Handle;
-use uuid::Uuid;
 
 use super::beat::Beats;
 use super::guard::{Guard, held, let_go, now};
@@ -104,11 +103,8 @@ impl Runtime {
             Some(status) if status.watchdog_ms.is_some() => Fencing::Watchdog,
             _ => Fencing::Manual,
         };
-        let Found { running, ended } = machines::found(&host)?;
+        let Found { running, bound, ended } = machines::found(&host)?;
         let locals = running.iter().chain(ended.iter().map(|(vm, _)| vm)).cloned().collect();
-        let cgroups = &host.surroundings.cgroups;
-        let is_bound = |vm: &&VmId| Uuid::parse_str(vm.as_str()).is_ok_and(|vm| cgroups.is_bound(vm));
-        let bound = running.iter().filter(is_bound).cloned().collect();
         let node = Node::new(config, now(), status.as_ref().and_then(held).or(handed_over), locals, bound);
         let mut machines = Machines::new(shared.clone(), Handle::current());
         running.iter().for_each(|vm| machines.follow(vm));

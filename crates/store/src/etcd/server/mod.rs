@@ -263,6 +263,7 @@ impl Report {
 
 /// Starts etcd, passes on what it says, and waits for its end.
 fn keep(mut command: Command, reply: &Sender<io::Result<Arc<Process>>>) {
+    crate::go_first();
     let (process, said) = match spawn(&mut command) {
         Ok(started) => started,
         Err(error) => {
@@ -301,7 +302,6 @@ fn end_with_parent(command: &mut Command) {
     // SAFETY: between fork and exec only async-signal-safe system calls are made, and errors without allocation.
     unsafe {
         command.pre_exec(move || {
-            crate::go_first();
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                 return Err(io::Error::last_os_error());
             }
