@@ -52,7 +52,8 @@ pub use guest::{Guest, GuestNet};
 pub use host::HostInfo;
 pub use image::{Image, ImageChange, ImageFormat, NewImage};
 pub use placement::{
-    Affinity, ClusterPolicy, Explanation, Failback, GroupRule, HostVerdict, MoveVm, Placement, Priority, Scope, VmFate, WhatIf,
+    Affinity, ClusterPolicy, Explanation, Failback, FailbackWindow, GroupRule, HostVerdict, MoveVm, Placement, Priority, Scope,
+    VmFate, WhatIf,
 };
 pub use policy::{
     Bandwidth, Direction, Effect, ExtendedRule, Mirroring, Permission, PortPolicy, PortRange, PrefixAction, PrefixRule,

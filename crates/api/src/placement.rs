@@ -89,14 +89,19 @@ pub enum Failback {
     /// As soon as the host is back.
     Immediate,
     /// Then, but only at this time of the day, in minutes after midnight UTC. A window may go over midnight.
-    Window {
-        /// Its begin.
-        #[schema(maximum = 1439)]
-        from_minute: u16,
-        /// Its end, which is not in it.
-        #[schema(maximum = 1439)]
-        to_minute: u16,
-    },
+    Window(FailbackWindow),
+}
+
+/// A time of the day, in minutes after midnight UTC.
+// A type of its own: generators of clients do not get along with one that has no name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FailbackWindow {
+    /// Its begin.
+    #[schema(maximum = 1439)]
+    pub from_minute: u16,
+    /// Its end, which is not in it.
+    #[schema(maximum = 1439)]
+    pub to_minute: u16,
 }
 
 /// Where a VM is, and what speaks for and against each host.

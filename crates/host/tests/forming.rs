@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use api::client::{Client, ClientError, Method};
@@ -130,6 +131,13 @@ fn who_has_no_good_token_stays_outside_and_hears_why() {
     // The secret of a token of the API is none to join with.
     let request = json!({"host": "h9"});
     assert_eq!(code(post(&first.client(), "/cluster/members", &request)), "bad-body");
+    // Who shows none hears of nothing else.
+    let mut stranger = first.connect();
+    let asks = "POST /api/v1/cluster/members HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+    stranger.write_all(asks.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stranger.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains("wrong-token"), "{answer}");
 
     join(&second, "h2", &good).unwrap();
     until("h2 in the cluster", || cluster(&second));

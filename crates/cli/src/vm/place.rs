@@ -115,7 +115,7 @@ fn failback(text: &str) -> Result<api::Failback, String> {
         text => {
             let times = text.split_once('-').and_then(|(from, to)| Some((minute(from)?, minute(to)?)));
             let (from_minute, to_minute) = times.ok_or("write never, immediate, or a time of the day like 22:00-06:00")?;
-            Ok(api::Failback::Window { from_minute, to_minute })
+            Ok(api::Failback::Window(api::FailbackWindow { from_minute, to_minute }))
         }
     }
 }
@@ -182,7 +182,7 @@ pub fn placement(args: &PlacementArgs) -> Result<(), RemoteError> {
                 match told.failback {
                     api::Failback::Never => "never".into(),
                     api::Failback::Immediate => "immediate".into(),
-                    api::Failback::Window { from_minute, to_minute } => {
+                    api::Failback::Window(api::FailbackWindow { from_minute, to_minute }) => {
                         format!("{} to {} UTC", time(from_minute), time(to_minute))
                     }
                 },
@@ -204,7 +204,7 @@ mod tests {
         );
         assert_eq!(group(""), Ok(None));
         assert!(group("web").is_err() && group("web:near").is_err() && group("web:apart:soft").is_err());
-        assert_eq!(failback("22:00-06:30"), Ok(api::Failback::Window { from_minute: 1320, to_minute: 390 }));
+        assert_eq!(failback("22:00-06:30"), Ok(api::Failback::Window(api::FailbackWindow { from_minute: 1320, to_minute: 390 })));
         assert!(failback("22-6").is_err() && failback("24:00-06:00").is_err());
     }
 }

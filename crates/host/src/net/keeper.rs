@@ -542,6 +542,6 @@ fn tell_what_is_new(before: &Outcome, now: &Outcome) {
     let said = |cause: &Cause| tracing::error!("{}; {}", cause.message, cause.way_out);
     now.error.iter().filter(|error| before.error.as_ref() != Some(error)).for_each(said);
     for (port, cause) in now.failed.iter().filter(|(port, cause)| before.failed.get(*port) != Some(cause)) {
-        tracing::error!("the port {port} is not as it is to be: {}", cause.message);
+        tracing::warn!("the port {port} is not as it is to be: {}", cause.message);
     }
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 use ::cluster::HostId;
 use ::cluster::records::{AliveRecord, CoordinatorRecord, HostRecord, HostWanted, OwnerRecord, alive_key};
 use axum::Json;
-use axum::extract::State as Shared;
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::{FromRequestParts, State as Shared};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
 use store::{Outcome, Store, Transaction};
 use time::OffsetDateTime;
 
@@ -224,6 +225,21 @@ pub async fn token(Shared(app): Shared<App>, body: Body) -> Result<(StatusCode, 
     Ok((StatusCode::CREATED, Json(made.map_err(Refusal::senseless)?)))
 }
 
+/// The secret of a token to join with. Who shows none has nothing else of the request looked at.
+pub struct JoinSecret(String);
+
+impl<S: Sync> FromRequestParts<S> for JoinSecret {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<JoinSecret, Refusal> {
+        secret(&parts.headers).map(JoinSecret).ok_or_else(|| stranger(forming::unknown()))
+    }
+}
+
+fn stranger(cause: Cause) -> Refusal {
+    Refusal { status: StatusCode::UNAUTHORIZED, cause }
+}
+
 /// Let a host join
 ///
 /// Asked by the host itself, with the secret of a token that was made for it. The same join again has the same answer.
@@ -231,15 +247,18 @@ pub async fn token(Shared(app): Shared<App>, body: Body) -> Result<(StatusCode, 
     (status = 200, description = "It is a host of the cluster", body = api::JoinAnswer),
     (status = "default", description = "Not done", body = api::Error),
 ))]
-pub async fn admit(Shared(app): Shared<App>, headers: HeaderMap, body: Body) -> Result<Json<api::JoinAnswer>, Refusal> {
+pub async fn admit(
+    Shared(app): Shared<App>,
+    JoinSecret(secret): JoinSecret,
+    body: Body,
+) -> Result<Json<api::JoinAnswer>, Refusal> {
     let now = OffsetDateTime::now_utc();
     let request: api::JoinRequest = body.parse()?;
     membership(&app.cluster)?;
-    let secret = secret(&headers).unwrap_or_default();
     let (state, standing) = (app.host.state.clone(), app.cluster.clone());
     match blocking(move || forming::admit(&state, &standing.place, &request, &secret, now)).await? {
         Admitted::Yes(answer) => Ok(Json(*answer)),
-        Admitted::Unknown(cause) => Err(Refusal { status: StatusCode::UNAUTHORIZED, cause }),
+        Admitted::Unknown(cause) => Err(stranger(cause)),
         Admitted::No(cause) => Err(Refusal { status: StatusCode::CONFLICT, cause }),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use api::FailbackWindow;
 use axum::Json;
 use axum::extract::State as Shared;
 use axum::http::StatusCode;
@@ -280,7 +281,7 @@ fn told(record: &PlacementRecord) -> api::Placement {
         failback: match record.failback {
             Failback::Never => api::Failback::Never,
             Failback::Immediate => api::Failback::Immediate,
-            Failback::Window { from_minute, to_minute } => api::Failback::Window { from_minute, to_minute },
+            Failback::Window { from_minute, to_minute } => api::Failback::Window(FailbackWindow { from_minute, to_minute }),
         },
     }
 }
@@ -325,7 +326,7 @@ fn take_up(record: &mut PlacementRecord, wanted: &api::Placement) {
     record.failback = match wanted.failback {
         api::Failback::Never => Failback::Never,
         api::Failback::Immediate => Failback::Immediate,
-        api::Failback::Window { from_minute, to_minute } => Failback::Window { from_minute, to_minute },
+        api::Failback::Window(FailbackWindow { from_minute, to_minute }) => Failback::Window { from_minute, to_minute },
     };
 }
 
@@ -344,7 +345,7 @@ fn check(wanted: &api::Placement, known: &[String]) -> Result<(), Cause> {
     if wanted.restart_limit > 100 || !(1..=31_536_000).contains(&wanted.restart_period_seconds) {
         return bad("restarts are counted up to 100, in 1 s to a year".into(), "give less");
     }
-    if let api::Failback::Window { from_minute, to_minute } = wanted.failback
+    if let api::Failback::Window(FailbackWindow { from_minute, to_minute }) = wanted.failback
         && (from_minute >= 1440 || to_minute >= 1440)
     {
         return bad("a day has the minutes 0 to 1439".into(), "give a time of the day in UTC");

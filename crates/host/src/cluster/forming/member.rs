@@ -124,7 +124,8 @@ pub fn admit(
     Err(AdmitError::Busy)
 }
 
-fn unknown() -> Cause {
+/// The refusal of one who shows no secret that is known here.
+pub fn unknown() -> Cause {
     Cause::new("wrong-token", "the token is not known here", "make a new one with `maru cluster token` on a host of the cluster")
 }
 

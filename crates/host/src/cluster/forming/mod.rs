@@ -18,7 +18,7 @@ mod restore;
 
 pub use create::prepare as prepare_create;
 pub use join::{JoinError, prepare as prepare_join};
-pub use member::{AdmitError, Admitted, admit, make_token};
+pub use member::{AdmitError, Admitted, admit, make_token, unknown};
 
 use std::fs;
 use std::io;
