@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use common::managed::{cluster, cluster_with_witness, console, create_shared, until, vm};
 use common::{PATIENCE, shell};
 use lab::Lab;
+use lab::host::Host;
 use serde_json::Value;
 
 /// As the guest's.
@@ -69,10 +70,15 @@ impl Fault {
             Fault::PowerCut => host_there.power_cut(),
             Fault::Freeze => host_there.freeze().unwrap(),
             Fault::Cable(cable) => lab.cable(cable).cut(host),
-            Fault::Kill(program) => drop(shell(host_there, &format!("kill -9 $(pidof {program})"))),
-            Fault::Stop(program) => drop(shell(host_there, &format!("kill -STOP $(pidof {program})"))),
+            Fault::Kill(program) => signal(host_there, "KILL", program),
+            Fault::Stop(program) => signal(host_there, "STOP", program),
+            // That takes seconds, in which the watchdog may reset the host for what else it suffers.
             Fault::DiskFull => {
-                drop(shell(host_there, "dd if=/dev/zero of=/var/lib/maru/full bs=1M 2>/dev/null || df /var/lib/maru"))
+                let fill = "dd if=/dev/zero of=/var/lib/maru/full bs=1M 2>/dev/null; df /var/lib/maru";
+                match host_there.exec(["sh", "-c", fill]) {
+                    Ok(filled) => assert!(filled.text().contains("100%"), "{}", filled.text()),
+                    Err(error) => println!("{} was reset while its disk became full: {error}", host_there.name()),
+                }
             }
         }
     }
@@ -84,13 +90,21 @@ impl Fault {
             Fault::Freeze => host_there.thaw().unwrap(),
             Fault::Cable(cable) => lab.cable(cable).uncut(host),
             Fault::Kill(_) => {}
-            Fault::DiskFull => drop(shell(host_there, "rm -f /var/lib/maru/full")),
             // The watchdog may have reset the host meanwhile.
+            Fault::DiskFull => until(host_there, "it has space again", |host| {
+                host.exec(["rm", "-f", "/var/lib/maru/full"]).is_ok_and(|done| done.success())
+            }),
             Fault::Stop(program) => until(host_there, "it can go on", |host| {
                 host.exec(["sh", "-c", &format!("kill -CONT $(pidof {program}) 2>/dev/null; :")]).is_ok_and(|done| done.success())
             }),
         }
     }
+}
+
+/// Sends a signal to a program, which another fault may have ended: it is there again soon.
+fn signal(host: &Host, signal: &str, program: &str) {
+    let command = format!("kill -{signal} $(pidof {program})");
+    until(host, "there is one to kill or stop", |host| host.exec(["sh", "-c", &command]).is_ok_and(|done| done.success()));
 }
 
 /// What the guests have written, as far as it was read.
