@@ -70,8 +70,9 @@ impl Fault {
             Fault::PowerCut => host_there.power_cut(),
             Fault::Freeze => host_there.freeze().unwrap(),
             Fault::Cable(cable) => lab.cable(cable).cut(host),
-            Fault::Kill(program) => signal(host_there, "KILL", program),
-            Fault::Stop(program) => signal(host_there, "STOP", program),
+            // Another fault may have ended the program: it is there again soon.
+            Fault::Kill(program) => insist(host_there, &format!("kill -9 $(pidof {program})")),
+            Fault::Stop(program) => insist(host_there, &format!("kill -STOP $(pidof {program})")),
             // That takes seconds, in which the watchdog may reset the host for what else it suffers.
             Fault::DiskFull => {
                 let fill = "dd if=/dev/zero of=/var/lib/maru/full bs=1M 2>/dev/null; df /var/lib/maru";
@@ -91,20 +92,15 @@ impl Fault {
             Fault::Cable(cable) => lab.cable(cable).uncut(host),
             Fault::Kill(_) => {}
             // The watchdog may have reset the host meanwhile.
-            Fault::DiskFull => until(host_there, "it has space again", |host| {
-                host.exec(["rm", "-f", "/var/lib/maru/full"]).is_ok_and(|done| done.success())
-            }),
-            Fault::Stop(program) => until(host_there, "it can go on", |host| {
-                host.exec(["sh", "-c", &format!("kill -CONT $(pidof {program}) 2>/dev/null; :")]).is_ok_and(|done| done.success())
-            }),
+            Fault::DiskFull => insist(host_there, "rm -f /var/lib/maru/full"),
+            Fault::Stop(program) => insist(host_there, &format!("kill -CONT $(pidof {program}) 2>/dev/null; :")),
         }
     }
 }
 
-/// Sends a signal to a program, which another fault may have ended: it is there again soon.
-fn signal(host: &Host, signal: &str, program: &str) {
-    let command = format!("kill -{signal} $(pidof {program})");
-    until(host, "there is one to kill or stop", |host| host.exec(["sh", "-c", &command]).is_ok_and(|done| done.success()));
+/// Has a command done, as soon as the host is there for it and it can be done.
+fn insist(host: &Host, command: &str) {
+    until(host, command, |host| host.exec(["sh", "-c", command]).is_ok_and(|done| done.success()));
 }
 
 /// What the guests have written, as far as it was read.
